@@ -1,0 +1,2 @@
+def ensure_world(): raise NotImplementedError
+def world_checksum(): return "x"*12

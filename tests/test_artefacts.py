@@ -1,0 +1,89 @@
+"Tables and figures: same bytes when repeated, escaped, labelled, and the paper's numbers kept apart from ours."
+import csv
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+
+from llmrec import artefacts as ar
+from llmrec.paths import LlmrecError
+
+FIGURE = '''
+import matplotlib.pyplot as plt
+from llmrec.artefacts import figure_style, save_figure
+with figure_style():
+    fig, ax = plt.subplots()
+    ax.plot([1, 2, 3], [1, 4, 9], marker='s', label='a'); ax.legend()
+save_figure(fig, 'llamarec', 'figure3', 'caption', 'miniature')
+'''
+
+
+@pytest.fixture
+def out(tmp_path, monkeypatch):
+    monkeypatch.setenv('LLMREC_OUT', str(tmp_path))
+    return tmp_path / 'figures' / 'miniature' / 'llamarec'
+
+
+def test_a_figure_has_the_same_bytes_in_another_process(out):
+    runs = []
+    for _ in range(2):
+        subprocess.run([sys.executable, '-c', FIGURE], check=True)
+        runs.append({p.name: p.read_bytes() for p in sorted(out.iterdir())})
+    assert sorted(runs[0]) == ['figure3.caption.md', 'figure3.pdf', 'figure3.png', 'figure3.svg']
+    assert runs[0] == runs[1]
+
+
+def test_csv_keeps_every_digit_and_missing_values(out):
+    frame = pl.DataFrame({'method': ['a, "b"', 'c'], 'value': [1 / 3, None], 'n': [1234567, 0]})
+    paths = ar.save_table(frame, 'llamarec', 'table1', 'caption', 'miniature')
+    rows = list(csv.DictReader(paths['csv'].open(encoding='utf-8', newline='')))
+    assert float(rows[0]['value']) == 1 / 3 and rows[1]['value'] == '' and rows[0]['method'] == 'a, "b"'
+    assert '| 0.3333 | 1,234,567 |' in paths['md'].read_text() and '| – | 0 |' in paths['md'].read_text()
+    assert sorted(p.name for p in out.iterdir()) == ['table1.csv', 'table1.md', 'table1.tex']
+
+
+def test_tex_is_escaped_and_labelled():
+    text = ar.table_tex(pl.DataFrame({'a_b': ['50 % & more']}), 'Cost in $', 'tab:x')
+    assert r'a\_b' in text and r'50 \% \& more \\' in text and r'\caption{Cost in \$}' in text and r'\label{tab:x}' in text
+
+
+def test_best_ignores_missing_and_marks_ties():
+    frame = pl.DataFrame({'x': [None, .2, .2, float('nan')], 'y': [.3, .1, .5, None]})
+    assert ar.best_in_column(frame, ['x']) == [(1, 'x'), (2, 'x')]
+    assert ar.best_in_row(frame, ['x', 'y']) == [(0, 'y'), (1, 'x'), (2, 'y')]
+    assert ar.best_in_row(frame, ['x', 'y'], largest=False) == [(0, 'y'), (1, 'y'), (2, 'x')]
+
+
+def test_caption_says_everything():
+    text = ar.caption('paper', {'beauty': 'a' * 64}, 'meta-llama/Llama-2-7b-hf', (3,), 'full ranking')
+    for part in ('paper', 'beauty', 'a' * 12, 'Llama-2-7b-hf', 'seed 3', 'full ranking'): assert part in text
+    assert 'backbone none' in ar.caption('paper', {'beauty': 'a'}, '', (1, 2), 'x')
+
+
+@pytest.mark.parametrize('frame, kwargs', [
+    (pl.DataFrame({'a': [[1]]}), {}),
+    (pl.DataFrame({'a': [1]}), {'bold': [(0, 'b')]}),
+    (pl.DataFrame({'a': [1]}), {'formats': {'b': '.1f'}})])
+def test_bad_tables_are_refused(out, frame, kwargs):
+    with pytest.raises(LlmrecError): ar.save_table(frame, 'llamarec', 'table1', 'c', 'miniature', **kwargs)
+
+
+def test_paper_numbers_are_numbers():
+    for paper in ('tallrec', 'llamarec', 'lrurec'):
+        frame = ar.paper_numbers(paper)
+        assert len(frame) > 20 and frame.filter(pl.col('value').is_null())['printed'].is_in(['<1']).all()
+
+
+def test_their_numbers_never_become_ours():
+    ours = pl.DataFrame({'dataset': ['beauty'], 'method': ['Popularity'], 'metric': ['Recall@10'], 'value': [.01]})
+    both = ar.beside_paper(ours, 'llamarec', 'table1', missing=True)
+    assert both['value'].drop_nulls().to_list() == [.01] and both['paper'].null_count() == 1
+    assert both['difference'].null_count() == len(both)
+
+
+def test_the_interval_covers_or_not():
+    ours = pl.DataFrame({'dataset': ['movie'] * 2, 'method': ['TALLRec'] * 2, 'setting': ['K=16', 'K=64'], 'metric': ['AUCx100'] * 2,
+                         'value': [70., 60.], 'low': [66., 58.], 'high': [74., 62.]})
+    assert ar.beside_paper(ours, 'tallrec', 'table3')['covered'].to_list() == [True, False]
+    with pytest.raises(LlmrecError): ar.beside_paper(ours.drop('setting'), 'tallrec', 'table3')
