@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['USER', 'ITEM', 'RATING', 'TIMESTAMP', 'TITLE', 'AUTHOR', 'SCORE', 'RANK', 'LlmrecError', 'known', 'root',
-           'output_root', 'data_dir', 'raw_dir', 'miniature_dir', 'records_dir', 'checkpoints_dir', 'figures_dir']
+           'output_root', 'data_dir', 'raw_dir', 'miniature_dir', 'records_dir', 'checkpoints_dir', 'figures_dir',
+           'output_to']
 
-# %% ../nbs/00_paths.ipynb #3e839226
+# %% ../nbs/00_paths.ipynb #1c69aa63
+import contextlib
 import difflib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # %% ../nbs/00_paths.ipynb #74f7370b
@@ -47,6 +50,16 @@ def miniature_dir() -> Path: return data_dir() / 'miniature'
 def records_dir(profile: str) -> Path: return data_dir() / 'records' / profile
 def checkpoints_dir(profile: str) -> Path: return data_dir() / 'checkpoints' / profile
 def figures_dir(profile: str, paper: str) -> Path: return output_root() / 'figures' / profile / paper
+
+# %% ../nbs/00_paths.ipynb #bed9d5fa
+@contextlib.contextmanager
+def output_to(folder) -> Iterator[Path]:
+    "Inside, results are written below `folder`."
+    before, os.environ['LLMREC_OUT'] = os.environ.get('LLMREC_OUT'), str(folder)
+    try: yield Path(folder)
+    finally:
+        del os.environ['LLMREC_OUT']
+        if before is not None: os.environ['LLMREC_OUT'] = before
 
 # %% ../nbs/00_paths.ipynb #ca441df0
 USER, ITEM, RATING, TIMESTAMP = 'user', 'item', 'rating', 'timestamp'

@@ -23,6 +23,7 @@ class BX(csv.Dialect):
     delimiter, quotechar, escapechar, doublequote = ';', '"', '\\', False
     lineterminator, quoting = '\r\n', csv.QUOTE_ALL
 
+# %% ../../nbs/12_bookcrossing.ipynb #d6fba696
 @dataclasses.dataclass(frozen=True)
 class ParseReport:
     "How many rows were read, how many of them were unusable, and where the first of those are."
@@ -57,6 +58,7 @@ BX_RATINGS = ('User-ID', 'ISBN', 'Book-Rating')
 BX_BOOKS = ('ISBN', 'Book-Title', 'Book-Author', 'Year-Of-Publication', 'Publisher', 'Image-URL-S', 'Image-URL-M', 'Image-URL-L')
 BX_USERS = ('User-ID', 'Location', 'Age')
 
+# %% ../../nbs/12_bookcrossing.ipynb #be75fd65
 def read_bx_ratings(path) -> tuple[pl.DataFrame, ParseReport]:
     "Interactions in file order; ids are strings, the rating is 0 (implicit) to 10, there is no time (null)."
     rows, report = read_bx(path, BX_RATINGS, lambda r: r[0].isdigit() and r[2].isdigit())
@@ -76,6 +78,7 @@ def read_bx_books(
     if unescape: text = text.map_elements(html.unescape, pl.String)
     return frame.with_columns(text.replace('', None), pl.col('year').cast(pl.Int64, strict=False)), report
 
+# %% ../../nbs/12_bookcrossing.ipynb #a24e4208
 def read_bx_users(path) -> tuple[pl.DataFrame, ParseReport]:
     "Users: user, location, age (null when unknown)."
     rows, report = read_bx(path, BX_USERS, lambda r: r[0].isdigit())
@@ -87,6 +90,7 @@ def explicit(interactions: pl.DataFrame) -> pl.DataFrame:
     "The interactions that carry a grade: ratings of 0 mean 'implicit' and are dropped."
     return interactions.filter(pl.col(RATING) > 0)
 
+# %% ../../nbs/12_bookcrossing.ipynb #016f7b19
 def load_bookcrossing(
     folder=None,                           # folder with the BX files; None: the registered ones
     ratings: str = 'BX-Book-Ratings.csv',  # name of the ratings file

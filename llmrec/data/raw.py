@@ -47,6 +47,7 @@ _classic = lambda name, sha, size, **more: RawFile(
 _latest = lambda name, sha, size: RawFile(
     'ml-latest-small', name, (sha,), f'{GROUPLENS}/ml-latest-small.zip', f'ml-latest-small/{name}', "LlamaRec's ML-100k.", size)
 
+# %% ../../nbs/10_raw_files.ipynb #4a952989
 MOVIELENS = {
     'ml-100k-classic': (
         _classic('u.data', '06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490', 1979173),
@@ -62,6 +63,7 @@ SNAP = 'http://snap.stanford.edu/data/amazon/productGraph/categoryFiles'
 AMAZON_2018 = 'https://datarepo.eng.ucsd.edu/mcauley_group/data/amazon_v2/metaFiles2'
 _beauty, _games = (partial(RawFile, folder, derived=True) for folder in ('beauty', 'games'))
 
+# %% ../../nbs/10_raw_files.ipynb #f41cb1a1
 AMAZON = {
     'beauty': (
         _beauty('ratings_Beauty.csv', ('38de1413a83c2faaa883835ebd9b5343b174b686e7e26ae66ebfdc5db4bc1d75',),
@@ -78,6 +80,7 @@ AMAZON = {
 BX_DUMP = 'http://www2.informatik.uni-freiburg.de/~cziegler/BX/BX-CSV-Dump.zip'
 _bx = lambda name, sha, size, note, **more: RawFile('bookcrossing', name, (sha,), BX_DUMP, name, note, size, **more)
 
+# %% ../../nbs/10_raw_files.ipynb #538bcdf9
 BOOKCROSSING = {'bookcrossing': (
     _bx('BX-Book-Ratings.csv', 'edeb31647b49f67d60e23514025bed05670e0acae60ca23a9ab597f8adb01f5d', 3595728, 'Two slices of whole users.', derived=True),
     _bx('BX-Books.csv', '94af4a3d792b3f69af7ba217f30379947fb58168b557c73f846a2195b9139494', 3396492, 'Union of copies.', derived=True),
@@ -92,6 +95,7 @@ GITHUB = 'https://raw.githubusercontent.com'
 _movie, _book = (lambda name, sha, size, d=d: RawFile(
     f'tallrec/{d}', name, (sha,), f'{GITHUB}/SAI990323/TALLRec/main/data/{d}/{name}', size=size) for d in ('movie', 'book'))
 
+# %% ../../nbs/10_raw_files.ipynb #c5d61e8d
 TEXT = {
     'alpaca': (
         RawFile('alpaca', 'alpaca_random_9k.json', ('dbb217523fb750e4c56013844e22f5f3363c8c8b01013df5b39e8cabec0e48b0',),
@@ -118,6 +122,7 @@ def is_gzip(path) -> bool:
     "Whether the file begins with gzip's two magic bytes."
     with open(path, 'rb') as f: return f.read(2) == b'\x1f\x8b'
 
+# %% ../../nbs/10_raw_files.ipynb #2038b19c
 @contextlib.contextmanager
 def open_text(
     path,                         # a text file, gzipped or not
@@ -148,6 +153,7 @@ def _content(path: Path, size: int, mtime_ns: int) -> tuple[str, int, bool]:
         except (EOFError, gzip.BadGzipFile, zlib.error): whole = False
     return sha.hexdigest(), n, whole
 
+# %% ../../nbs/10_raw_files.ipynb #6b7d2b8a
 def content(path) -> tuple[str, int, bool]:
     "sha256 of the decompressed content, its length in bytes, and whether the stream is complete."
     path = Path(path).resolve()
@@ -159,6 +165,7 @@ def _switch(name: str) -> bool:
     "Whether the environment variable `name` is set to something other than empty or 0."
     return os.environ.get(name, '') not in ('', '0')
 
+# %% ../../nbs/10_raw_files.ipynb #811c5ab9
 def sidecar(path) -> Path: return Path(f'{path}.sha256')
 
 def accepted(raw: RawFile, path) -> tuple[str, ...]:
@@ -166,6 +173,7 @@ def accepted(raw: RawFile, path) -> tuple[str, ...]:
     mine = (sidecar(path).read_text(encoding='utf-8').split() or [''])[:1] if sidecar(path).exists() else []
     return (*raw.sha256, *mine)
 
+# %% ../../nbs/10_raw_files.ipynb #7bf35b3c
 def verify(raw: RawFile, path: Path) -> Path:
     "Return `path` when its content is known (or nothing is known about it), else raise an `LlmrecError`."
     ok = accepted(raw, path)
@@ -184,6 +192,7 @@ def in_folder(folder, name: str) -> Path | None:
     name = name.removesuffix('.gz')
     return next((p for p in (Path(folder) / name, Path(folder) / f'{name}.gz') if p.is_file()), None)
 
+# %% ../../nbs/10_raw_files.ipynb #fea52641
 def raw_roots() -> list[Path]:
     "The folders in which raw files are looked for, in this order."
     given = os.environ.get('LLMREC_DATA')
@@ -193,6 +202,7 @@ def find(raw: RawFile) -> Path | None:
     "Where the file lies on this machine, unverified, or None."
     return next((p for r in raw_roots() if (p := in_folder(r / raw.folder, raw.name))), None)
 
+# %% ../../nbs/10_raw_files.ipynb #d23ba8a7
 def available(dataset: str) -> bool:
     "Whether all files that `dataset` needs are on this machine; nothing is downloaded."
     return all(f.optional or find(f) for f in RAW_FILES[known('dataset', dataset, RAW_FILES)])
@@ -203,6 +213,7 @@ def target(raw: RawFile) -> Path:
     packed = raw.member is None and raw.url.endswith('.gz')
     return raw_dir() / raw.folder / f"{raw.name}{'.gz' if packed else ''}"
 
+# %% ../../nbs/10_raw_files.ipynb #2dcad5bc
 def missing(raw: RawFile, why: str) -> LlmrecError:
     "The complaint about a file that is not here and could not be fetched."
     inside = f', member {raw.member}' if raw.member else ''
@@ -225,6 +236,7 @@ def _download(raw: RawFile) -> Path:
     except (requests.exceptions.RequestException, OSError) as e:
         raise missing(raw, f'the download failed ({type(e).__name__})') from None
 
+# %% ../../nbs/10_raw_files.ipynb #d9ede672
 def _unpack(raw: RawFile, got: Path) -> bytes:
     "The bytes of the wanted file: the member of the archive `got`, or all of it."
     if raw.member is None: return got.read_bytes()
@@ -249,6 +261,7 @@ def fetch(raw: RawFile) -> Path:
     if raw.member is None: got.unlink()
     return path
 
+# %% ../../nbs/10_raw_files.ipynb #af78ca18
 def locate(dataset: str, name: str) -> Path:
     "The verified path of file `name` of `dataset`: from `$LLMREC_DATA`, `data/raw`, or downloaded."
     raw = raw_file(dataset, name)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COMMON', 'PHRASES', 'TINY', 'SHAPE', 'BackboneConfig', 'Backbone', 'precision', 'byte_tokenizer',
            'metaspace_tokenizer', 'default_texts', 'new_folder', 'tiny_backbone', 'file_fingerprint', 'folder_identity',
-           'is_folder', 'backbone_identity', 'prepare_tokenizer', 'load_model', 'backbone_source', 'load_backbone']
+           'is_folder', 'backbone_identity', 'prepare_tokenizer', 'prepare_quantised', 'load_model', 'backbone_source',
+           'load_backbone']
 
 # %% ../../nbs/40_backbones.ipynb #e6f8d599
 import contextlib
@@ -112,9 +113,10 @@ def default_texts() -> list[str]:
     "Texts for the tiny tokenizers when none are given: the prompt's phrases, the letters, common words."
     return [*PHRASES * 3, COMMON, COMMON.title()]
 
-# %% ../../nbs/40_backbones.ipynb #e6e335f1
+# %% ../../nbs/40_backbones.ipynb #e989c5d4
 TINY = dict(byte=byte_tokenizer, metaspace=metaspace_tokenizer)
-SHAPE = dict(hidden_size=64, intermediate_size=176, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=4096)
+SHAPE = dict(hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=4096,
+             initializer_range=.15)
 
 @contextlib.contextmanager
 def new_folder(
@@ -187,7 +189,7 @@ def backbone_identity(
     "The string under which runs with this backbone are recorded; loads nothing."
     how = ''.join(f'+{v}' for v in (cfg.quantisation, cfg.dtype) if v not in ('none', 'float32'))
     if cfg.name in ('tiny', 'tiny-metaspace'):
-        what = digest('recipe 1', cfg.name, cfg.seed, list(texts or default_texts()), SHAPE)
+        what = digest('recipe 3', cfg.name, cfg.seed, list(texts or default_texts()), SHAPE)
         return f'{cfg.name}-llama-{what}{how}'
     if not is_folder(cfg.name): return f'{cfg.name}@{cfg.revision or "main"}{how}'
     folder = Path(cfg.name).expanduser()
@@ -207,6 +209,15 @@ def prepare_tokenizer(
     tokenizer.padding_side = tokenizer.truncation_side = 'left'
     return tokenizer
 
+# %% ../../nbs/40_backbones.ipynb #e2895ddf
+def prepare_quantised(
+    model,  # loaded in 4 or 8 bits
+):
+    "The quantised model, frozen, with its other weights in float32 and its gradients alive on every CPU."
+    for module in model.modules():
+        if hasattr(module, 'support_avx512bf16_for_cpu'): module.support_avx512bf16_for_cpu = False
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False).eval()
+
 # %% ../../nbs/40_backbones.ipynb #553c43fd
 def load_model(
     source: str,          # folder or hub id
@@ -221,7 +232,7 @@ def load_model(
         bits = BitsAndBytesConfig(**(four if cfg.quantisation == '4bit' else dict(load_in_8bit=True)))
         extra |= dict(quantization_config=bits, device_map={'': device})
     model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **extra)
-    if cfg.quantisation != 'none': return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False).eval()
+    if cfg.quantisation != 'none': return prepare_quantised(model)
     return model.to(device).requires_grad_(False).eval()
 
 # %% ../../nbs/40_backbones.ipynb #712830a7

@@ -1,0 +1,61 @@
+# `make` says what can be done. Nothing is needed but python3 (3.11 or newer), make, and a package index.
+
+PYTHON  ?= python3
+PROFILE ?= miniature
+JOBS    ?=
+BIN     := .venv/bin
+
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_DISABLE_TELEMETRY := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+ifneq ($(strip $(LLMREC_DATA)),)
+# notebooks run in nbs/, so a path relative to this folder is made absolute
+override LLMREC_DATA := $(shell cd '$(LLMREC_DATA)' 2>/dev/null && pwd || printf '%s' '$(LLMREC_DATA)')
+export LLMREC_DATA
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test reproduce lab readme clean
+
+help:
+	@echo 'make setup      create .venv from requirements.lock (the other commands do it when needed)'
+	@echo 'make test       check library against notebooks, run every notebook, then pytest'
+	@echo 'make reproduce  write all tables and figures to figures/$$PROFILE (PROFILE=miniature, JOBS=number of cores)'
+	@echo 'make lab        open the notebooks in JupyterLab'
+	@echo 'make readme     fill the generated parts of README.md'
+	@echo 'make clean      remove .venv and caches; data, records and figures stay'
+	@echo 'Set LLMREC_DATA to a folder with the real data, see README.md.'
+
+setup: $(BIN)/.installed
+	@echo '.venv is ready.'
+
+$(BIN)/.installed: requirements.lock setup.py settings.ini
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"python3 is {v[0]}.{v[1]}, llmrec needs 3.11 or newer: make setup PYTHON=/path/to/python3" if v < (3, 11) else 0)'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo 'Creating .venv ...'; $(PYTHON) -m venv .venv; }
+	@echo 'Installing the packages of requirements.lock into .venv (the first time: minutes, torch is large) ...'
+	@$(BIN)/python -m pip install -qq -r requirements.lock
+	@echo 'Installing llmrec itself ...'
+	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
+	@touch $@
+
+# pytest comes last, so that the output ends with its count
+test: export OMP_NUM_THREADS := 1
+test: setup
+	@echo 'Is llmrec/ what the notebooks export?'
+	@$(BIN)/python tools/sync.py
+	@echo 'Running every notebook (nbdev_test; cells marked slow or gpu are skipped) ...'
+	@$(BIN)/nbdev_test --n_workers 2
+	@$(BIN)/python -m pytest -q tests
+
+reproduce: setup
+	@$(BIN)/llmrec_reproduce --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
+
+lab: setup
+	@$(BIN)/jupyter-lab
+
+readme:
+	@$(PYTHON) tools/readme.py
+
+clean:
+	@rm -rf .venv llmrec.egg-info build .pytest_cache _proc _docs nbs/_quarto.yml nbs/nbdev.yml
+	@find llmrec nbs tests tools \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

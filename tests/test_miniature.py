@@ -1,0 +1,103 @@
+"The miniature world: reproducible, readable by the papers' loaders, and with the effects it was built for."
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+
+from llmrec.data import miniature as mini
+from llmrec.data.bookcrossing import load_bookcrossing
+from llmrec.data.movielens import load_ml_100k, load_ml_latest_small
+from llmrec.paths import ITEM, RATING, TIMESTAMP, TITLE, USER
+
+SMALL = mini.WorldConfig(seed=3, n_users=60, n_films=64, n_books=64)
+
+
+@pytest.fixture(scope='module')
+def world(): return mini.make_world(SMALL)
+
+
+def test_the_same_files_in_another_process(world):
+    code = 'from llmrec.data.miniature import *; print(checksum_of(world_files(make_world(WorldConfig(seed=3, n_users=60, n_films=64, n_books=64)))))'
+    other = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout.strip()
+    assert other == mini.checksum_of(mini.world_files(world))
+
+
+def test_another_seed_is_another_world(world):
+    assert mini.make_world(mini.WorldConfig(seed=4, n_users=60, n_films=64, n_books=64)).films[TITLE].to_list() != world.films[TITLE].to_list()
+
+
+def test_both_movielens_forms_tell_the_same(world, tmp_path):
+    mini.write_world(world, tmp_path)
+    a, a_items = load_ml_100k(tmp_path / 'ml-100k')
+    b, b_items = load_ml_latest_small(tmp_path / 'ml-latest-small')
+    assert a.sort(USER, ITEM).equals(b.sort(USER, ITEM)) and a_items[TITLE].equals(b_items[TITLE])
+    assert b[USER].is_sorted() and not a[USER].is_sorted()
+
+
+def test_bookcrossing_form(world, tmp_path):
+    mini.write_world(world, tmp_path)
+    ratings, books, report = load_bookcrossing(tmp_path / 'bookcrossing', unescape=True)
+    assert report.bad_rows == 0 and books[TITLE].to_list() == world.books[TITLE].to_list()
+    assert ratings[RATING].min() == 0 and ratings[RATING].max() == 10
+    raw = (tmp_path / 'bookcrossing' / 'BX-Users.csv').read_bytes()
+    assert b';NULL\r\n' in raw
+
+
+def test_nobody_rates_twice_and_time_goes_forward(world):
+    for ratings in (world.film_ratings, world.book_ratings):
+        assert not ratings.select(USER, ITEM).is_duplicated().any()
+        assert ratings.select((pl.col(TIMESTAMP).diff().over(USER) > 0).fill_null(True).all()).item()
+        assert ratings[TIMESTAMP].max() < 10**9    # TALLRec's recipe compares times as text
+
+
+def test_titles_are_unique_and_latin(world):
+    titles = world.films[TITLE].to_list() + world.books[TITLE].to_list()
+    assert len(dict.fromkeys(titles)) == len(titles)
+    for title in titles: title.encode('latin-1')
+
+
+def test_the_law_is_a_distribution_that_leaves_out_what_was_seen(world):
+    weights = mini.choice_weights(world.films, SMALL)
+    seen = np.zeros(64, bool); seen[[0, 7]] = True
+    law = mini.next_item_law(mini.GENRE_VALENCE, mini.MOOD_VALENCE, (2, 1), weights, seen, SMALL)
+    assert law.sum() == pytest.approx(1) and law[0] == law[7] == 0 and (law[~seen] > 0).all()
+
+
+def test_genres_go_round_the_ring_one_way(world):
+    state = world.film_ratings.with_columns(after=pl.col('genre_state').shift(-1).over(USER)).drop_nulls('after')
+    step = (state['after'] - state['genre_state']) % len(mini.GENRES)
+    assert (step == 1).sum() > 2 * (step == len(mini.GENRES) - 1).sum()
+
+
+def test_likes_follow_taste(world):
+    mean = mini.opinions(world.users, world.films)
+    given = world.film_ratings
+    expected = mean[given[USER].to_numpy() - 1, given[ITEM].to_numpy() - 1]
+    assert np.corrcoef(expected, given[RATING].to_numpy())[0, 1] > .8
+
+
+def test_instructions_hold_no_rating(world):
+    for record in mini.instructions(world, 60):
+        assert list(record) == ['instruction', 'input', 'output'] and record['output']
+        assert 'like' not in record['instruction'] and 'user' not in record['instruction'].lower()
+
+
+def test_a_world_is_made_once(world, tmp_path, monkeypatch):
+    monkeypatch.setenv('LLMREC_OUT', str(tmp_path))
+    folder = mini.ensure_world(SMALL)
+    monkeypatch.setattr(mini, 'make_world', lambda cfg: pytest.fail('made again'))
+    assert mini.ensure_world(SMALL) == folder and [p.name for p in folder.parent.iterdir()] == [folder.name]
+    assert mini.world_checksum(SMALL) == mini.checksum_of(mini.world_files(world))
+
+
+def test_two_builders_of_one_world(world, tmp_path, monkeypatch):
+    monkeypatch.setenv('LLMREC_OUT', str(tmp_path))
+    def made_meanwhile(cfg):
+        folder = mini.miniature_dir() / f'world-{mini.digest(cfg, mini.VERSION)}'
+        mini.write_world(world, folder)
+        return world
+    monkeypatch.setattr(mini, 'make_world', made_meanwhile)
+    folder = mini.ensure_world(SMALL)
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
