@@ -14,8 +14,8 @@ CHAPTERS = {'0': 'Foundations', '1': 'Data', '2': 'Evaluation', '3': 'Sequential
             '5': 'Experiments', '6': "TALLRec's tables and figures", '7': "LlamaRec's tables and figures", '8': 'Beyond the papers'}
 COLUMNS = ('dataset', 'method', 'metric', 'value', 'low', 'high', 'seeds', 'paper')
 # file below figures/, heading, metrics shown (none: all)
-TABLES = (('real-cpu/llamarec/table1.csv', 'Retrieval and ranking (LlamaRec, Table 1)', ('NDCG@10', 'Recall@10')),
-          ('real-cpu/llamarec/table2.csv', 'Datasets after preprocessing (LlamaRec, Table 2)', ()))
+TABLES = (('real-cpu/llamarec/table1.long.csv', 'Retrieval and ranking (LlamaRec, Table 1)', ('NDCG@10', 'Recall@10')),
+          ('real-cpu/llamarec/table2.long.csv', 'Datasets after preprocessing (LlamaRec, Table 2)', ()))
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

@@ -79,6 +79,7 @@ def prompt_ids(
     ids = list(tokenizer(prompt)['input_ids'])
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
+# %% ../../nbs/41_prompts.ipynb #90372441
 def fit_prompt(
     tokenizer,               # the backbone's tokenizer
     history_titles,          # titles, oldest first, any number
@@ -115,9 +116,10 @@ def label_id(
     tokenizer,    # the backbone's tokenizer
     prompt: str,
     letter: str,
+    before: list[int] | None = None,  # the ids of `prompt`, where they are known already
 ) -> int:
     "The single id that `letter` adds to the ids of `prompt`."
-    before, both = prompt_ids(tokenizer, prompt), prompt_ids(tokenizer, prompt + letter)
+    before, both = before or prompt_ids(tokenizer, prompt), prompt_ids(tokenizer, prompt + letter)
     if both[:len(before)] != before:
         raise LlmrecError(f"The tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} merges the letter '{letter}' with the end of the prompt; "
                           'choose a backbone whose tokenizer separates a newline from the letter after it.')
@@ -135,7 +137,8 @@ def encode_example(
     "Input ids and labels of one training row; all labels but letter and end token are -100."
     if tokenizer.eos_token_id is None:
         raise LlmrecError(f'The tokenizer {tokenizer.name_or_path} has no end token, and the ranker learns to end after the letter; set tokenizer.eos_token.')
-    answer = [label_id(tokenizer, prompt, letter), tokenizer.eos_token_id]
-    room = cfg.max_text_tokens - 1
-    ids = prompt_ids(tokenizer, prompt)[-room:] if cfg.truncation == 'left' else encode_prompt(tokenizer, prompt, cfg)
+    left = cfg.truncation == 'left'
+    before = prompt_ids(tokenizer, prompt) if left else encode_prompt(tokenizer, prompt, cfg)
+    answer = [label_id(tokenizer, prompt, letter, before), tokenizer.eos_token_id]
+    ids = before[-(cfg.max_text_tokens - 1):] if left else before
     return ids + answer, [-100] * len(ids) + answer

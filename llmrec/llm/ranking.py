@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['length_batches', 'left_padded', 'inner', 'accepted', 'kept_logits', 'head_rows', 'letter_logits', 'usable_rows',
-           'scored_batches', 'score_candidates', 'rank_candidates']
+           'scored_batches', 'scoring', 'score_candidates', 'rank_candidates']
 
-# %% ../../nbs/43_ranking.ipynb #bca35bfa
-import dataclasses
+# %% ../../nbs/43_ranking.ipynb #f026dd64
+import contextlib
 import inspect
 
 import numpy as np
@@ -47,6 +47,7 @@ def inner(model):
     "The model below a peft wrapper, with the adapter's layers in place; the model itself when there is none."
     return model.get_base_model() if hasattr(model, 'get_base_model') else model
 
+# %% ../../nbs/43_ranking.ipynb #8141df84
 def accepted(
     model,         # any model
     inputs: dict,  # arguments for its forward
@@ -55,6 +56,7 @@ def accepted(
     names = inspect.signature(inner(model).forward).parameters
     return {k: v for k, v in inputs.items() if k in names}
 
+# %% ../../nbs/43_ranking.ipynb #49c023ed
 def kept_logits(
     model,
     batch: dict,  # from `left_padded`, on the model's device
@@ -76,6 +78,7 @@ def head_rows(
     if type(head) is not torch.nn.Linear or touched: return None
     return head.weight[ids], None if head.bias is None else head.bias[ids]
 
+# %% ../../nbs/43_ranking.ipynb #5365f85a
 def letter_logits(
     model,
     batch: dict,         # from `left_padded`, on the model's device
@@ -116,6 +119,18 @@ def scored_batches(model, prompts, ids, pad: int, batch_tokens: int, progress: b
     for where in tqdm(batches, desc='ranking', disable=not progress):
         yield where, letter_logits(model, put([prompts[i] for i in where]), ids, rows)
 
+# %% ../../nbs/43_ranking.ipynb #3e01ef5e
+@contextlib.contextmanager
+def scoring(
+    backbone: Backbone,
+):
+    "Evaluation mode, no gradients, the backbone's precision; the model's mode is put back at the end."
+    training = backbone.model.training
+    backbone.model.eval()
+    try:
+        with torch.no_grad(), precision(backbone): yield
+    finally: backbone.model.train(training)
+
 # %% ../../nbs/43_ranking.ipynb #3ead3709
 def score_candidates(
     backbone: Backbone,
@@ -126,14 +141,11 @@ def score_candidates(
     progress: bool = False,    # show a progress bar
 ) -> np.ndarray:
     "Scores (n_prompts, n) in float32, one forward pass a prompt, in the order of `prompts`; -inf where there is no candidate."
-    model, pad = backbone.model, backbone.tokenizer.pad_token_id
-    out, training = np.full((len(prompts), len(ids)), -np.inf, np.float32), model.training
-    model.eval()
-    try:
-        with torch.no_grad(), precision(backbone):
-            for where, logits in scored_batches(model, prompts, torch.as_tensor(ids, device=model.device), pad, batch_tokens, progress):
-                out[where] = label_scores(logits.cpu().numpy(), ids)
-    finally: model.train(training)
+    model, out = backbone.model, np.full((len(prompts), len(ids)), -np.inf, np.float32)
+    where_ids = torch.as_tensor(ids, device=model.device)
+    with scoring(backbone):
+        for where, logits in scored_batches(model, prompts, where_ids, backbone.tokenizer.pad_token_id, batch_tokens, progress):
+            out[where] = label_scores(logits.cpu().numpy(), ids)
     if not np.isfinite(out).all(): raise LlmrecError(f'The backbone {backbone.identity} gives scores that are not finite; try another dtype.')
     return out if sizes is None else np.where(np.arange(out.shape[1]) < np.asarray(sizes)[:, None], out, np.float32(-np.inf))
 

@@ -25,6 +25,7 @@ def trained_ids(
     prompt = render(['x'], ['y'] * n)
     return np.array([label_id(tokenizer, prompt, c) for c in letters(n)])
 
+# %% ../../nbs/42_verbalizer.ipynb #7e788ac0
 def published_ids(
     tokenizer,  # the backbone's tokenizer
     n: int,     # number of candidates
@@ -43,6 +44,7 @@ def check_distinct(
                           f'only {len(np.unique(ids))} distinct single-token labels for them; lower the number of candidates.')
     return ids
 
+# %% ../../nbs/42_verbalizer.ipynb #d8072520
 def letter_ids(
     tokenizer,  # the backbone's tokenizer
     n: int,     # number of candidates

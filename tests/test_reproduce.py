@@ -1,0 +1,235 @@
+"The command: complaints, what it writes, what it leaves alone, and going on after a kill. Everything on tiny settings, in folders of its own."
+import ast
+import gzip
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import papermill
+import psutil
+import pytest
+import torch
+import yaml
+
+from llmrec.data.miniature import world_checksum
+from llmrec.paths import root
+
+ROOT = root()
+MAIN = [sys.executable, '-c', 'from llmrec.reproduce import main; raise SystemExit(main())']
+TUNING = '{max_steps: 2, eval_steps: 1, warmup_steps: 1, batch_size: 4, optimiser: adamw_torch, gradient_checkpointing: false}'
+TINY = ('datasets=[films]', 'ranker_datasets=[films]', 'seeds=[0]', 'training={epochs: 4, validate_every: 10}', f'tuning={TUNING}', 'max_valid_users=8')
+MANIFEST = yaml.safe_load((ROOT / 'artefacts.yaml').read_text(encoding='utf-8'))
+
+
+def pairs(parameters): return [x for p in parameters for x in ('-p', p)]
+
+def environment(out, **changes):
+    "The test's own environment with output below `out`; None removes a variable."
+    env = os.environ | dict(LLMREC_OUT=str(out), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1') | changes
+    return {k: v for k, v in env.items() if v is not None}
+
+def reproduce(out, *args, cwd=ROOT, **changes):
+    return subprocess.run([*MAIN, *args], cwd=cwd, env=environment(out, **changes), capture_output=True, text=True, timeout=600)
+
+def succeeded(done):
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+def complaint(out, *args, **more):
+    "The one line on standard error; no artefact and no half-written file may be there."
+    done = reproduce(out, *args, **more)
+    assert done.returncode != 0 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert 'Traceback' not in done.stdout + done.stderr
+    written = [p for p in Path(out).rglob('*') if p.is_file() and '.tmp-' in p.name or p.match('figures/miniature/*/*') or p.match('figures/real-cpu/*/*')]
+    assert written == []
+    return done.stderr
+
+def files(folder, *suffixes):
+    "Relative name -> bytes of the files below `folder`."
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file() and (not suffixes or p.suffix in suffixes)}
+
+def artefact(out, name, profile='miniature'):
+    "File name -> bytes of an artefact without its stamp, which holds times and versions."
+    folder = Path(out) / 'figures' / profile
+    return {k: v for k, v in files(folder).items() if k.startswith(f'{name}.') and k != f'{name}.json'}
+
+def records(out):
+    "Record files that must not depend on when and how often a run was started."
+    return {k: v for k, v in files(Path(out) / 'data' / 'records').items() if not k.endswith('.provenance.json')}
+
+def times(out): return {p.name: p.stat().st_mtime_ns for p in (Path(out) / 'data' / 'records').rglob('*') if p.is_file()}
+
+
+# --- complaints before anything runs
+
+@pytest.mark.parametrize('args, said', [
+    (['--profile', 'real-cup'], ['real-cup', "Did you mean 'real-cpu'?"]),
+    (['llamarec/tabel1'], ['llamarec/tabel1', "Did you mean 'llamarec/table1'?"]),
+    (['llamarec/table1', '-p', 'sedes=[0]'], ['sedes', "Did you mean 'seeds'?"]),
+    (['llamarec/table1', '-p', 'seeds'], ['seeds', 'NAME=VALUE']),
+    (['llamarec/table1', '-p', 'seeds=[0'], ['seeds'])])
+def test_bad_arguments(tmp_path, args, said):
+    text = complaint(tmp_path, *args)
+    for part in said: assert part in text
+    assert files(tmp_path) == {}
+
+
+@pytest.fixture
+def project(tmp_path):
+    "A project folder with this project's code and notebooks and profiles of its own."
+    folder = tmp_path / 'project'
+    shutil.copytree(ROOT / 'profiles', folder / 'profiles')
+    for name in ('settings.ini', 'artefacts.yaml'): shutil.copy(ROOT / name, folder)
+    for name in ('llmrec', 'nbs', 'data'): (folder / name).symlink_to(ROOT / name, target_is_directory=True)
+    return folder
+
+
+@pytest.mark.parametrize('content, said', [
+    ('parameters: {sedes: [0]}', ['sedes', 'mine', "Did you mean 'seeds'?"]),
+    ('artefacts: {llamarec/table1: {sedes: [0]}}', ['sedes', 'mine', "Did you mean 'seeds'?"]),
+    ('parametres: {}', ['parametres', 'mine.yaml']),
+    ('parameters: [', ['mine.yaml'])])
+def test_bad_profiles(tmp_path, project, content, said):
+    (project / 'profiles' / 'mine.yaml').write_text(content + '\n')
+    text = complaint(tmp_path / 'out', '--profile', 'mine', 'llamarec/table1', cwd=project)
+    for part in said: assert part in text
+
+
+# --- complaints from inside a notebook
+
+def test_an_ill_typed_value(tmp_path):
+    text = complaint(tmp_path, 'llamarec/table1', '-p', 'seeds=abc')
+    assert 'llamarec/table1' in text and 'seeds' in text and "'abc'" in text
+
+
+def test_absent_data_say_what_to_get_and_where_to_put_it(tmp_path):
+    text = complaint(tmp_path, 'llamarec/table2', '--profile', 'real-cpu', LLMREC_DATA=None, LLMREC_OFFLINE='1')
+    for part in ('llamarec/table2', 'ml-latest-small/ratings.csv', 'https://', '$LLMREC_DATA/ml-latest-small/ratings.csv'): assert part in text
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    there = tmp_path / 'data'
+    for dataset in ('beauty', 'ml-latest-small'): (there / dataset).mkdir(parents=True)
+    (there / 'ml-latest-small' / 'ratings.csv').write_bytes(b'userId,movieId,rating,timestamp\r\n' + b'1,17,4.0,1000000000\r\n' * 9)
+    (there / 'ml-latest-small' / 'movies.csv').write_bytes(b'movieId,title,genres\r\n17,"Lantern, The (1961)",Drama\r\n')
+    whole = gzip.compress(b''.join(b'A%013d,B%09d,4.0,1300000000\n' % (i * 7919, i * 104729) for i in range(2000)))
+    (there / 'beauty' / 'ratings_Beauty.csv.gz').write_bytes(whole[:len(whole) // 2])
+    (there / 'beauty' / 'meta_Beauty.json.gz').write_bytes(gzip.compress(b"{'asin': 'B000000000', 'title': 'Soap'}\n"))
+    for dataset, name in (('ml-100k', 'ratings.csv'), ('beauty', 'ratings_Beauty.csv.gz')):
+        text = complaint(tmp_path / 'out', 'llamarec/table2', '-p', f'datasets=[{dataset}]', LLMREC_DATA=str(there), LLMREC_OFFLINE='1')
+        for part in (name, 'sha256', 'truncated', 'Replace the file'): assert part in text
+
+
+# --- what a run leaves behind
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    "A folder in which Table 1 was made with tiny settings and Table 2 as the profile says."
+    out = tmp_path_factory.mktemp('made')
+    for args in (['llamarec/table1', *pairs(TINY)], ['llamarec/table2']): assert 'done in' in succeeded(reproduce(out, *args))
+    return out
+
+
+def test_the_files_are_there_and_their_captions_say_where_the_numbers_come_from(made):
+    for name in ('table1', 'table2'):
+        have = artefact(made, f'llamarec/{name}')
+        assert [k for k in (f'llamarec/{name}.{s}' for s in ('csv', 'md', 'tex')) if k not in have] == []
+        for kind in ('md', 'tex'):
+            text = have[f'llamarec/{name}.{kind}'].decode()
+            for part in ('Profile miniature', world_checksum()[:12], 'backbone', 'seed'): assert part in text
+    assert 'backbone tiny-llama' in (text := have_text(made, 'llamarec/table1.md')) and 'seed 0.' in text
+    assert not [p for p in made.rglob('*.tmp-*')]
+
+def have_text(out, name): return (out / 'figures' / 'miniature' / name).read_text(encoding='utf-8')
+
+
+def test_what_is_fresh_is_left_alone(made):
+    before, tables, executed = times(made), files(made / 'figures'), made / 'figures' / 'executed'
+    for args in (['llamarec/table1', *pairs(TINY)], ['llamarec/table2']): assert 'fresh' in (said := succeeded(reproduce(made, *args))) and 'running' not in said
+    assert times(made) == before and files(made / 'figures') == tables and executed.exists()
+
+
+def test_an_edited_table_is_noticed_and_made_again(made):
+    before, tables = times(made), artefact(made, 'llamarec/table1')
+    csv = made / 'figures' / 'miniature' / 'llamarec' / 'table1.csv'
+    csv.write_bytes(csv.read_bytes().replace(b'0', b'1', 1))
+    assert 'stale' in succeeded(reproduce(made, 'llamarec/table1', *pairs(TINY)))
+    assert artefact(made, 'llamarec/table1') == tables and times(made) == before
+
+
+def test_force_and_papermill_by_hand_give_the_same_bytes(made, tmp_path):
+    tables = artefact(made, 'llamarec/table2')
+    assert 'done in' in succeeded(reproduce(made, 'llamarec/table2', '--force'))
+    assert artefact(made, 'llamarec/table2') == tables
+    by_hand = [sys.executable, '-m', 'papermill', f'nbs/{MANIFEST["llamarec/table2"]}', str(tmp_path / 'out.ipynb'), '-p', 'profile', 'miniature', '--cwd', 'nbs']
+    done = subprocess.run(by_hand, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert artefact(tmp_path, 'llamarec/table2') == tables
+
+
+@pytest.mark.parametrize('suffix, content', [('.json', b'{"half": '), ('.npz', b'PK')])
+def test_a_damaged_record_is_named(made, tmp_path, suffix, content):
+    shutil.copytree(made / 'data', tmp_path / 'data')
+    damaged = next(p for p in sorted((tmp_path / 'data' / 'records').rglob(f'statistics-*{suffix}')) if 'provenance' not in p.name)
+    damaged.write_bytes(content)
+    text = complaint(tmp_path, 'llamarec/table2')
+    assert damaged.name in text and 'delete it' in text
+
+
+# --- killed and started again
+
+CURVE = ('datasets=[films]', 'ranker_datasets=[films]', 'seeds=[0, 1]', 'ranker_seeds=[0]', 'training={epochs: 24, validate_every: 20, patience: 1000}')
+
+def state_of(checkpoint): return torch.load(checkpoint, weights_only=True)
+
+def kill(process):
+    "End `process` and everything that it started, at once and without a word."
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for member in family:
+        try: member.kill()
+        except psutil.NoSuchProcess: pass
+    psutil.wait_procs(family, timeout=20); process.wait(timeout=20)
+
+def start_and_kill(out, *args):
+    "Start the command and kill it in the middle of the first run's training; returns that run's checkpoint."
+    process = subprocess.Popen([*MAIN, *args], cwd=ROOT, env=environment(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        until = time.monotonic() + 240
+        while time.monotonic() < until and process.poll() is None:
+            found = list((out / 'data' / 'checkpoints').rglob('retrieval-*.pt'))
+            if found and state_of(found[0])['state']['iteration'] >= 40: return found[0]
+            time.sleep(.1)
+        raise AssertionError(f'no checkpoint to kill at; exit status {process.poll()}')
+    finally: kill(process)
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
+    undisturbed, killed = tmp_path / 'undisturbed', tmp_path / 'killed'
+    args = ['beyond/lrurec-curve', *pairs(CURVE)]
+    checkpoint = start_and_kill(killed, *args, '--jobs', '1')
+    saved = state_of(checkpoint)
+    assert not saved['state']['done'] and records(killed) == {} and artefact(killed, 'beyond/lrurec-curve') == {}
+    saved['state']['seconds'] = 12345.  # a run that starts from nothing forgets this
+    torch.save(saved, checkpoint)
+    succeeded(reproduce(killed, *args, '--jobs', '1'))
+    key = checkpoint.stem.removeprefix('retrieval-')
+    provenance = next((killed / 'data' / 'records').rglob(f'retrieval-{key}.provenance.json'))
+    assert yaml.safe_load(provenance.read_text())['seconds']['train'] > 12345
+    succeeded(reproduce(undisturbed, *args, '--jobs', '2'))  # two processes instead of one must not matter either
+    assert len(records(killed)) == 4 and records(killed) == records(undisturbed)
+    made = artefact(killed, 'beyond/lrurec-curve')
+    assert {Path(k).suffix for k in made} >= {'.svg', '.pdf', '.png'} and made == artefact(undisturbed, 'beyond/lrurec-curve')
+
+
+# --- the notebooks by themselves are the miniature
+
+@pytest.mark.parametrize('name', MANIFEST)
+def test_the_defaults_of_a_notebook_are_the_miniature(name):
+    profile = yaml.safe_load((ROOT / 'profiles' / 'miniature.yaml').read_text(encoding='utf-8'))
+    wanted = {'profile': 'miniature', **profile['parameters'], **(profile.get('artefacts') or {}).get(name, {})}
+    found = {k: ast.literal_eval(p['default']) for k, p in papermill.inspect_notebook(str(ROOT / 'nbs' / MANIFEST[name])).items()}
+    assert found['profile'] == 'miniature'
+    assert {k: v for k, v in found.items() if k in wanted} == {k: wanted[k] for k in found if k in wanted}
