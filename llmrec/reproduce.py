@@ -173,6 +173,7 @@ def main(argv=None) -> int:
     "Entry point of `llmrec_reproduce`; a complaint is one sentence on standard error and exit status 1."
     args = parse(argv)
     logging.getLogger('papermill').setLevel(logging.ERROR)
+    os.environ |= {k: str(Path(os.environ[k]).resolve()) for k in ('LLMREC_DATA', 'LLMREC_OUT') if os.environ.get(k)}    # notebooks run in nbs/
     os.environ |= dict(LLMREC_JOBS=str(max(1, args.jobs))) | {k: v for k, v in QUIET.items() if k not in os.environ}
     try: reproduce(args.artefacts, args.profile, overrides(args.parameter), args.force, args.list)
     except LlmrecError as e: print(f'llmrec_reproduce: {e}', file=sys.stderr); return 1

@@ -242,3 +242,24 @@ def test_a_backbone_that_cannot_be_had_is_one_sentence(monkeypatch):
     monkeypatch.setattr(backbones.AutoTokenizer, 'from_pretrained', offline)
     with pytest.raises(LlmrecError) as e: load_backbone(BackboneConfig('nobody/no-such-model'))
     assert "'nobody/no-such-model'" in str(e.value) and 'folder' in str(e.value) and '\n' not in str(e.value)
+
+
+def test_without_evaluation_the_last_step_is_kept_and_a_finished_tuning_returns_at_once(tiny, tmp_path):
+    cfg = dataclasses.replace(SHORT, max_steps=4)
+    adapter = tune(tiny, rows_of(tiny), None, cfg, tmp_path / 't', callbacks=[])
+    written = (adapter / 'adapter_model.safetensors').stat().st_mtime_ns
+    assert tune(tiny, rows_of(tiny), None, cfg, tmp_path / 't') == adapter
+    assert (adapter / 'adapter_model.safetensors').stat().st_mtime_ns == written
+    with pytest.raises(LlmrecError, match='another tuning'): tune(tiny, rows_of(tiny), None, dataclasses.replace(cfg, lr=.1), tmp_path / 't')
+    with pytest.raises(LlmrecError, match='does not fit'): with_adapter(load_backbone(BackboneConfig(str(adapter_of_another_shape(tmp_path)))), adapter)
+
+
+def adapter_of_another_shape(folder): return backbones.tiny_backbone(folder / 'deep', num_hidden_layers=3)
+
+
+def test_rows_depend_on_seed_epoch_and_row_alone(tiny):
+    a, b = rows_of(tiny), rows_of(tiny)
+    assert [a[i] for i in range(len(a))] == [b[i] for i in reversed(range(len(b)))][::-1]
+    b.set_epoch(1)
+    assert [a[i] for i in range(len(a))] != [b[i] for i in range(len(b))]
+    with pytest.raises(LlmrecError, match="candidate_order='shuffled'"): rows_of(tiny, dataclasses.replace(SHORT, candidate_order='retriever'))

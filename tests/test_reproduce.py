@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import papermill
 import psutil
 import pytest
@@ -19,7 +20,7 @@ from llmrec.paths import root
 
 ROOT = root()
 MAIN = [sys.executable, '-c', 'from llmrec.reproduce import main; raise SystemExit(main())']
-TUNING = '{max_steps: 2, eval_steps: 1, warmup_steps: 1, batch_size: 4, optimiser: adamw_torch, gradient_checkpointing: false}'
+TUNING = '{max_steps: 2, eval_steps: 1, warmup_steps: 0, batch_size: 4, optimiser: adamw_torch, gradient_checkpointing: false}'
 TINY = ('datasets=[films]', 'ranker_datasets=[films]', 'seeds=[0]', 'training={epochs: 4, validate_every: 10}', f'tuning={TUNING}', 'max_valid_users=8')
 MANIFEST = yaml.safe_load((ROOT / 'artefacts.yaml').read_text(encoding='utf-8'))
 
@@ -123,6 +124,21 @@ def test_a_damaged_file_is_named(tmp_path):
         for part in (name, 'sha256', 'truncated', 'Replace the file'): assert part in text
 
 
+@pytest.mark.parametrize('source, said', [
+    ("raise RuntimeError('first line\\nsecond line')", ['RuntimeError', 'first line', 'figures/executed']),
+    ('import os; os.kill(os.getpid(), 9)', ['died']),
+    ('pass', ['wrote no'])])
+def test_a_notebook_that_fails(tmp_path, project, source, said):
+    (project / 'nbs').unlink(); (project / 'nbs').mkdir()
+    parameters = nbformat.v4.new_code_cell("profile = 'miniature'", metadata={'tags': ['parameters']})
+    notebook = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(source)])
+    nbformat.write(notebook, project / 'nbs' / '99_fails.ipynb')
+    (project / 'artefacts.yaml').write_text('beyond/fails: 99_fails.ipynb\n')
+    (project / 'profiles' / 'mine.yaml').write_text('about: nothing\n')
+    text = complaint(tmp_path / 'out', 'beyond/fails', '--profile', 'mine', cwd=project)
+    for part in ('beyond/fails', *said): assert part in text
+
+
 # --- what a run leaves behind
 
 @pytest.fixture(scope='module')
@@ -181,7 +197,7 @@ def test_a_damaged_record_is_named(made, tmp_path, suffix, content):
 
 # --- killed and started again
 
-CURVE = ('datasets=[films]', 'ranker_datasets=[films]', 'seeds=[0, 1]', 'ranker_seeds=[0]', 'training={epochs: 24, validate_every: 20, patience: 1000}')
+CURVE = ('datasets=[films]', 'ranker_datasets=[films]', 'seeds=[0, 1]', 'ranker_seeds=[0]', 'training={epochs: 12, validate_every: 10, patience: 1000}')
 
 def state_of(checkpoint): return torch.load(checkpoint, weights_only=True)
 
@@ -200,7 +216,7 @@ def start_and_kill(out, *args):
         until = time.monotonic() + 240
         while time.monotonic() < until and process.poll() is None:
             found = list((out / 'data' / 'checkpoints').rglob('retrieval-*.pt'))
-            if found and state_of(found[0])['state']['iteration'] >= 40: return found[0]
+            if found and state_of(found[0])['state']['iteration'] >= 20: return found[0]
             time.sleep(.1)
         raise AssertionError(f'no checkpoint to kill at; exit status {process.poll()}')
     finally: kill(process)
