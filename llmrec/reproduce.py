@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUIET', 'manifest', 'chosen', 'profiles', 'load_profile', 'notebook_parameters', 'parameters', 'check_names',
-           'library_digest', 'inputs', 'stamp_path', 'outputs', 'fresh', 'execute', 'parse', 'overrides', 'reproduce',
-           'main']
+           'library_digest', 'inputs', 'stamp_path', 'outputs', 'fresh', 'QuietKernel', 'execute', 'parse', 'overrides',
+           'reproduce', 'main']
 
 # %% ../nbs/54_reproduce.ipynb #b174f089
 import argparse
@@ -13,19 +13,21 @@ import hashlib
 import json
 import logging
 import os
+import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
 import papermill
 import yaml
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from .config import digest
 from .data.datasets import DATASETS, dataset_checksum
-from .paths import LlmrecError, figures_dir, known, output_root, records_dir, root
+from .paths import LlmrecError, figures_dir, known, output_root, root
 from .records import commit, versions, write_atomic
 
 # %% ../nbs/54_reproduce.ipynb #29b17f9e
@@ -86,7 +88,7 @@ def library_digest() -> str:
 def inputs(artefact: str, values: dict) -> str:
     "Fingerprint of all that determines `artefact`: code cells, parameters, library, checksums of the data."
     cells = nbformat.read(root() / 'nbs' / manifest()[artefact], as_version=4).cells
-    data = {name: dataset_checksum(name) for name in values.get('datasets', []) if name in DATASETS}
+    data = {name: dataset_checksum(name) for name in (*values.get('datasets', []), values.get('dataset')) if name in DATASETS}
     return digest([c.source for c in cells if c.cell_type == 'code'], values, library_digest(), data)
 
 # %% ../nbs/54_reproduce.ipynb #f31aa254
@@ -104,21 +106,30 @@ def fresh(artefact: str, profile: str, values: dict) -> bool:
     "Whether the artefact is there, as it was written, and its inputs are what they were."
     path = stamp_path(artefact, profile)
     if not path.exists(): return False
-    stamp = json.loads(path.read_text(encoding='utf-8'))
-    return stamp['inputs'] == inputs(artefact, values) and stamp['files'] == outputs(artefact, profile) != {}
+    try: stamp = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError: return False
+    return stamp.get('inputs') == inputs(artefact, values) and stamp.get('files') == outputs(artefact, profile) != {}
+
+# %% ../nbs/54_reproduce.ipynb #6b279838
+class QuietKernel(AsyncKernelManager):
+    "A kernel whose own messages (not those of the cells) go nowhere: at its end asyncio may complain about a task."
+    async def start_kernel(self, **how): return await super().start_kernel(**how, stderr=subprocess.DEVNULL)
 
 # %% ../nbs/54_reproduce.ipynb #c8989c68
 def execute(artefact: str, profile: str, values: dict) -> float:
     "Run the artefact's notebook with papermill and stamp what it wrote; returns the seconds it took."
     executed = output_root() / 'figures' / 'executed' / profile / f"{artefact.replace('/', '-')}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
-    before, start = outputs(artefact, profile), time.perf_counter()
+    start, terminal = time.perf_counter(), sys.stderr.isatty()    # on a terminal the notebook's progress bars are shown
     try:
         papermill.execute_notebook(str(root() / 'nbs' / manifest()[artefact]), str(executed), values, kernel_name='python3',
-                                   cwd=str(root() / 'nbs'), progress_bar=sys.stderr.isatty(), log_output=False)
+                                   cwd=str(root() / 'nbs'), progress_bar=terminal, log_output=False, kernel_manager_class=QuietKernel,
+                                   stderr_file=sys.stderr if terminal else None)
     except PapermillExecutionError as e:
-        said = ' '.join(e.evalue.split()) if e.ename == 'LlmrecError' else f'{e.ename}: {e.evalue.strip()[:300]} (see {executed})'
-        raise LlmrecError(f'{artefact}: {said}') from None
+        said = ' '.join(e.evalue.split())
+        raise LlmrecError(f'{artefact}: {said}' if e.ename == 'LlmrecError' else f'{artefact}: {e.ename}: {said[:300]} (see {executed})') from None
+    except DeadKernelError:
+        raise LlmrecError(f'{artefact}: the process of the notebook died, perhaps for lack of memory; finished runs are kept (see {executed}).') from None
     files = outputs(artefact, profile)
     if not files: raise LlmrecError(f'{artefact}: nbs/{manifest()[artefact]} ran but wrote no {stamp_path(artefact, profile).stem}.* file.')
     seconds = round(time.perf_counter() - start, 1)
@@ -141,9 +152,13 @@ def parse(argv=None) -> argparse.Namespace:
 
 def overrides(pairs: list) -> dict:
     "`NAME=VALUE` pairs as a dictionary of YAML values."
+    out, example = {}, 'for example -p seeds=[0,1].'
     for pair in pairs:
-        if '=' not in pair: raise LlmrecError(f"-p takes NAME=VALUE, got '{pair}'; for example -p seeds=[0,1].")
-    return {name: yaml.safe_load(value) for name, value in (pair.split('=', 1) for pair in pairs)}
+        name, equals, value = pair.partition('=')
+        if not equals: raise LlmrecError(f"-p takes NAME=VALUE, got '{pair}'; {example}")
+        try: out[name] = yaml.safe_load(value)
+        except yaml.YAMLError: raise LlmrecError(f"The value in -p '{pair}' is not valid YAML; {example}") from None
+    return out
 
 # %% ../nbs/54_reproduce.ipynb #bb2794db
 def reproduce(
@@ -172,7 +187,7 @@ QUIET = dict(TRANSFORMERS_VERBOSITY='error', HF_HUB_DISABLE_PROGRESS_BARS='1', T
 def main(argv=None) -> int:
     "Entry point of `llmrec_reproduce`; a complaint is one sentence on standard error and exit status 1."
     args = parse(argv)
-    logging.getLogger('papermill').setLevel(logging.ERROR)
+    logging.getLogger('papermill').setLevel(logging.CRITICAL)
     os.environ |= {k: str(Path(os.environ[k]).resolve()) for k in ('LLMREC_DATA', 'LLMREC_OUT') if os.environ.get(k)}    # notebooks run in nbs/
     os.environ |= dict(LLMREC_JOBS=str(max(1, args.jobs))) | {k: v for k, v in QUIET.items() if k not in os.environ}
     try: reproduce(args.artefacts, args.profile, overrides(args.parameter), args.force, args.list)

@@ -131,7 +131,8 @@ def test_a_damaged_file_is_named(tmp_path):
 def test_a_notebook_that_fails(tmp_path, project, source, said):
     (project / 'nbs').unlink(); (project / 'nbs').mkdir()
     parameters = nbformat.v4.new_code_cell("profile = 'miniature'", metadata={'tags': ['parameters']})
-    notebook = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(source)])
+    kernel = {'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}}
+    notebook = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(source)], metadata=kernel)
     nbformat.write(notebook, project / 'nbs' / '99_fails.ipynb')
     (project / 'artefacts.yaml').write_text('beyond/fails: 99_fails.ipynb\n')
     (project / 'profiles' / 'mine.yaml').write_text('about: nothing\n')
@@ -174,6 +175,13 @@ def test_an_edited_table_is_noticed_and_made_again(made):
     csv.write_bytes(csv.read_bytes().replace(b'0', b'1', 1))
     assert 'stale' in succeeded(reproduce(made, 'llamarec/table1', *pairs(TINY)))
     assert artefact(made, 'llamarec/table1') == tables and times(made) == before
+
+
+def test_a_damaged_stamp_is_not_believed(made, tmp_path):
+    shutil.copytree(made / 'figures', tmp_path / 'figures'); shutil.copytree(made / 'data', tmp_path / 'data')
+    assert 'table2: fresh' in succeeded(reproduce(tmp_path, 'llamarec/table2', '--list'))
+    (tmp_path / 'figures' / 'miniature' / 'llamarec' / 'table2.json').write_text('{"inputs": ')
+    assert 'table2: stale' in succeeded(reproduce(tmp_path, 'llamarec/table2', '--list'))
 
 
 def test_force_and_papermill_by_hand_give_the_same_bytes(made, tmp_path):

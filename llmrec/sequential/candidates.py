@@ -112,8 +112,8 @@ def recommend(
 ) -> Candidates:
     "The `k` best items for each of `users` (LlamaRec 3.2.1)."
     if k > histories.n_items: raise LlmrecError(f'{k} candidates were asked for, but the catalogue has {histories.n_items} items; ask for fewer.')
-    items, values = [np.empty((0, k), np.int32)], [np.empty((0, k), np.float32)]
-    for _, scores in chunks(score, histories, users, mask, window):
-        ids = top(scores, k)
-        items.append(ids.numpy().astype(np.int32)); values.append(scores.gather(1, ids).numpy())
-    return Candidates(users, np.concatenate(items), np.concatenate(values))
+    items, values, done = np.empty((len(users), k), np.int32), np.empty((len(users), k), np.float32), 0
+    for part, scores in chunks(score, histories, users, mask, window):
+        ids, rows = top(scores, k), slice(done, done := done + len(part))
+        items[rows], values[rows] = ids.numpy(), scores.gather(1, ids).numpy()
+    return Candidates(users, items, values)
