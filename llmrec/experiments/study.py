@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRINTED', 'PROTOCOL', 'LlamaRecStudy', 'study', 'retrieval_config', 'ranking_config', 'run_all', 'retrieval_records',
-           'ranking_records', 'rows', 'first', 'backbone_of', 'ranker_name', 'frame', 'interval_text', 'wide',
-           'drop_empty', 'save_long', 'study_caption']
+           'variant_records', 'ranking_records', 'rows', 'first', 'backbone_of', 'ranker_name', 'frame',
+           'interval_text', 'wide', 'drop_empty', 'save_long', 'study_caption']
 
 # %% ../../nbs/53_llamarec_study.ipynb #c0dc0312
 import os
@@ -38,6 +38,7 @@ class LlamaRecStudy:
     seeds: tuple[int, ...] = (0, 1, 2)             # of the retriever
     seeds_by_dataset: dict = field(default_factory=dict)  # dataset -> seeds, where they are not `seeds`
     training: dict = field(default_factory=dict)   # changes to TrainingConfig
+    variants: dict = field(default_factory=dict)   # name -> changes to LRURecConfig, run with the first seed
     backbone: str = 'tiny'                         # 'tiny', a folder, or a hub id
     quantisation: Literal['none', '8bit', '4bit'] = 'none'
     dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
@@ -58,11 +59,11 @@ def study(**values) -> LlamaRecStudy:
         for seed in out.ranker_seeds: known(f'retriever seed on {name}', seed, out.seeds_of(name))
     return out
 
-# %% ../../nbs/53_llamarec_study.ipynb #a1868cf5
-def retrieval_config(s: LlamaRecStudy, dataset: str, method: str, seed: int) -> retrieval.RetrievalConfig:
+# %% ../../nbs/53_llamarec_study.ipynb #0a32f612
+def retrieval_config(s: LlamaRecStudy, dataset: str, method: str, seed: int, **architecture) -> retrieval.RetrievalConfig:
     "The run of one retriever."
     training = from_dict(TrainingConfig, asdict(getattr(TrainingConfig, s.preset)(seed=seed)) | s.training)
-    return retrieval.for_dataset(dataset, method, training)
+    return retrieval.for_dataset(dataset, method, training, **architecture)
 
 def ranking_config(s: LlamaRecStudy, dataset: str, seed: int) -> llamarec.RankingConfig:
     "The run of the ranker on top of LRURec with the same seed."
@@ -88,6 +89,12 @@ def retrieval_records(s: LlamaRecStudy, methods=retrieval.RETRIEVERS) -> dict:
     "(dataset, method, seed) -> record; popularity has no seed and is run once, as seed 0."
     keys = [(d, m, seed) for d in s.datasets for m in methods for seed in (s.seeds_of(d) if m != 'Popularity' else (0,))]
     return dict(zip(keys, run_all(retrieval.run, [retrieval_config(s, *k) for k in keys], s.profile, 'retrievers')))
+
+def variant_records(s: LlamaRecStudy) -> dict:
+    "(dataset, variant) -> record of LRURec with another architecture, first seed of the dataset."
+    keys = [(d, v) for d in s.datasets for v in s.variants]
+    configs = [retrieval_config(s, d, 'LRURec', s.seeds_of(d)[0], **s.variants[v]) for d, v in keys]
+    return dict(zip(keys, run_all(retrieval.run, configs, s.profile, 'variants')))
 
 def ranking_records(s: LlamaRecStudy) -> dict:
     "(dataset, seed) -> record of the ranker."
