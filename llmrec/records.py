@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'write_atomic', 'Record', 'record_key', 'save_record', 'load_record', 'versions', 'commit', 'provenance',
-           'run_once', 'find_record']
+           'lock', 'run_once', 'find_record']
 
 # %% ../nbs/02_records.ipynb #8e53c597
 import contextlib
@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from .config import digest, to_dict
 from .paths import LlmrecError, records_dir, root
@@ -126,7 +127,13 @@ def provenance(
     machine = dict(platform=platform.platform(), processor=platform.machine(), cpus=os.cpu_count())
     return dict(versions=versions(), **commit(), machine=machine, seconds=seconds, peak_mib=round(peak, 1))
 
-# %% ../nbs/02_records.ipynb #25edf29d
+# %% ../nbs/02_records.ipynb #62f2a6b3
+def lock(path: Path) -> FileLock:
+    "A lock for the computation of the record at `path`."
+    folder = path.parent / '.locks'
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f'{path.stem}.lock')
+
 def run_once(
     experiment: str,  # name of the experiment
     config,           # its frozen dataclass
@@ -139,10 +146,12 @@ def run_once(
     key = record_key(config, data, backbone)
     path = records_dir(profile) / f'{experiment}-{key}.json'
     if path.exists(): return load_record(path)
-    start = time.perf_counter()
-    metrics, arrays, seconds = compute()
-    seconds = dict(seconds, total=round(time.perf_counter() - start, 2))
-    save_record(Record(experiment, key, to_dict(config), data, backbone, metrics, arrays, provenance(seconds)), path.parent)
+    with lock(path):
+        if path.exists(): return load_record(path)
+        start = time.perf_counter()
+        metrics, arrays, seconds = compute()
+        seconds = dict(seconds, total=round(time.perf_counter() - start, 2))
+        save_record(Record(experiment, key, to_dict(config), data, backbone, metrics, arrays, provenance(seconds)), path.parent)
     return load_record(path)
 
 # %% ../nbs/02_records.ipynb #f17bf958
