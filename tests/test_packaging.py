@@ -102,7 +102,7 @@ def test_readme_is_filled_from_files(project):
     assert run('tools/readme.py', cwd=project).returncode == 0
     text = (project / 'README.md').read_text()
     assert '| [00](nbs/00_one.ipynb) | One | A \\| sentence. |' in text and text.count('not yet computed') == 2 and 'old' not in text
-    path = project / 'figures' / 'real-cpu' / 'llamarec' / 'table1.csv'
+    path = project / 'figures' / 'real-cpu' / 'llamarec' / 'table1.long.csv'
     path.parent.mkdir(parents=True)
     path.write_text('dataset,method,metric,value,low,high,seeds,paper\ntoy,A,NDCG@10,0.12345,0.1,0.2,3,0.13\ntoy,B,Recall@10,0.5,,,1,\n')
     assert run('tools/readme.py', '--check', cwd=project).returncode == 1

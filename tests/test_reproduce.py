@@ -59,7 +59,7 @@ def artefact(out, name, profile='miniature'):
 
 def records(out):
     "Record files that must not depend on when and how often a run was started."
-    return {k: v for k, v in files(Path(out) / 'data' / 'records').items() if not k.endswith('.provenance.json')}
+    return {k: v for k, v in files(Path(out) / 'data' / 'records').items() if not k.endswith('.provenance.json') and '.locks' not in k}
 
 def times(out): return {p.name: p.stat().st_mtime_ns for p in (Path(out) / 'data' / 'records').rglob('*') if p.is_file()}
 
