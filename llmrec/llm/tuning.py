@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['AdapterConfig', 'TuningConfig', 'training_rows', 'sample_negatives', 'draw_others', 'draw_candidates', 'RankerRows',
-           'check_rows', 'render_row', 'collate', 'label_loss', 'add_lora', 'adapter_weights', 'check_learnt',
-           'RankerTrainer', 'Schedule', 'checkpointing', 'arguments', 'check_optimiser', 'trainer_for',
-           'last_checkpoint', 'stopped', 'claim', 'restore_best', 'plain_folder', 'probe_logits', 'reopened_logits',
-           'save_adapter', 'with_adapter', 'kept_randomness', 'train', 'hand_back', 'history', 'finish', 'tune']
+           'check_rows', 'render_row', 'collate', 'gathered_logits', 'can_gather', 'label_loss', 'add_lora',
+           'adapter_weights', 'base_name', 'own_identity', 'read_adapter', 'layer_sizes', 'misfit', 'check_base',
+           'continue_from', 'check_learnt', 'RankerTrainer', 'Schedule', 'checkpointing', 'arguments',
+           'check_optimiser', 'trainer_for', 'last_checkpoint', 'stopped', 'claim', 'restore_best', 'plain_folder',
+           'probe_logits', 'reopened_logits', 'save_adapter', 'with_adapter', 'kept_randomness', 'train', 'hand_back',
+           'history', 'finish', 'determines', 'tune']
 
 # %% ../../nbs/44_tuning.ipynb #d89677bc
 import contextlib
@@ -15,7 +17,9 @@ import dataclasses
 import json
 import math
 import random
+import re
 import shutil
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,10 +34,10 @@ from torch.utils.data import Dataset
 from transformers import (EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments,
                           set_seed)
 
-from ..config import digest, to_dict
+from ..config import to_dict
 from .backbones import Backbone, file_fingerprint, new_folder, precision
 from .prompts import LlamaRecPromptConfig, encode_example, fit_prompt, letters
-from .ranking import kept_logits, left_padded, scoring
+from .ranking import accepted, head_rows, inner, kept_logits, left_padded, scoring
 from .verbalizer import Verbalizer
 from ..paths import LlmrecError
 from ..records import write_atomic
@@ -210,16 +214,47 @@ def collate(
     batch = left_padded([r['input_ids'] for r in rows], pad_id)
     return batch | dict(labels=left_padded([r['labels'] for r in rows], -100)['input_ids'])
 
+# %% ../../nbs/44_tuning.ipynb #a2c8fe15
+def gathered_logits(
+    model,
+    inputs: dict,           # a batch without labels, on the model's device
+    rows: torch.Tensor,     # (m,)
+    columns: torch.Tensor,  # (m,)
+) -> torch.Tensor:
+    "Logits (m, vocabulary) at the pairs (rows, columns); for models whose head is a plain linear layer."
+    body = inner(model).base_model
+    hidden = body(**accepted(body, inputs | dict(use_cache=False))).last_hidden_state
+    return inner(model).get_output_embeddings()(hidden[rows, columns])
+
+# %% ../../nbs/44_tuning.ipynb #0238a455
+def can_gather(
+    model,
+    row: dict,  # a training row: input_ids and labels
+) -> bool:
+    "Whether the head is a plain linear layer whose output are the model's own logits on `row`."
+    if head_rows(model, torch.tensor([0], device=model.device)) is None: return False
+    inputs = {k: v.to(model.device) for k, v in left_padded([row['input_ids']], 0).items()}
+    last = torch.tensor([len(row['input_ids']) - 1], device=model.device)
+    own, ours = kept_logits(model, inputs, last)[0].float(), gathered_logits(model, inputs, last * 0, last).float()
+    exact = own.dtype == ours.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
+    return bool((own - ours).abs().max() <= (1e-4 if exact else 2e-2) * own.abs().max().clamp(min=1))
+
 # %% ../../nbs/44_tuning.ipynb #7563427a
 def label_loss(
     model,
     batch: dict,  # from `collate`, on the model's device
+    gather: bool | None = None,  # whether labels may be gathered before the head, from `can_gather`; None looks at the head only
 ) -> torch.Tensor:
-    "Mean cross-entropy over the labelled tokens, without logits at other positions."
+    "Mean cross-entropy over the labelled tokens, without logits at other positions where the model can avoid them."
     inputs, labels = {k: v for k, v in batch.items() if k != 'labels'}, batch['labels']
-    columns = (labels != -100).any(0).nonzero()[:, 0]
-    logits = kept_logits(model, inputs, columns - 1)
-    return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels[:, columns].flatten(), ignore_index=-100)
+    labelled = labels[:, 1:] != -100
+    columns = labelled.any(0).nonzero()[:, 0]
+    if gather is None: gather = head_rows(model, torch.tensor([0], device=labels.device)) is not None
+    if gather and labelled.sum() < len(labels) * len(columns):
+        rows, before = labelled.nonzero(as_tuple=True)
+        return torch.nn.functional.cross_entropy(gathered_logits(model, inputs, rows, before).float(), labels[rows, before + 1])
+    logits = kept_logits(model, inputs, columns)
+    return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels[:, columns + 1].flatten(), ignore_index=-100)
 
 # %% ../../nbs/44_tuning.ipynb #54f84bec
 def add_lora(
@@ -243,6 +278,79 @@ def adapter_weights(model: PeftModel) -> dict:
     "The adapter's tensors by name, as they are saved."
     return {k: v.detach().cpu() for k, v in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
 
+# %% ../../nbs/44_tuning.ipynb #1aa886ec
+def base_name(identity: str) -> str:
+    "A backbone's identity without quantisation, type of computation and adapter."
+    return identity.split('+')[0].removesuffix('@main')
+
+def own_identity(name: str) -> bool:
+    "Whether `name` is an identity made by this project and not a hub id or a path."
+    return '/' not in name and re.search(r'-[0-9a-f]{16}$', name) is not None
+
+# %% ../../nbs/44_tuning.ipynb #8a042ec7
+def read_adapter(
+    folder,  # a peft adapter folder
+) -> tuple[dict, dict]:
+    "Configuration and tensors of the adapter in `folder`; an `LlmrecError` when one of its files is missing."
+    for name in ('adapter_model.safetensors', 'adapter_config.json'):
+        if not (Path(folder) / name).is_file():
+            raise LlmrecError(f'There is no adapter in {folder} ({name} is missing); give the folder that tune() returned.')
+    return json.loads((Path(folder) / 'adapter_config.json').read_text(encoding='utf-8')), load_file(Path(folder) / 'adapter_model.safetensors')
+
+# %% ../../nbs/44_tuning.ipynb #a27a1d23
+def layer_sizes(layer) -> tuple[int, int]:
+    "Inputs and outputs of a linear layer, quantised or not, or of GPT-2's `Conv1D`."
+    return (layer.in_features, layer.out_features) if hasattr(layer, 'in_features') else tuple(layer.weight.shape)
+
+def misfit(
+    model,           # without an adapter
+    weights: dict,   # an adapter's tensors, from `read_adapter`
+) -> str:
+    "The first LoRA tensor that has no place in `model`, and why; '' when all fit."
+    layers = dict(model.named_modules())
+    for name, tensor in weights.items():
+        where, _, side = name.removeprefix('base_model.model.').rpartition('.lora_')
+        if side not in ('A.weight', 'B.weight'): continue
+        if where not in layers: return f'it corrects {where}, which the backbone does not have'
+        inputs, outputs = layer_sizes(layers[where])
+        have, want = (tensor.shape[1], inputs) if side[0] == 'A' else (tensor.shape[0], outputs)
+        if have != want: return f'its {where} has size {have} and the backbone\'s {want}'
+    return ''
+
+# %% ../../nbs/44_tuning.ipynb #f0151557
+def check_base(
+    backbone: Backbone,  # without an adapter
+    folder,              # a peft adapter folder
+) -> None:
+    "Raise an `LlmrecError` when the adapter in `folder` was made for another base model; warn when only hub ids differ."
+    config, weights = read_adapter(folder)
+    made_for, here = base_name(config.get('base_model_name_or_path') or ''), base_name(backbone.identity)
+    why = misfit(backbone.model, weights)
+    if own_identity(made_for) and made_for != here: why = f'it was made for {made_for}'
+    if why: raise LlmrecError(f'The adapter in {folder} does not fit the backbone {backbone.identity}: {why}; load the backbone it was tuned on.')
+    if '/' in made_for and '/' in here and made_for.split('@')[0] != here.split('@')[0]:
+        warnings.warn(f'The adapter in {folder} names {made_for} as its base model and is put on {here}; the shapes agree.', stacklevel=2)
+
+# %% ../../nbs/44_tuning.ipynb #79c8e502
+def continue_from(
+    model: PeftModel,   # with a fresh adapter, from `add_lora`
+    folder,             # the adapter to go on with
+    cfg: TuningConfig,
+) -> PeftModel:
+    "`model` with the values of the adapter in `folder`; an `LlmrecError` when rank, scale or targets differ from `cfg`."
+    config, weights = read_adapter(folder)
+    for name, want in (('r', cfg.lora_r), ('lora_alpha', cfg.lora_alpha)):
+        if config.get(name) != want:
+            raise LlmrecError(f"The adapter in {folder} has {name} {config.get(name)} and the settings {want}; set TuningConfig.{'lora_r' if name == 'r' else name} to {config.get(name)}.")
+    if sorted(weights) != sorted(adapter_weights(model)):
+        raise LlmrecError(f"The adapter in {folder} corrects {config.get('target_modules')} and the settings {cfg.target_modules}; set TuningConfig.target_modules to the same.")
+    check_learnt(weights, f'in {folder}')
+    set_peft_model_state_dict(model, weights)
+    now = adapter_weights(model)
+    if not all(torch.equal(now[k].to(v.dtype), v) for k, v in weights.items()):
+        raise LlmrecError(f'The adapter in {folder} could not be put into the model; peft and its file do not fit together.')
+    return model
+
 # %% ../../nbs/44_tuning.ipynb #bbdbe734
 def check_learnt(
     weights: dict,  # from `adapter_weights`
@@ -265,9 +373,10 @@ class RankerTrainer(Trainer):
         self.backbone, self.measure = backbone, measure
         super().__init__(**kw)
         self.model_accepts_loss_kwargs = False
+        with scoring(dataclasses.replace(backbone, model=self.model)): self.gather = can_gather(self.model, self.train_dataset[0])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        with precision(self.backbone): return label_loss(model, inputs)
+        with precision(self.backbone): return label_loss(model, inputs, self.gather)
 
     def evaluate(self, *args, **kw) -> dict:
         with torch.random.fork_rng(): found = self.measure(self.model)
@@ -417,8 +526,8 @@ def plain_folder(
 def probe_logits(model, backbone: Backbone, row: dict) -> torch.Tensor:
     "Logits at the label positions of one training row, in float32, without dropout."
     batch = {k: v.to(model.device) for k, v in collate([row], backbone.tokenizer.pad_token_id).items()}
-    columns = (batch.pop('labels')[0] != -100).nonzero()[:, 0]
-    with scoring(dataclasses.replace(backbone, model=model)): return kept_logits(model, batch, columns - 1).float().cpu()
+    columns = (batch.pop('labels')[0, 1:] != -100).nonzero()[:, 0]
+    with scoring(dataclasses.replace(backbone, model=model)): return kept_logits(model, batch, columns[-2:]).float().cpu()
 
 # %% ../../nbs/44_tuning.ipynb #8c128a52
 def reopened_logits(model, backbone: Backbone, folder, row: dict) -> torch.Tensor:
@@ -453,9 +562,9 @@ def with_adapter(
     folder,  # a peft adapter folder
 ) -> Backbone:
     "`backbone` with the adapter in `folder`; its model is changed in place."
-    weights = Path(folder) / 'adapter_model.safetensors'
-    if not weights.is_file(): raise LlmrecError(f'There is no adapter in {folder} (adapter_model.safetensors is missing); give the folder that tune() returned.')
+    check_base(backbone, folder)
     model = PeftModel.from_pretrained(backbone.model, str(folder)).eval()
+    weights = Path(folder) / 'adapter_model.safetensors'
     saved, now = load_file(weights), adapter_weights(model)
     if sorted(saved) != sorted(now): raise LlmrecError(f'The adapter in {folder} does not fit the backbone {backbone.identity}; load the backbone it was tuned on.')
     check_learnt(now, f'in {folder}')
@@ -508,6 +617,12 @@ def finish(
     write_atomic(Path(out) / 'history.json', json.dumps(history(state), indent=1, sort_keys=True) + '\n')
     save_adapter(model, backbone, Path(out) / 'adapter', row)
 
+# %% ../../nbs/44_tuning.ipynb #2a476630
+def determines(cfg: TuningConfig, backbone: Backbone, rows: int, start, about: dict | None) -> dict:
+    "What is noted in `tuning.json`."
+    note = dict(cfg=to_dict(cfg), backbone=backbone.identity, rows=rows) | dict(about or {})
+    return note if start is None else note | dict(start=file_fingerprint(Path(start) / 'adapter_model.safetensors'))
+
 # %% ../../nbs/44_tuning.ipynb #909ad6ce
 def tune(
     backbone: Backbone,
@@ -518,10 +633,13 @@ def tune(
     resume: bool = True,  # go on from what is in `out_dir`; False starts anew
     callbacks=(),      # further callbacks of transformers
     progress: bool = False,
+    start=None,        # folder of an adapter to go on with; None begins with a fresh one
+    about: dict | None = None,  # what else determines the result, noted in `tuning.json`
 ) -> Path:
     "Tune an adapter and return its folder; a finished tuning returns at once, a killed one goes on."
     out, work = Path(out_dir), Path(out_dir) / 'work'
-    claim(out, dict(cfg=to_dict(cfg), backbone=backbone.identity, rows=len(train_dataset)), resume)
+    if start is not None: check_base(backbone, start)
+    claim(out, determines(cfg, backbone, len(train_dataset), start, about), resume)
     if (out / 'adapter').is_dir():
         shutil.rmtree(work, ignore_errors=True)
         return out / 'adapter'
@@ -529,6 +647,7 @@ def tune(
     with kept_randomness():
         model = add_lora(backbone, cfg)
         try:
+            if start is not None: continue_from(model, start, cfg)
             state = train(trainer_for(backbone, model, train_dataset, evaluate, cfg, work, callbacks, progress), cfg, work)
             finish(model, backbone, state, out, train_dataset[0])
         finally: hand_back(model)
