@@ -101,7 +101,7 @@ def test_readme_is_filled_from_files(project):
     assert run('tools/readme.py', '--check', cwd=project).returncode == 1
     assert run('tools/readme.py', cwd=project).returncode == 0
     text = (project / 'README.md').read_text()
-    assert '| [00](nbs/00_one.ipynb) | One | A \\| sentence. |' in text and text.count('not yet computed') == 2 and 'old' not in text
+    assert '| [00](nbs/00_one.ipynb) | One | A \\| sentence. |' in text and text.count('not yet computed') == 3 and 'old' not in text
     path = project / 'figures' / 'real-cpu' / 'llamarec' / 'table1.long.csv'
     path.parent.mkdir(parents=True)
     path.write_text('dataset,method,metric,value,low,high,seeds,paper\ntoy,A,NDCG@10,0.12345,0.1,0.2,3,0.13\ntoy,B,Recall@10,0.5,,,1,\n')
@@ -110,3 +110,14 @@ def test_readme_is_filled_from_files(project):
     text = (project / 'README.md').read_text()
     assert '| toy | A | 0.1235 [0.1000, 0.2000] | 0.1300 | – | – | 3 |' in text and '| toy | B | – | – | 0.5000 | – | 1 |' in text
     assert run('tools/readme.py', '--check', cwd=project).returncode == 0
+
+
+def test_readme_spreads_tallrec_over_k(project):
+    path = project / 'figures' / 'real-cpu' / 'tallrec' / 'table3.long.csv'
+    path.parent.mkdir(parents=True)
+    path.write_text('dataset,method,setting,metric,value,low,high,seeds,paper,protocol\ntoy,A,K=16,AUCx100,51.234,48,53.5,5,49.07,as_published\n'
+                    'toy,A,K=64,AUCx100,52,49,54,5,,as_published\ntoy,A,K=16,AUCx100,70,60,80,5,,corrected\n')
+    run('tools/readme.py', cwd=project)
+    text = (project / 'README.md').read_text()
+    assert '| dataset | method | K=16 | paper | K=64 | paper | seeds |' in text
+    assert '| toy | A | 51.23 [48, 53.50] | 49.07 | 52 [49, 54] | – | 5 |' in text and '70' not in text

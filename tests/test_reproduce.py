@@ -253,7 +253,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
 @pytest.mark.parametrize('name', MANIFEST)
 def test_the_defaults_of_a_notebook_are_the_miniature(name):
     profile = yaml.safe_load((ROOT / 'profiles' / 'miniature.yaml').read_text(encoding='utf-8'))
-    wanted = {'profile': 'miniature', **profile['parameters'], **(profile.get('artefacts') or {}).get(name, {})}
+    wanted = {'profile': 'miniature', **profile['parameters'], **profile['papers'].get(name.split('/')[0], {}), **(profile.get('artefacts') or {}).get(name, {})}
     found = {k: ast.literal_eval(p['default']) for k, p in papermill.inspect_notebook(str(ROOT / 'nbs' / MANIFEST[name])).items()}
     assert found['profile'] == 'miniature'
     assert {k: v for k, v in found.items() if k in wanted} == {k: wanted[k] for k in found if k in wanted}

@@ -13,9 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = {'0': 'Foundations', '1': 'Data', '2': 'Evaluation', '3': 'Sequential recommenders', '4': 'Language models',
             '5': 'Experiments', '6': "TALLRec's tables and figures", '7': "LlamaRec's tables and figures", '8': 'Beyond the papers'}
 COLUMNS = ('dataset', 'method', 'metric', 'value', 'low', 'high', 'seeds', 'paper')
-# file below figures/, heading, metrics shown (none: all)
-TABLES = (('real-cpu/llamarec/table1.long.csv', 'Retrieval and ranking (LlamaRec, Table 1)', ('NDCG@10', 'Recall@10')),
-          ('real-cpu/llamarec/table2.long.csv', 'Datasets after preprocessing (LlamaRec, Table 2)', ()))
+# file below figures/, heading, the column that is spread over the table's columns, its values shown (none: all), rows kept
+TABLES = (('real-cpu/tallrec/table3.long.csv', 'AUC x 100 with K training rows (TALLRec, Table 3, as published)', 'setting', (), {'protocol': 'as_published'}),
+          ('real-cpu/llamarec/table1.long.csv', 'Retrieval and ranking (LlamaRec, Table 1)', 'metric', ('NDCG@10', 'Recall@10'), {}),
+          ('real-cpu/llamarec/table2.long.csv', 'Datasets after preprocessing (LlamaRec, Table 2)', 'metric', (), {}))
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -46,7 +47,8 @@ def number(text: str) -> str:
     "A number as a reader wants it: counts whole, the rest with four digits."
     if text in ('', 'NaN'): return '–'
     value = float(text)
-    return f'{value:,.0f}' if value == round(value) and abs(value) >= 1 else f'{value:.4g}' if abs(value) < .01 else f'{value:.4f}'
+    if value == round(value) and abs(value) >= 1: return f'{value:,.0f}'
+    return f'{value:.4g}' if abs(value) < .01 else f'{value:.4f}' if abs(value) < 10 else f'{value:.2f}'
 
 
 def long_rows(path: Path) -> list[dict]:
@@ -64,20 +66,20 @@ def ours_and_paper(row: dict | None) -> list[str]:
     return [number(row['value']) + interval, number(row['paper'])]
 
 
-def expected(path: Path, metrics: tuple) -> str:
-    "One table: a line a dataset and method, two columns a metric."
+def expected(path: Path, spread: str, values: tuple, keep: dict) -> str:
+    "One table: a line a dataset and method, two columns a value of the column `spread`."
     if not path.exists(): return 'not yet computed'
-    rows = long_rows(path)
-    metrics = metrics or tuple(dict.fromkeys(r['metric'] for r in rows))
-    cells = {(r['dataset'], r['method'], r['metric']): r for r in rows}
+    rows = [r for r in long_rows(path) if all(r[c] == v for c, v in keep.items())]
+    values = values or tuple(dict.fromkeys(r[spread] for r in rows))
+    cells = {(r['dataset'], r['method'], r[spread]): r for r in rows}
     seeds = {(r['dataset'], r['method']): r['seeds'] for r in rows}
-    head = ['dataset', 'method', *(text for m in metrics for text in (m, 'paper')), 'seeds']
-    return table(head, [[*key, *(text for m in metrics for text in ours_and_paper(cells.get((*key, m)))), seeds[key]] for key in seeds])
+    head = ['dataset', 'method', *(text for v in values for text in (v, 'paper')), 'seeds']
+    return table(head, [[*key, *(text for v in values for text in ours_and_paper(cells.get((*key, v)))), seeds[key]] for key in seeds])
 
 
 def expected_numbers(root: Path) -> str:
     "The tables of `TABLES`, each with the file that it was read from."
-    return '\n\n'.join(f'**{heading}**, from `figures/{file}`:\n\n{expected(root / "figures" / file, metrics)}' for file, heading, metrics in TABLES)
+    return '\n\n'.join(f'**{heading}**, from `figures/{file}`:\n\n{expected(root / "figures" / file, *how)}' for file, heading, *how in TABLES)
 
 
 def filled(root: Path) -> str:
