@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from sklearn.metrics import roc_auc_score
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import (Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer, LlamaTokenizer, MistralConfig,
                           MistralForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer, TrainerCallback)
 
@@ -364,6 +365,31 @@ def test_a_quantised_base_takes_a_step_with_finite_gradients(place, tmp_path, qu
     prompts, _ = encode_questions(bb.tokenizer, DATA, DATA.splits['test'][:8], PROMPT)
     base, tuned = (score_answers(b, prompts, yesno_ids(bb.tokenizer)) for b in (bb, with_adapter(load(place, quantisation=quantisation, dtype=dtype), folder)))
     assert np.abs(base - tuned).max() > 1e-3
+
+
+@pytest.mark.parametrize('quantisation', ['none', '8bit', '4bit'])
+def test_checkpointing_lets_go_of_every_blocks_activations(place, tmp_path, monkeypatch, quantisation):
+    if quantisation != 'none': pytest.importorskip('bitsandbytes', reason='quantised weights need bitsandbytes')
+    bb, inputs, kept, seen = load(place, quantisation=quantisation), [], [], {}
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kw):
+            seen['norms'] = [float(p.grad.norm()) for n, p in model.named_parameters() if 'lora_B' in n]
+            seen['ways'] = [m._gradient_checkpointing_func.keywords['use_reentrant'] for m in model.modules() if getattr(m, 'gradient_checkpointing', False)]
+    def loss_and_count(model, batch, gather):
+        inputs.clear()
+        value = label_loss(model, batch, gather)
+        kept.append(sum(not i.expired() for i in inputs))
+        return value
+    monkeypatch.setattr('llmrec.llm.tuning.label_loss', loss_and_count)
+    for layer in bb.model.model.layers:
+        layer.mlp.down_proj.register_forward_pre_hook(lambda module, args: inputs.append(StorageWeakRef(args[0].untyped_storage())))
+    for on in (False, True):
+        cfg = short(1, gradient_checkpointing=on, target_modules=('q_proj', 'v_proj'))
+        tune(bb, YesNoRows(DATA, range(8), bb.tokenizer, PROMPT), None, cfg, tmp_path / str(on), callbacks=[Watch()])
+    assert kept[-1] == 0 and (kept[0] > 0 or quantisation != '8bit'), kept
+    assert seen['norms'] and min(seen['norms']) > 0
+    assert seen['ways'] and all(way == (quantisation == '8bit') for way in seen['ways'])
+    assert not bb.model.get_input_embeddings()._forward_hooks
 
 
 def test_one_row_and_no_row(tiny, tmp_path):
