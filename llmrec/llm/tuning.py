@@ -6,10 +6,10 @@
 __all__ = ['AdapterConfig', 'TuningConfig', 'training_rows', 'sample_negatives', 'draw_others', 'draw_candidates', 'RankerRows',
            'check_rows', 'render_row', 'collate', 'gathered_logits', 'can_gather', 'label_loss', 'add_lora',
            'adapter_weights', 'base_name', 'own_identity', 'read_adapter', 'layer_sizes', 'misfit', 'check_base',
-           'continue_from', 'check_learnt', 'RankerTrainer', 'Schedule', 'checkpointing', 'arguments',
-           'check_optimiser', 'trainer_for', 'last_checkpoint', 'stopped', 'claim', 'restore_best', 'plain_folder',
-           'probe_logits', 'reopened_logits', 'save_adapter', 'with_adapter', 'kept_randomness', 'train', 'hand_back',
-           'history', 'finish', 'determines', 'tune']
+           'continue_from', 'check_learnt', 'RankerTrainer', 'Schedule', 'in_eight_bits', 'checkpointing',
+           'InputGradients', 'arguments', 'check_optimiser', 'trainer_for', 'last_checkpoint', 'stopped', 'claim',
+           'restore_best', 'plain_folder', 'probe_logits', 'reopened_logits', 'save_adapter', 'with_adapter',
+           'kept_randomness', 'train', 'hand_back', 'history', 'finish', 'determines', 'tune']
 
 # %% ../../nbs/44_tuning.ipynb #d89677bc
 import contextlib
@@ -401,14 +401,27 @@ class Schedule(TrainerCallback):
         if self.last and state.global_step >= state.max_steps: control.should_evaluate = True
         return control
 
+# %% ../../nbs/44_tuning.ipynb #233ee33c
+def in_eight_bits(model) -> bool:
+    "Whether `model` has 8-bit linear layers of bitsandbytes; an adapter around them does not hide them."
+    return any(c.__module__.startswith('bitsandbytes.') and c.__name__ == 'Linear8bitLt' for m in model.modules() for c in type(m).__mro__)
+
 # %% ../../nbs/44_tuning.ipynb #8a038337
 def checkpointing(
     on: bool,  # whether activations are recomputed in the backward pass
+    model,     # reentrant when it is held in eight bits
 ) -> dict:
     "The trainer's arguments for gradient checkpointing, whose name differs between versions of transformers."
     if not on: return {}
     name = 'activation' if 'activation_checkpointing' in {f.name for f in dataclasses.fields(TrainingArguments)} else 'gradient'
-    return {f'{name}_checkpointing': True, f'{name}_checkpointing_kwargs': dict(use_reentrant=False)}
+    return {f'{name}_checkpointing': True, f'{name}_checkpointing_kwargs': dict(use_reentrant=in_eight_bits(model))}
+
+# %% ../../nbs/44_tuning.ipynb #75554d65
+class InputGradients(TrainerCallback):
+    "Let the embedding's output require gradients while training, once."
+    def on_train_begin(self, args, state, control, model=None, **kw):
+        model.disable_input_require_grads()
+        model.enable_input_require_grads()
 
 # %% ../../nbs/44_tuning.ipynb #94ce6060
 def arguments(
@@ -426,7 +439,7 @@ def arguments(
         metric_for_best_model=cfg.select, greater_is_better=True, restore_callback_states_from_checkpoint=True,
         per_device_train_batch_size=cfg.batch_size, gradient_accumulation_steps=cfg.accumulation, num_train_epochs=cfg.epochs,
         max_steps=cfg.max_steps, learning_rate=cfg.lr, lr_scheduler_type=cfg.schedule, warmup_steps=cfg.warmup_steps, optim=cfg.optimiser,
-        weight_decay=cfg.weight_decay, max_grad_norm=cfg.max_grad_norm, **checkpointing(cfg.gradient_checkpointing), seed=cfg.seed, data_seed=cfg.seed, fp16=backbone.dtype == 'float16' and not on_cpu,
+        weight_decay=cfg.weight_decay, max_grad_norm=cfg.max_grad_norm, **checkpointing(cfg.gradient_checkpointing, backbone.model), seed=cfg.seed, data_seed=cfg.seed, fp16=backbone.dtype == 'float16' and not on_cpu,
         use_cpu=on_cpu, dataloader_pin_memory=False, remove_unused_columns=False, label_names=['labels'],
         report_to='none', disable_tqdm=not progress, log_level='error')
 
@@ -453,6 +466,7 @@ def trainer_for(
     args._n_gpu = min(args.n_gpu, 1)
     own = [Schedule(dataset, cfg.evaluate_last and evaluate is not None)]
     if evaluate is not None: own.append(EarlyStoppingCallback(cfg.patience))
+    if cfg.gradient_checkpointing and in_eight_bits(model): own.append(InputGradients())
     trainer = RankerTrainer(backbone, evaluate, model=model, args=args, train_dataset=dataset, eval_dataset=dataset,
                             data_collator=partial(collate, pad_id=backbone.tokenizer.pad_token_id), callbacks=own + list(callbacks))
     trainer.remove_callback(PrinterCallback)
@@ -591,11 +605,12 @@ def train(trainer: RankerTrainer, cfg: TuningConfig, work) -> TrainerState:
         state = trainer.state
     return state
 
-# %% ../../nbs/44_tuning.ipynb #2cdb5909
+# %% ../../nbs/44_tuning.ipynb #88409ee6
 def hand_back(model: PeftModel) -> None:
-    "Take the adapter off the base model."
+    "Take the adapter off the base model, and what the trainer has switched on there."
     base = model.unload()
     if base.is_gradient_checkpointing: base.gradient_checkpointing_disable()
+    base.disable_input_require_grads()
     base.requires_grad_(False).eval()
 
 # %% ../../nbs/44_tuning.ipynb #c5fdd643
