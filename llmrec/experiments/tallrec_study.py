@@ -183,7 +183,7 @@ def row(c: Cell) -> dict:
 
 def frame(cells: list[Cell]) -> pl.DataFrame:
     "The long table of `cells`."
-    return pl.DataFrame([row(c) for c in cells], infer_schema_length=None)
+    return pl.DataFrame([row(c) for c in cells], infer_schema_length=None, schema_overrides=dict(seed_sd=pl.Float64))
 
 # %% ../../nbs/57_tallrec_study.ipynb #ceb3ccfa
 def tests(ours: Cell, others: list[Cell]) -> pl.DataFrame:
