@@ -257,7 +257,7 @@ PROTOCOL = ('K training rows drawn once a seed and the same for every method; po
 
 def study_caption(s: TallrecStudy, note: str = '', llm: bool = True, others=(), protocol: str = PROTOCOL) -> str:
     "The caption of an artefact of this study; `others` are studies of further protocols in the same artefact."
-    data = {(d, x.protocol): load_yesno(d, x.protocol) for x in (s, *others) for d in s.datasets}
+    data = {(d, x.protocol): load_yesno(d, x.protocol) for x in (s, *others) for d in x.datasets}
     seeds = f"The language model has seed{'s' * (len(s.llm_seeds) > 1)} {', '.join(map(str, s.llm_seeds))}." if llm and s.llm_seeds != s.seeds else ''
     presets = f"Preset{'s' * bool(others)} {', '.join(x.protocol for x in (s, *others))}."
     note = ' '.join(x for x in (presets, seeds, *dict.fromkeys(d.note for d in data.values()), note) if x)
