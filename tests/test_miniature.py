@@ -78,6 +78,37 @@ def test_likes_follow_taste(world):
     assert np.corrcoef(expected, given[RATING].to_numpy())[0, 1] > .8
 
 
+@pytest.mark.parametrize('thing, above', [('film', 3), ('book', 5)])
+def test_the_chance_of_a_like_is_the_law_of_the_ratings(world, thing, above):
+    items, ratings = (world.films, world.film_ratings) if thing == 'film' else (world.books, world.book_ratings)
+    place = {raw: i for i, raw in enumerate(items[ITEM])}
+    implicit = world.users['implicit'].to_numpy()[:, None]
+    chance = mini.like_chance(mini.opinions(world.users, items), SMALL, thing, implicit)[ratings[USER].to_numpy() - 1, [place[i] for i in ratings[ITEM]]]
+    like = (ratings[RATING] > above).to_numpy()
+    assert abs(like.sum() - chance.sum()) < 4 * np.sqrt((chance * (1 - chance)).sum())
+
+
+def test_the_reader_weighs_all_people_by_their_answers(world):
+    "The posterior equals a plain loop over everyone there could be, and whoever likes all of a genre is expected to like its next item."
+    people = mini.all_people(SMALL, 2)
+    chances, prior = mini.like_chance(mini.opinions(people, world.films), SMALL, 'film').T, people['prior'].to_numpy()
+    assert len(people) == 20 * 24 * 2 and prior.sum() == pytest.approx(1)
+    history, labels, top, bottom = [3, 9, 11], [True, False, True], 0., 0.
+    for person, p in enumerate(prior):
+        for item, liked in zip(history, labels): p *= chances[item, person] if liked else 1 - chances[item, person]
+        top, bottom = top + p * chances[20, person], bottom + p
+    assert mini.posterior_like(chances, prior, np.array(history), np.array(labels), 20) == pytest.approx(top / bottom)
+    crime = np.flatnonzero((world.films['genre'] == 'crime').to_numpy())
+    loved, hated = (mini.posterior_like(chances, prior, crime[:5], np.full(5, answer), crime[5]) for answer in (True, False))
+    assert loved > .8 and hated < .2
+
+
+def test_titles_of_two_words_are_as_frequent_as_asked():
+    words = mini.coin_words(np.random.default_rng(0), 3000)
+    share = [np.mean([' ' in t for t in mini.coin_titles(np.random.default_rng(1), words, two)]) for two in (0., .2, .9)]
+    assert share == pytest.approx([.02, .22, .9], abs=.03)
+
+
 def test_instructions_hold_no_rating(world):
     for record in mini.instructions(world, 60):
         assert list(record) == ['instruction', 'input', 'output'] and record['output']

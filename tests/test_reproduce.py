@@ -21,7 +21,7 @@ from llmrec.paths import root
 ROOT = root()
 MAIN = [sys.executable, '-c', 'from llmrec.reproduce import main; raise SystemExit(main())']
 TUNING = '{max_steps: 2, eval_steps: 1, warmup_steps: 0, batch_size: 4, optimiser: adamw_torch, gradient_checkpointing: false}'
-TINY = ('datasets=[films]', 'ranker_datasets=[films]', 'seeds=[0]', 'training={epochs: 4, validate_every: 10}', f'tuning={TUNING}', 'max_valid_users=8')
+TINY = ('datasets=[films]', 'ranker_datasets=[films]', 'seeds=[0]', 'training={epochs: 2, validate_every: 10}', f'tuning={TUNING}', 'max_valid_users=8')
 MANIFEST = yaml.safe_load((ROOT / 'artefacts.yaml').read_text(encoding='utf-8'))
 
 
@@ -205,7 +205,7 @@ def test_a_damaged_record_is_named(made, tmp_path, suffix, content):
 
 # --- killed and started again
 
-CURVE = ('datasets=[films]', 'ranker_datasets=[films]', 'seeds=[0, 1]', 'ranker_seeds=[0]', 'training={epochs: 12, validate_every: 10, patience: 1000}')
+CURVE = ('datasets=[films]', 'ranker_datasets=[films]', 'seeds=[0, 1]', 'ranker_seeds=[0]', 'training={epochs: 5, validate_every: 10, patience: 1000}')
 
 def state_of(checkpoint): return torch.load(checkpoint, weights_only=True)
 

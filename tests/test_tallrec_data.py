@@ -124,6 +124,12 @@ def test_the_miniature_domains_are_consistent(name, protocol):
     assert data.checksum == yesno_checksum(name, protocol)
 
 
+def test_the_miniature_leaves_rows_enough_to_test_on():
+    "TALLRec's films keep the last 10,000 windows, its books one row a reader."
+    rows = {name: [f.height for f in load_yesno(name).splits.values()] for name in ('films', 'books')}
+    assert rows == {'films': [8000, 1000, 1000], 'books': [800, 100, 100]}
+
+
 def test_checksums_of_real_data_need_no_data_and_tell_protocols_apart(tmp_path, monkeypatch):
     monkeypatch.setenv('LLMREC_DATA', str(tmp_path / 'none'))
     monkeypatch.setenv('LLMREC_OUT', str(tmp_path))
