@@ -1,4 +1,5 @@
 "The miniature world: reproducible, readable by the papers' loaders, and with the effects it was built for."
+import dataclasses
 import subprocess
 import sys
 
@@ -109,10 +110,34 @@ def test_titles_of_two_words_are_as_frequent_as_asked():
     assert share == pytest.approx([.02, .22, .9], abs=.03)
 
 
-def test_instructions_hold_no_rating(world):
-    for record in mini.instructions(world, 60):
+def test_instructions_hold_no_rating_and_no_wording_of_the_papers(world):
+    for record in mini.instructions(world, 320):
         assert list(record) == ['instruction', 'input', 'output'] and record['output']
-        assert 'like' not in record['instruction'] and 'user' not in record['instruction'].lower()
+        text = ' '.join(record.values()).lower()
+        for word in ('like', 'user', 'preference', 'identify', 'determine', 'enjoy', 'recommend', 'candidate', 'target'): assert word not in text
+
+
+def test_instructions_are_balanced_and_do_not_depend_on_users(world):
+    records = mini.instructions(world, 3200)
+    for task in ('Is the genre', 'Is the mood', 'Was the', 'Do the two', 'Is there a', 'Is the year'):
+        answers = [r['output'] for r in records if r['instruction'].startswith(task)]
+        assert len(answers) > 150 and sorted(dict.fromkeys(answers)) == ['No.', 'Yes.'] and .38 < answers.count('Yes.') / len(answers) < .62
+    other = mini.make_world(dataclasses.replace(SMALL, n_users=50))
+    assert mini.instructions(other, 100) == mini.instructions(dataclasses.replace(world, config=other.config), 100)
+
+
+def test_what_instructions_say_is_true(world):
+    items = {i[TITLE]: i for i in (*world.films.to_dicts(), *world.books.to_dicts())}
+    for r in mini.instructions(world, 1600):
+        ask, given, answer = r.values()
+        about = [items[t] for t in items if f'"{t}"' in given]
+        if ask.startswith('Name the genre'): assert answer == about[0]['genre'].capitalize() + '.'
+        elif ask.startswith('Is the mood'): assert (answer == 'Yes.') == (about[0]['mood'] in ask)
+        elif ask.startswith('Do the two'): assert (answer == 'Yes.') == (about[0]['genre'] == about[-1]['genre'])
+        elif ask.startswith('Is there a'):
+            new = next(i for i in about if f'"{i[TITLE]}"' in given.partition('\n')[2])
+            assert (answer == 'Yes.') == any(i['genre'] == new['genre'] for i in about if i is not new)
+        elif ask.startswith('Count'): assert answer == mini.NUMBERS[len(about)]
 
 
 def test_a_world_is_made_once(world, tmp_path, monkeypatch):

@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['GENRES', 'MOODS', 'VERSION', 'CONSONANTS', 'VOWELS', 'CODAS', 'GENRE_VALENCE', 'MOOD_VALENCE', 'BIAS',
-           'IMPLICIT_SPREAD', 'HOUR', 'DAY', 'WorldConfig', 'coin_words', 'coin_titles', 'catalogue', 'make_films',
-           'isbn', 'make_books', 'implicit_share', 'make_users', 'attention', 'afresh', 'onward', 'choice_weights',
-           'next_item_law', 'walk', 'opinions', 'make_ratings', 'book_notes', 'World', 'make_world', 'ml_100k_files',
-           'ml_latest_files', 'bookcrossing_files', 'amazon_files', 'instructions', 'world_files', 'write_world',
-           'checksum_of', 'ensure_world', 'world_checksum', 'like_chance', 'all_people', 'posterior_like']
+           'IMPLICIT_SPREAD', 'HOUR', 'DAY', 'NUMBERS', 'TASKS', 'OF_BOOKS', 'WorldConfig', 'coin_words', 'coin_titles',
+           'catalogue', 'make_films', 'isbn', 'make_books', 'implicit_share', 'make_users', 'attention', 'afresh',
+           'onward', 'choice_weights', 'next_item_law', 'walk', 'opinions', 'make_ratings', 'book_notes', 'World',
+           'make_world', 'ml_100k_files', 'ml_latest_files', 'bookcrossing_files', 'amazon_files', 'tell_genre',
+           'tell_mood', 'tell_author', 'tell_year', 'describe', 'is_genre', 'is_mood', 'is_author', 'are_alike',
+           'is_among', 'pick_genre', 'repeat', 'count', 'sort_years', 'end_letter', 'is_earlier', 'instruction_records',
+           'instructions', 'world_files', 'write_world', 'checksum_of', 'ensure_world', 'world_checksum', 'like_chance',
+           'all_people', 'posterior_like']
 
 # %% ../../nbs/14_miniature.ipynb #a53f4bd6
 import dataclasses
@@ -16,13 +19,14 @@ import gzip
 import hashlib
 import json
 import os
+import random
 import shutil
 from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 
 from ..config import digest
 from ..paths import AUTHOR, ITEM, RATING, TIMESTAMP, TITLE, USER, LlmrecError, known, miniature_dir
@@ -50,7 +54,7 @@ class WorldConfig:
     off_mood: float = .08  # weight of an item in the wrong mood, where the right one has 1
     off_genre: float = .005 # weight of an item in the wrong genre
     noise: float = .6      # standard deviation of a rating's noise, in stars
-    implicit: float = .3   # mean share of a reader's book ratings that are 0, 'implicit'
+    implicit: float = .1   # mean share of a reader's book ratings that are 0, 'implicit'
 
 # %% ../../nbs/14_miniature.ipynb #d56383bf
 CONSONANTS, VOWELS, CODAS = 'bdfghklmnprstvz', 'aeiou', ('', '', '', 'l', 'n', 'r', 's')
@@ -124,11 +128,11 @@ def make_books(rng: np.random.Generator, cfg: WorldConfig, titles: list[str], na
 # %% ../../nbs/14_miniature.ipynb #8a4cb247
 GENRE_VALENCE = (1., 1., 1., -1., -1., -1.)
 MOOD_VALENCE = (1., .3, -.3, -1.)
-BIAS, IMPLICIT_SPREAD = .15, .2  # standard deviations of a person's bias, in stars, and of the share of implicit ratings
+BIAS, IMPLICIT_SPREAD = .15, 2.  # standard deviations of a person's bias, in stars, and of the inclination to leave books without a grade
 
 def implicit_share(z, cfg: WorldConfig):
     "The share of implicit book ratings of a person who lies `z` standard deviations above the mean."
-    return np.clip(cfg.implicit + IMPLICIT_SPREAD * z, 0, .9)
+    return ndtr(ndtri(cfg.implicit) * np.sqrt(1 + IMPLICIT_SPREAD**2) + IMPLICIT_SPREAD * np.asarray(z))
 
 def make_users(rng: np.random.Generator, cfg: WorldConfig) -> pl.DataFrame:
     "user (1..n), age, genre and mood valences, a bias in stars, the share of implicit book ratings, first day."
@@ -303,21 +307,117 @@ def amazon_files(world: World) -> dict[str, bytes]:
             for b in world.books.iter_rows(named=True)]
     return {'ratings_Books.csv.gz': _gz(_lf(ratings)), 'meta_Books.json.gz': _gz(_lf(map(repr, meta)))}
 
-# %% ../../nbs/14_miniature.ipynb #06d19c95
-def instructions(world: World, n: int = 200) -> list[dict[str, str]]:
-    "`n` instruction records about films and books: genre, author, and Yes/No questions about genre and mood."
-    rng, records = np.random.default_rng(world.config.seed), []
+# %% ../../nbs/14_miniature.ipynb #a47223c9
+def _title(item: dict) -> str: return f'"{item[TITLE]}"'
+
+def _name(r: random.Random, item: dict) -> str:
+    "The quoted title; half of the time a book's author stands behind it."
+    return _title(item) + (f' written by {item[AUTHOR]}' if AUTHOR in item and r.random() < .5 else '')
+
+def _list(items, show=_title) -> str: return ', '.join(map(show, items))
+
+def _yes_or_no(question: str) -> str: return f'{question} Answer with "Yes." or "No.".'
+
+def _with(items: list[dict], item: dict, column: str, same: bool) -> list[dict]:
+    "The other items that have the `item`'s value in `column`, or those that do not."
+    return [x for x in items if x is not item and (x[column] == item[column]) == same]
+
+# %% ../../nbs/14_miniature.ipynb #e4026842
+def tell_genre(r, kind, items):
+    item = r.choice(items)
+    return f'Name the genre of the {kind}.', _name(r, item), item['genre'].capitalize() + '.'
+
+def tell_mood(r, kind, items):
+    item = r.choice(items)
+    return f'Name the mood of the {kind}.', _name(r, item), item['mood'].capitalize() + '.'
+
+def tell_author(r, kind, items):
+    item = r.choice(items)
+    return f'Name the author of the {kind}.', _title(item), item[AUTHOR] + '.'
+
+def tell_year(r, kind, items):
+    item = r.choice(items)
+    return f'In which year did the {kind} come out?', _title(item), f"{item['year']}."
+
+def describe(r, kind, items):
+    item = r.choice(items)
+    return f'Describe the {kind} in one sentence.', _name(r, item), f"It is a {item['mood']} {item['genre']} {kind}."
+
+# %% ../../nbs/14_miniature.ipynb #286ac789
+def _is_it(r, kind, items, column, names):
+    item, yes = r.choice(items), r.random() < .5
+    asked = item[column] if yes else r.choice([name for name in names if name != item[column]])
+    return _yes_or_no(f'Is the {column} of the {kind} {asked}?'), _name(r, item), 'Yes.' if yes else 'No.'
+
+def is_genre(r, kind, items): return _is_it(r, kind, items, 'genre', GENRES)
+def is_mood(r, kind, items): return _is_it(r, kind, items, 'mood', MOODS)
+
+def is_author(r, kind, items):
+    item, yes = r.choice(items), r.random() < .5
+    author = item[AUTHOR] if yes else r.choice(_with(items, item, AUTHOR, False))[AUTHOR]
+    return _yes_or_no(f'Was the {kind} written by {author}?'), _title(item), 'Yes.' if yes else 'No.'
+
+# %% ../../nbs/14_miniature.ipynb #97dd5710
+def are_alike(r, kind, items):
+    item, yes = r.choice(items), r.random() < .5
+    other = r.choice(_with(items, item, 'genre', yes))
+    return _yes_or_no(f'Do the two {kind}s have the same genre?'), f'First: {_name(r, item)}\nSecond: {_name(r, other)}', 'Yes.' if yes else 'No.'
+
+def is_among(r, kind, items):
+    item, yes = r.choice(items), r.random() < .5
+    shelf = r.sample(_with(items, item, 'genre', False), r.randint(2, 6))
+    if yes: shelf[r.randrange(len(shelf))] = r.choice(_with(items, item, 'genre', True))
+    text = f'Shelf: {_list(shelf, lambda x: _name(r, x))}\nNew {kind}: {_name(r, item)}'
+    return _yes_or_no(f'Is there a {kind} on the shelf that has the genre of the new {kind}?'), text, 'Yes.' if yes else 'No.'
+
+# %% ../../nbs/14_miniature.ipynb #62d9a70a
+NUMBERS = {2: 'Two.', 3: 'Three.', 4: 'Four.', 5: 'Five.', 6: 'Six.'}
+
+def pick_genre(r, kind, items):
+    shelf = r.sample(items, r.randint(3, 5))
+    genre = r.choice(shelf)['genre']
+    return f'Pick the first {genre} {kind} of the list.', _list(shelf), _title(next(x for x in shelf if x['genre'] == genre)) + '.'
+
+def repeat(r, kind, items):
+    shelf, end = r.sample(items, r.randint(2, 5)), r.randrange(2)
+    return f"Repeat the {('first', 'last')[end]} {kind} of the list.", _list(shelf), _title(shelf[-end]) + '.'
+
+def count(r, kind, items):
+    shelf = r.sample(items, r.randint(2, 6))
+    return f'Count the {kind}s in the list.', _list(shelf, lambda x: _name(r, x)), NUMBERS[len(shelf)]
+
+# %% ../../nbs/14_miniature.ipynb #1050f111
+def sort_years(r, kind, items):
+    years = r.sample(range(1935, 1999), r.randint(2, 4))
+    return 'Sort the years from the earliest to the latest.', ', '.join(map(str, years)), ', '.join(map(str, sorted(years))) + '.'
+
+def end_letter(r, kind, items):
+    item, end = r.choice(items), r.randrange(2)
+    letters = [c for c in item[TITLE].partition(' (')[0] if c.isalpha()]
+    return f"What is the {('first', 'last')[end]} letter of the title?", _title(item), letters[-end].upper() + '.'
+
+def is_earlier(r, kind, items):
+    a, b = r.sample(range(1935, 1999), 2)
+    return _yes_or_no(f'Is the year {a} before the year {b}?'), '', 'Yes.' if a < b else 'No.'
+
+# %% ../../nbs/14_miniature.ipynb #2771d27b
+TASKS = (tell_genre, tell_mood, tell_author, tell_year, describe, is_genre, is_mood, is_author, are_alike, is_among,
+         pick_genre, repeat, count, sort_years, end_letter, is_earlier)
+OF_BOOKS = (tell_author, is_author)  # films have no author here
+
+def instruction_records(films: list[dict], books: list[dict], n: int, seed: int) -> list[dict[str, str]]:
+    "`n` instruction records in all `TASKS` alike, in random order, about items given with title, genre, mood, year and, for books, author."
+    r, records = random.Random(f'instructions {seed}'), []
     for k in range(n):
-        kind, frame = ('film', world.films) if k % 2 else ('book', world.books)
-        item = frame.row(int(rng.integers(len(frame))), named=True)
-        column, names = (('genre', GENRES), ('mood', MOODS))[k // 2 % 2]
-        asked = item[column] if rng.random() < .5 else names[rng.integers(len(names))]
-        task = k % 3
-        if task == 0: ask, answer = f'Name the genre of the {kind}.', item['genre'].capitalize() + '.'
-        elif task == 1 and kind == 'book': ask, answer = 'Name the author of the book.', item[AUTHOR] + '.'
-        else: ask, answer = f'Is the {column} of the {kind} {asked}? Answer Yes or No.', 'Yes.' if asked == item[column] else 'No.'
-        records.append({'instruction': ask, 'input': f'"{item[TITLE]}"', 'output': answer})
+        task = TASKS[k % len(TASKS)]
+        kind, items = ('book', books) if task in OF_BOOKS or r.random() < .5 else ('film', films)
+        records.append(dict(zip(('instruction', 'input', 'output'), task(r, kind, items))))
+    r.shuffle(records)
     return records
+
+def instructions(world: World, n: int = 2000) -> list[dict[str, str]]:
+    "`n` instruction records about the films and books of `world`."
+    return instruction_records(world.films.to_dicts(), world.books.to_dicts(), n, world.config.seed)
 
 # %% ../../nbs/14_miniature.ipynb #cdbfa3cd
 def world_files(world: World) -> dict[str, bytes]:

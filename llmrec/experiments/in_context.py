@@ -22,7 +22,7 @@ from ..data.yesno import load_yesno, yesno_checksum
 from ..evaluation.auc import auc, auc_summary
 from .retrieval import one_thread
 from ..llm.answers import generate_answers, score_answers
-from ..llm.backbones import BackboneConfig, backbone_identity, load_backbone
+from ..llm.backbones import BackboneConfig, backbone_identity, backbone_label, load_backbone
 from ..llm.chat import KINDS, Answer, EndpointConfig, answer_kind, api_key, as_asked, ask, endpoint_name, one_scale
 from ..llm.tuning import with_adapter
 from ..llm.yesno import YesNoPromptConfig, context_of, encode_questions, question, record_of, shortened, yesno_ids
@@ -168,7 +168,7 @@ class Asked:
 
 def local_name(cfg: BackboneConfig) -> str:
     "How a local model is called in a figure."
-    return 'tiny Llama, random weights' if cfg.name.startswith('tiny') else cfg.name
+    return backbone_label(cfg.name)
 
 # %% ../../nbs/57_in_context.ipynb #e48029d4
 def ask_endpoint(endpoint: EndpointConfig, base: InContextRun, profile: str, progress: bool = True) -> Asked:

@@ -23,7 +23,7 @@ from ..data.datasets import DATASETS, dataset_checksum
 from ..evaluation.intervals import bootstrap_interval
 from ..evaluation.ranking import per_user
 from . import llamarec, retrieval
-from ..llm.backbones import BackboneConfig, backbone_identity
+from ..llm.backbones import BackboneConfig, backbone_identity, backbone_label
 from ..paths import figures_dir, known
 from ..records import Record, write_atomic
 from ..sequential.training import TrainingConfig
@@ -39,7 +39,7 @@ class LlamaRecStudy:
     seeds_by_dataset: dict = field(default_factory=dict)  # dataset -> seeds, where they are not `seeds`
     training: dict = field(default_factory=dict)   # changes to TrainingConfig
     variants: dict = field(default_factory=dict)   # name -> changes to LRURecConfig, run with the first seed
-    backbone: str = 'tiny'                         # 'tiny', a folder, or a hub id
+    backbone: str = 'tiny'                         # 'tiny', 'miniature', a folder, or a hub id
     quantisation: Literal['none', '8bit', '4bit'] = 'none'
     dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
     ranker_datasets: tuple[str, ...] = ('films', 'books')  # the ranker is run on these
@@ -130,7 +130,7 @@ def backbone_of(s: LlamaRecStudy) -> str:
 
 def ranker_name(s: LlamaRecStudy) -> str:
     "How the ranker is called in a table."
-    return f"LlamaRec ({'tiny Llama, random weights' if s.backbone.startswith('tiny') else s.backbone})"
+    return f'LlamaRec ({backbone_label(s.backbone)})'
 
 # %% ../../nbs/53_llamarec_study.ipynb #0cc87009
 def frame(

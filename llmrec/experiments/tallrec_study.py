@@ -22,7 +22,7 @@ from ..evaluation.auc import auc, auc_summary, compare, seed_t_test
 from ..evaluation.intervals import holm, seed_interval
 from . import binary, in_context, tallrec
 from .study import drop_empty, run_all
-from ..llm.backbones import BackboneConfig, backbone_identity
+from ..llm.backbones import LABELS, BackboneConfig, backbone_identity
 from ..llm.encoders import EncoderConfig
 from ..paths import figures_dir, known
 from ..records import Record, write_atomic
@@ -45,7 +45,7 @@ class TallrecStudy:
     weight_decays: tuple[float, ...] = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)  # searched on validation (paper, 3)
     search: Literal['draw', 'first draw'] = 'first draw'  # for every draw, or once, on the first one
     encoder: dict = field(default_factory=lambda: dict(name='backbone'))  # an EncoderConfig
-    backbone: str = 'tiny'                    # 'tiny', a folder, or a hub id
+    backbone: str = 'tiny'                    # 'tiny', 'miniature', a folder, or a hub id
     quantisation: Literal['none', '8bit', '4bit'] = 'none'
     dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
     variants: tuple[str, ...] = ('TALLRec',)  # of the language model
@@ -136,10 +136,10 @@ def binary_cells(s: TallrecStudy, ks=None) -> list[Cell]:
                                 np.stack([r.arrays['test_score'] for r in runs]), float(np.mean([r.metrics['valid_auc'] for r in runs]))))
     return out
 
-# %% ../../nbs/58_tallrec_study.ipynb #f10bf5ab
+# %% ../../nbs/58_tallrec_study.ipynb #3d9f75ab
 def llm_name(s: TallrecStudy, variant: str) -> str:
-    "How a variant is called in a table; a tiny model without pretraining is called what it is."
-    return f'{variant} (tiny Llama, random weights)' if s.backbone in ('tiny', 'tiny-metaspace') else variant
+    "How a variant is called in a table; a small model of our own is called what it is."
+    return f'{variant} ({LABELS[s.backbone]})' if s.backbone in LABELS else variant
 
 def llm_cells(s: TallrecStudy, domains=None, ks=None) -> list[tuple[tuple, Cell]]:
     "(domains tuned on, cell) for every variant, K and test dataset."

@@ -1,0 +1,231 @@
+"The corpus: nobody of the world, no prompt of either paper, true statements, consistent people, and a curriculum."
+import dataclasses
+import os
+import random
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from llmrec.data import corpus
+from llmrec.data import miniature as mini
+from llmrec.data.corpus import FACT, KINDS, VERDICT, CorpusConfig, Now, documents, now_at, shares_at, things_of, tokenizer_texts
+from llmrec.data.tallrec import ASK, DISLIKED, LIKED, TALLREC_INSTRUCTION
+from llmrec.llm.backbones import byte_tokenizer
+from llmrec.llm.prompts import INSTRUCTION
+from llmrec.llm.yesno import COMMENT, PAPER_INSTRUCTION, PREAMBLE, paper_record, wrap
+from llmrec.paths import ITEM, TITLE, USER, LlmrecError
+
+CFG = CorpusConfig()
+STEPS = (0, 100, 300, 600, 900, 1100, 1500, 2500, 4000, 7000)
+
+
+def text_of(document): return ''.join(text for text, _ in document)
+
+
+@pytest.fixture(scope='module')
+def world(): return mini.make_world()
+
+@pytest.fixture(scope='module')
+def things(world): return things_of(world)
+
+@pytest.fixture(scope='module')
+def sample(things): return [d for step in STEPS for d in documents(things, CFG, step, 2000)]    # 20,000
+
+@pytest.fixture(scope='module')
+def by_name(things): return {i.bare: i for i in things.items}
+
+@pytest.fixture(scope='module')
+def names(by_name): return re.compile(r'(?<!\w)(' + '|'.join(re.escape(t) for t in sorted(by_name, key=len, reverse=True)) + r')(?!\w)')
+
+
+def test_two_worlds_with_one_catalogue_have_one_corpus(world, things):
+    other = mini.make_world(mini.WorldConfig(seed=5))
+    swapped = dataclasses.replace(world, config=other.config, users=other.users, film_ratings=other.film_ratings, book_ratings=other.book_ratings)
+    nobody = dataclasses.replace(world, users=None, film_ratings=None, book_ratings=None)
+    for w in (swapped, nobody):
+        assert things_of(w) == things
+        assert documents(things_of(w), CFG, 3000, 500) == documents(things, CFG, 3000, 500)
+        assert tokenizer_texts(things_of(w), CFG) == tokenizer_texts(things, CFG)
+
+
+def test_no_four_titles_in_a_row_from_anybodys_history(world, sample, names):
+    "A row ends where genres stand between titles. By chance one seed in some dozens has such a row (notebook 15)."
+    histories = {}
+    for items, ratings in ((world.films, world.film_ratings), (world.books, world.book_ratings)):
+        bare = {i: corpus.YEAR.sub('', t) for i, t in items.select(ITEM, TITLE).iter_rows()}
+        for (user,), own in ratings.group_by(USER, maintain_order=True):
+            row = [bare[i] for i in own[ITEM]]
+            for k in range(len(row) - 3): histories[tuple(row[k:k + 4])] = user
+    assert len(histories) > 30_000
+    genres, rows, found = re.compile(r'\b(?:' + '|'.join(mini.GENRES) + r')\b', re.I), 0, []
+    for document in sample:
+        for part in genres.split(text_of(document)):
+            row = names.findall(part)
+            rows += max(0, len(row) - 3)
+            found += [row[k:k + 4] for k in range(len(row) - 3) if tuple(row[k:k + 4]) in histories]
+    assert rows > 50_000 and found == []
+
+
+def pieces_of(template): return [p for p in re.split(r'\{\w*\}', template) if len(p.strip()) > 3]
+
+def phrases():
+    "The constant strings of both papers' prompts, whole and in parts, and words that occur in no other text of this size."
+    paper = paper_record(['a', 'b'], [1, 0], 'c', 1)['input']
+    out = [*pieces_of(TALLREC_INSTRUCTION), *pieces_of(PAPER_INSTRUCTION), *re.split(r'\W[ab]\W|c$', paper), INSTRUCTION, LIKED, DISLIKED, *pieces_of(ASK), COMMENT, *PREAMBLE,
+           'user\'s preference', 'identify whether', 'will like the target', 'by answering', 'historical interactions', 'determine whether', 'will enjoy', 'liked items', 'disliked items',
+           'Target new', 'chronological order', 'candidate pool', 'User history', 'index letter', 'recommend an item', 'Preference', 'Unpreference', 'target', '### Response', '### Instruction', '### Input']
+    return [p.strip().lower() for p in out if p.strip(' .:;,\n')]
+
+
+def test_no_document_has_the_words_of_a_prompt(sample):
+    texts = '\0'.join(map(text_of, sample)).lower()
+    assert len(phrases()) > 20 and [p for p in phrases() if p in texts] == []
+
+
+def test_no_verdict_is_a_yes_or_a_no(sample):
+    said = dict.fromkeys(text for d in sample for text, w in d if w == VERDICT)
+    assert len(said) > 60 and not [t for t in said if re.search(r'\b(yes|no|not|y|n)\b', t, re.I)]
+    for document in sample:
+        for k, (text, w) in enumerate(document):
+            if re.search(r'\b(Yes|No)\b', text): assert text in ('Yes', 'No') and w == FACT and document[k + 1][0] == ', it is '
+
+
+def test_the_wrapper_is_alpacas():
+    assert corpus.WRAPPER.format(instruction='Do.', input='This', output='') == wrap('Do.', 'This')
+
+
+STATEMENTS = (
+    (r'{name} is a (?P<mood>\w+) (?P<genre>\w+) (?P<kind>film|book)\. ', 'it_is'),
+    (r'Genre of {name}: (?P<genre>\w+)\. ', 'its_genre'), (r'Mood of {name}: (?P<mood>\w+)\. ', 'its_mood'),
+    (r'{name}, (?P<genre>\w+) \((?P<mood>\w+)\)\. ', 'in_brackets'), (r'Everybody says that {name} is (?P<mood>\w+)\. ', 'everybody'),
+    (r'{name} was written by (?P<author>\w+ \w+)\. ', 'origin'), (r'{name} came out in (?P<year>\d+)\. ', 'origin'))
+
+
+def test_facts_are_true(things, by_name, names):
+    r, found = random.Random(0), dict.fromkeys(f for _, f in STATEMENTS)
+    quoted = r'\W?' + names.pattern + r'(?: \((?P<stated>\d{4})\))?\W?'
+    forms = [(re.compile(p.replace('{name}', quoted)), f) for p, f in STATEMENTS]
+    for _ in range(6000):
+        text = text_of(corpus.sentence(r, things))
+        for form, f in forms:
+            m = form.fullmatch(text)
+            if not m: continue
+            thing, found[f] = by_name[m[1]], (found[f] or 0) + 1
+            for field, value in m.groupdict().items():
+                if value: assert value == getattr(thing, 'year' if field == 'stated' else field), text
+            break
+        else: assert re.search(r' genre\. $| more\. $|\? (Yes|No), it is ', text), text
+    assert min(found.values()) > 400
+
+
+def test_shelves_and_questions_about_facts_are_true(things, by_name, names):
+    for seed in range(400):
+        i = random.Random(seed).choice(things.items)
+        shelf = text_of(corpus.on_the_shelf(random.Random(seed), things, i, ''))
+        assert [(by_name[t].genre, by_name[t].kind) for t in names.findall(shelf)] == [(i.genre, i.kind)] * 3 and shelf.lower().startswith(f'{i.genre} {i.kind}s')
+        ask = re.search(r' a (\w+) (\w+)\? (Yes|No), it is (\w+)\.', text_of(corpus.asked(random.Random(seed), things, i, 'X')))
+        assert (ask[1] == i.genre) == (ask[3] == 'Yes') and ask[2] == i.kind and ask[4] == i.genre
+        alike = text_of(corpus.alike(random.Random(seed), things, i, 'X'))
+        assert (by_name[names.search(alike)[1]].genre == i.genre) == ('the same' in alike)
+    documents_ = [corpus.brief(random.Random(seed), things, None) for seed in range(400)]
+    for name, said in (p for d in documents_ for p in re.findall(names.pattern + r' ([\w ]+), ', text_of(d))):
+        assert said in (by_name[name].genre, by_name[name].mood, f'{by_name[name].mood} {by_name[name].genre}')
+
+
+def test_quizzes_are_answered_rightly(things, by_name, names):
+    found = 0
+    for seed in range(1500):
+        document = corpus.quiz(random.Random(seed), things, None)
+        lettered = {m[1]: by_name[m[2]] for m in re.finditer(r'([A-T])\W+' + names.pattern, ''.join(t for t, w in document[:22] if w == corpus.TITLES and re.match(r'\W?[A-T]\W', t)))}
+        for k, (text, w) in enumerate(document):
+            if w != FACT: continue
+            found += 1
+            if text in mini.GENRES + mini.MOODS: assert text in (lettered[document[k - 2][0]].genre, lettered[document[k - 2][0]].mood)
+            elif document[k - 3][0] in ('Letter of ', 'Where is '): assert lettered[text].bare == names.search(document[k - 2][0])[1]
+            else: assert re.search(rf'\b({lettered[text].genre}|{lettered[text].mood})\b', document[k - 1][0])
+    assert found > 3000
+
+
+def test_a_person_is_of_one_mind_about_a_genre(sample, by_name, names):
+    mention, people = re.compile(names.pattern + r'|\b(' + '|'.join(mini.GENRES) + r')\b'), 0
+    for document in sample:
+        side, since = {}, ''
+        for text, w in document:
+            if w != VERDICT: since += text; continue
+            thing = mention.findall(since)[-1]
+            genre = thing[1] or by_name[thing[0]].genre
+            assert side.setdefault(genre, text.lower()) == text.lower(), text_of(document)
+            since = ''
+        people += bool(side)
+        for word in dict.fromkeys(side.values()): assert sum(v == word for v in side.values()) <= 3
+    assert people > 5000
+
+
+@pytest.mark.parametrize('kind', ['plain_lists', 'lists', 'labelled_lists'])
+def test_lists_agree_with_the_verdicts_after_them(things, by_name, names, kind):
+    "All of a genre stands in one list, and the lists say the verdicts that follow."
+    for seed in range(300):
+        document, agree = KINDS[kind](random.Random(seed), things, Now(0., 0., .8)), {}
+        first = next(k for k, (_, w) in enumerate(document) if w == VERDICT)
+        listed = [text for text, w in document[:first] if w == corpus.TITLES and names.search(text)][:-1]
+        if kind == 'plain_lists':
+            word = {by_name[t].genre: text.split()[0].strip(':') for text in listed for t in names.findall(text)}
+        else:
+            groups = [text for text in listed if ' are of ' not in text]
+            word = {by_name[t].genre: k for k, text in enumerate(groups[-2:]) for t in names.findall(text)}
+        assert len(word) > 0
+        since = ''
+        for text, w in document:
+            if w != VERDICT: since += text; continue
+            genre, since = by_name[names.findall(since)[-1]].genre, ''
+            if kind == 'plain_lists' and genre in word: assert word[genre] == text
+            elif genre in word: assert agree.setdefault(word[genre], text) == text
+        assert len(dict.fromkeys(agree.values())) == len(agree)
+
+
+def test_documents_are_a_function_of_configuration_and_step(things):
+    some = documents(things, CFG, 2000, 300)
+    assert documents(things, CFG, 2000, 100) == some[:100]
+    assert documents(things, CFG, 2001, 300) != some != documents(things, dataclasses.replace(CFG, seed=1), 2000, 300)
+    code = 'from llmrec.data.corpus import *; from llmrec.data.miniature import *; from llmrec.config import digest; print(digest(documents(things_of(make_world()), CorpusConfig(), 2000, 300)))'
+    env = {**os.environ, 'PYTHONHASHSEED': '7'}
+    other = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True, env=env).stdout.strip()
+    assert other == mini.digest(some)
+
+
+def test_attributes_give_way_to_titles(things, names):
+    "The share of judged things that are named by attributes falls from all to few."
+    shares = []
+    for step in (0, 300, 600, 900, 5000):
+        by_title = [bool(names.search(d[k - 2][0])) for d in documents(things, CFG, step, 1500) for k, (_, w) in enumerate(d) if w == VERDICT and k > 1]
+        shares.append(1 - np.mean(by_title))
+    assert shares[0] == shares[1] == 1 and shares[1] > shares[2] > shares[3]
+    assert [now_at(CFG, s).attributes for s in (0, 10_000)] == [1, CFG.attributes.values[-1]]
+
+
+def test_shares_are_kept_and_every_kind_is_there_in_the_end(things):
+    assert list(KINDS) == [f.name for f in dataclasses.fields(corpus.Shares)] and all(v > 0 for v in shares_at(CFG, 6000).values())
+    only = dataclasses.replace(CFG, shares=corpus.Shares(**{name: corpus.Course((0,), (float(name == 'echo'),)) for name in KINDS}))
+    assert all(re.search(r'Again: |Once more: |That is: |\n', text_of(d)) for d in documents(things, only, 10, 50))
+
+
+def test_words_of_titles_are_single_tokens(things):
+    "After a space and at a quotation mark, with 3,584 tokens."
+    tokenizer = byte_tokenizer(tokenizer_texts(things, CFG), 3584)
+    single = [len(tokenizer.encode(f'x {word}').tokens) == 3 for i in things.items for word in re.findall(r'\w+', i.bare)[:1]]
+    quoted = [len(tokenizer.encode(f'x "{word}').tokens) == 4 for i in things.items for word in re.findall(r'\w+', i.bare)[:1]]
+    assert np.mean(single) > .98 and np.mean(quoted) > .98
+    for text in (*mini.GENRES, *mini.MOODS, *(word for pair in corpus.WORDS for word in pair)): assert len(tokenizer.encode(f'x {text}').tokens) == 3
+    for text in ('Yes', 'No', *corpus.LETTERS): assert len(tokenizer.encode(f'x\n{text}').tokens) == 4
+
+
+def test_a_world_that_is_too_small_is_told_so(world):
+    with pytest.raises(LlmrecError, match='larger world'): things_of(dataclasses.replace(world, books=world.books[:5]))
+
+
+def test_small_worlds_have_a_corpus():
+    small = things_of(mini.make_world(mini.WorldConfig(seed=3, n_users=40, n_films=64, n_books=64)))
+    assert all(text_of(d) for step in (0, 1000, 5000) for d in documents(small, CFG, step, 200))
