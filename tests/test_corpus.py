@@ -168,7 +168,7 @@ def test_a_person_is_of_one_mind_about_a_genre(sample, by_name, names):
 def test_lists_agree_with_the_verdicts_after_them(things, by_name, names, kind):
     "All of a genre stands in one list, and the lists say the verdicts that follow."
     for seed in range(300):
-        document, agree = KINDS[kind](random.Random(seed), things, Now(0., 0., .8)), {}
+        document, agree = KINDS[kind](random.Random(seed), things, Now(0., 0., 1., .8)), {}
         first = next(k for k, (_, w) in enumerate(document) if w == VERDICT)
         listed = [text for text, w in document[:first] if w == corpus.TITLES and names.search(text)][:-1]
         if kind == 'plain_lists':

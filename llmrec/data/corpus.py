@@ -81,23 +81,24 @@ class Course:
 @dataclass(frozen=True)
 class Shares:
     "How much of each kind of document there is at which step; relative to their sum. The names are those of `KINDS`."
-    brief: Course = Course((249, 250, 899, 900), (.03, .43, .43, .14))
-    facts: Course = Course((249, 250, 899, 900), (.06, .04, .04, .08))
+    brief: Course = Course((119, 120, 249, 250, 799, 800), (.03, .3, .3, .43, .43, .14))
+    facts: Course = Course((119, 120, 799, 800), (.06, .04, .04, .07))
     echo: Course = Course((249, 250, 999, 1000), (.4, .15, .15, .05))
-    stream: Course = Course((249, 250, 700, 1200), (.51, .38, .38, .24))
-    plain_lists: Course = Course((700, 1200, 2200), (0., .35, .05))
-    lists: Course = Course((700, 1200, 2200), (0., .08, .28))
-    labelled_lists: Course = Course((700, 1200, 2200), (0., .04, .14))
-    quiz: Course = Course((700, 1200), (0., .05))
-    views: Course = Course((700, 1200), (0., .05))
+    stream: Course = Course((119, 120, 249, 250, 600, 1100), (.51, .27, .27, .38, .38, .22))
+    plain_lists: Course = Course((600, 1100, 2600), (0., .38, .05))
+    lists: Course = Course((600, 1100, 2600), (0., .03, .26))
+    labelled_lists: Course = Course((600, 1100, 2600), (0., .02, .13))
+    quiz: Course = Course((600, 1100), (0., .06))
+    views: Course = Course((600, 1100), (0., .04))
 
 @dataclass(frozen=True)
 class CorpusConfig:
     "How the corpus is written."
     seed: int = 0
-    attributes: Course = Course((400, 875), (1., .05))  # chance that an attribute stands in place of a title
-    simple: Course = Course((400, 1400), (1., 0.))      # chance that a stream has the plainest form
-    gaps: Course = Course((1875, 6875), (0., .8))       # how far verdicts move away from questions
+    attributes: Course = Course((300, 775), (1., .05))  # chance that an attribute stands in place of a title
+    simple: Course = Course((900, 1700), (1., 0.))      # chance that a stream has the plainest form
+    wide: Course = Course((900, 1700), (0., 1.))        # how far quotes, years and authors come into plain forms
+    gaps: Course = Course((1500, 4500), (0., .8))       # chance that more than a separator stands before a verdict
     shares: Shares = Shares()
     repeats: int = 200  # how often the tokenizer's texts hold each title
 
@@ -106,6 +107,7 @@ class Now(NamedTuple):
     "The curriculum's numbers at one step."
     attributes: float
     simple: float
+    wide: float
     gaps: float
 
 def now_at(cfg: CorpusConfig, step: int) -> Now: return Now(*(getattr(cfg, name).at(step) for name in Now._fields))
@@ -280,10 +282,11 @@ def simple_stream(r: random.Random, things: Things, now: Now) -> Document:
 def stream(r: random.Random, things: Things, now: Now) -> Document:
     "Titles, or mood and genre in their place, with verdicts."
     if r.random() < now.simple: return simple_stream(r, things, now)
-    style, some = a_style(r), wandering(r, things, kinds(r), GENRES, r.randint(10, 16))
+    style, some = a_style(r) if r.random() < now.wide / 2 else Style(), wandering(r, things, kinds(r), GENRES, r.randint(10, 16))
     head = [(r.choice(NAMES) + r.choice((' said: ', ': ', '\n', ' wrote: ')), PROSE)] if r.random() < .5 else []
-    named = [(f'{i.mood} {i.genre}' if r.random() < now.attributes else mention(i, style), i) for i in some]
-    return head + verdicts(named, taste(r), r.choice(WORDS), r.choice((' ', ' ', ': ', ' - ', ' = ', ' was ')), r.choice((', ', '. ', '; ', '\n', ' ')))
+    named = [(i.genre if r.random() < now.attributes else mention(i, style), i) for i in some]
+    between = r.choice((' ', ' ', ': ', ' - ', ' = ', ' was ')) if r.random() < now.wide / 2 else ' '
+    return head + verdicts(named, taste(r), r.choice(WORDS), between, r.choice((', ', '. ', '; ', ' and ')))
 
 # %% ../../nbs/15_corpus.ipynb #e686ba36
 def drawn_sides(draw: Callable[[], Thing], liked, n: int, tries: int = 12) -> tuple[list[Thing], list[Thing]]:
@@ -312,7 +315,8 @@ def plain_lists(r: random.Random, things: Things, now: Now) -> Document:
     "Things that were judged, in one or two lists, then others with their verdicts; few separators."
     liked, words = taste(r), r.choice(SIMPLE_WORDS) if r.random() < .7 else tuple(r.sample(LABELS, 2))
     draw = drawing(r, things, kinds(r), r.sample(GENRES, r.choice((2, 3, 4, 6, 6))))
-    def show(i): return i.genre if r.random() < now.attributes else i.bare
+    style = a_style(r) if r.random() < now.wide else Style()
+    def show(i): return i.genre if r.random() < now.attributes else mention(i, style)
     shown = (in_turn if r.random() < .4 else by_side)(r, draw, liked, words, r.choice((3, 5, 6, 8, 10)), show)
     new = [(show(i), i) for i in drawn(draw, r.randint(4, 7))]
     return shown + [(r.choice(('', 'then ', 'and now ')), PROSE)] + verdicts(new, liked, words, ' ', ', ')
@@ -324,9 +328,9 @@ def filler(r: random.Random, n: int) -> Document:
 
 def gap(r: random.Random, gaps: float) -> Document:
     "What stands between a question and the verdict."
-    if r.random() < .1 + .35 * (1 - gaps): return [(r.choice((': ', ' ', ', ', ' was ', ' - ', '\n', '? ')), PROSE)]
+    if r.random() >= gaps: return [(r.choice((': ', ': ', ' ', ' ', ', ', ' was ', ' - ', '\n', '? ')), PROSE)]
     out = [(r.choice(('? ', '. ', ', ', '\n', '\n\n')) if r.random() < .5 else ' ', PROSE)]
-    out += filler(r, r.choice((0, 1, 1, 2, 3, 4) if r.random() < gaps else (0, 1)))
+    out += filler(r, r.choice((0, 0, 1, 1, 2, 3)))
     if r.random() < .6: out.append((r.choice(('\n', '\n\n', '', ' ')) + r.choice(HEADINGS) + r.choice((': ', ':\n', ' - ', '\n')), PROSE))
     return out
 
@@ -478,7 +482,7 @@ WRAPPER = ('Below is an instruction that describes a task, paired with an input 
 # %% ../../nbs/15_corpus.ipynb #b5b9f98e
 def sample_texts(things: Things, cfg: CorpusConfig, n: int) -> list[str]:
     "`n` documents of every kind, with and without attributes."
-    r, now = random.Random(f'{cfg.seed} tokenizer'), Now(attributes=.1, simple=.2, gaps=.7)
+    r, now = random.Random(f'{cfg.seed} tokenizer'), Now(attributes=.1, simple=.2, wide=.8, gaps=.7)
     return [''.join(text for text, _ in kind(r, things, now)) for kind in KINDS.values() for _ in range(n)]
 
 def tokenizer_texts(things: Things, cfg: CorpusConfig) -> list[str]:

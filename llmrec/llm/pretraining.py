@@ -46,7 +46,7 @@ from ..records import versions, write_atomic
 @dataclass(frozen=True)
 class Rates:
     "How fast each group of weights learns, and when."
-    matrix: float = .01   # Muon, all matrices of the layers but queries and keys
+    matrix: float = .015  # Muon, all matrices of the layers but queries and keys
     match: float = 1e-3   # AdamW, queries and keys
     other: float = 2e-3   # AdamW, embeddings and normalisations
     warmup: int = 50      # steps over which the rates rise
@@ -64,6 +64,7 @@ class Wiring:
     carry: float = .4   # weight of what the first layer's heads read and write
     gain: float = 2.    # weight of the matching of contents, in all other layers
     turn: float = .05   # radians a token; rotary pairs that turn faster are not used to match contents
+    forward: int = 2    # the last layers, whose heads look back as the first layer's do
 
 # %% ../../nbs/48_pretraining.ipynb #72148817
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class PretrainingConfig:
     vocab_size: int = 3584
     hidden_size: int = 64
     intermediate_size: int = 192
-    num_hidden_layers: int = 5
+    num_hidden_layers: int = 6
     num_attention_heads: int = 2
     max_position_embeddings: int = 2048
     steps: int = 6000
@@ -177,9 +178,9 @@ def reading_and_writing(d: int, slow: torch.Tensor, generator: torch.Generator) 
     else: out[0, rows], out[1, rows] = directions(d, n, generator), directions(d, n, generator)
     return out[0], out[1]
 
-# %% ../../nbs/48_pretraining.ipynb #776c93e5
-def wire_head(attention, layer: int, h: int, brought: list, frequencies: torch.Tensor, wiring: Wiring, generator: torch.Generator) -> None:
-    "Wire head `h` of `layer`; `brought` collects what the heads of the first layer read and write."
+# %% ../../nbs/48_pretraining.ipynb #4eb449c6
+def wire_head(attention, layer: int, h: int, first_forward: int, brought: list, frequencies: torch.Tensor, wiring: Wiring, generator: torch.Generator) -> None:
+    "Wire head `h` of `layer`; from layer `first_forward` on heads look back; `brought` collects what the heads of the first layer read and write."
     size, d = attention.head_dim, attention.q_proj.in_features
     head, slow = slice(h * size, (h + 1) * size), frequencies <= wiring.turn
     if layer == 0:
@@ -187,7 +188,8 @@ def wire_head(attention, layer: int, h: int, brought: list, frequencies: torch.T
         look_back(attention, head, frequencies, h + 1, wiring.pos)
         return carry(attention, head, *brought[h], wiring.carry)
     like, read = directions(d, size, generator), directions(d, size, generator)
-    match(attention, head, slow, *(brought[h] if layer <= 2 else (like, like)), wiring.gain)
+    if layer >= first_forward: look_back(attention, head, frequencies, 1 + h + (h > 0) * (layer - first_forward), wiring.pos)
+    else: match(attention, head, slow, *(brought[h] if layer <= 2 else (like, like)), wiring.gain)
     carry(attention, head, read, read, .5)
 
 # %% ../../nbs/48_pretraining.ipynb #49777086
@@ -202,7 +204,7 @@ def wire(model: LlamaForCausalLM, cfg: PretrainingConfig) -> None:
     for n, layer in enumerate(model.model.layers):
         for part, size in ((layer.self_attn, .3), (layer.mlp, .4)):
             for weight in part.parameters(): weight.normal_(0, size * d ** -.5, generator=g)
-        for h in range(cfg.num_attention_heads): wire_head(layer.self_attn, n, h, brought, model.model.rotary_emb.inv_freq, cfg.wiring, g)
+        for h in range(cfg.num_attention_heads): wire_head(layer.self_attn, n, h, max(3, cfg.num_hidden_layers - cfg.wiring.forward), brought, model.model.rotary_emb.inv_freq, cfg.wiring, g)
 
 # %% ../../nbs/48_pretraining.ipynb #5a319393
 SHAPE_FIELDS = ('hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads', 'max_position_embeddings')
