@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['YEAR', 'Document', 'VERDICT', 'FACT', 'NAMED', 'PROSE', 'TITLES', 'WORDS', 'SIMPLE_WORDS', 'HEADS', 'LABELS', 'NAMES',
-           'FILLERS', 'LEADS', 'MARKS', 'HEADINGS', 'QUOTES', 'SENTENCES', 'BEFORE', 'AFTER_HEAD', 'BETWEEN',
-           'AFTER_LIST', 'Show', 'LETTERS', 'BRACKETS', 'LAW', 'RUN', 'KINDS', 'WRAPPER', 'Thing', 'Things',
+           'FILLERS', 'SHORT_LEADS', 'LEADS', 'MARKS', 'HEADINGS', 'QUOTES', 'SENTENCES', 'BEFORE', 'AFTER_HEAD',
+           'BETWEEN', 'AFTER_LIST', 'Show', 'LETTERS', 'BRACKETS', 'LAW', 'RUN', 'KINDS', 'WRAPPER', 'Thing', 'Things',
            'things_of', 'Course', 'Shares', 'CorpusConfig', 'Now', 'now_at', 'shares_at', 'Style', 'a_style', 'mention',
            'brief', 'it_is', 'its_genre', 'its_mood', 'in_brackets', 'everybody', 'origin', 'on_the_shelf', 'asked',
            'alike', 'sentence', 'facts', 'echo', 'taste', 'kinds', 'drawing', 'far', 'fitting', 'drawn',
@@ -138,8 +138,8 @@ FILLERS = ('when asked on a rainy day', 'after a long evening', 'the friends won
            'in the end', 'the note was short', 'here is what was written', 'a task was set', 'the request was clear', 'write it down', 'complete the page',
            'the text below says more', 'an answer was given', 'what follows is the reply', 'the input is above', 'context matters', 'describe it',
            'choose a word', 'a further line')
-LEADS = ('What about {}?', 'Then came {}', 'And {}', 'Next: {}', 'Now {}', '{}', 'Consider {}', 'Is {} a good idea?', 'Will {} do?', 'How did {} go?',
-         'The question is {}', 'Would {} suit?', 'The new one is {}', 'Asked about {}')
+SHORT_LEADS = ('Then came {}', 'And {}', 'Next: {}', 'Now {}', '{}', 'Consider {}', 'The question is {}', 'The new one is {}', 'Asked about {}')
+LEADS = (*SHORT_LEADS, 'What about {}?', 'Is {} a good idea?', 'Will {} do?', 'How did {} go?', 'Would {} suit?')
 MARKS = ('', '# ', '## ', '### ', '> ', '* ')
 HEADINGS = tuple(mark + word for mark in MARKS for word in ('Verdict', 'Answer', 'Reply', 'Result', 'Outcome', 'Opinion', 'Response', 'Decision', 'Word', 'Note')
                  if mark + word != '### Response')  # both papers' prompts end with that one
@@ -356,9 +356,10 @@ def headed(r: random.Random, groups, heads: tuple[str, str], show: Show) -> Docu
 # %% ../../nbs/15_corpus.ipynb #94d5c9f0
 def questions(r: random.Random, some: list[Thing], liked, words: tuple[str, str], show: Show, gaps: float) -> Document:
     "Each thing with a lead, a gap and the verdict; half of the documents have one gap throughout."
-    out, lead, one = [], r.choice(LEADS), gap(r, gaps) if r.random() < .5 else None
+    leads = LEADS if r.random() < gaps else SHORT_LEADS
+    out, lead, one = [], r.choice(leads), gap(r, gaps) if r.random() < .5 else None
     for i in some:
-        out.append(((lead if r.random() < .7 else r.choice(LEADS)).format(show(i)), TITLES))
+        out.append(((lead if r.random() < .7 else r.choice(leads)).format(show(i)), TITLES))
         out += one or gap(r, gaps)
         out += [(words[i.genre not in liked], VERDICT), (r.choice(('.', '.\n', '\n', '; ', ', ')), PROSE)]
     return out
@@ -378,7 +379,9 @@ def judged(r: random.Random, things: Things, now: Now, heads: tuple[str, str], w
 # %% ../../nbs/15_corpus.ipynb #733aca7e
 def lists(r: random.Random, things: Things, now: Now) -> Document:
     "Lists and verdicts in words that say which side is which."
-    return judged(r, things, now, r.choice(HEADS), r.choice(WORDS))
+    words = r.choice(WORDS)
+    heads = r.choice(HEADS) if r.random() < .2 + now.gaps else tuple(word.capitalize() for word in words)
+    return judged(r, things, now, heads, words)
 
 # %% ../../nbs/15_corpus.ipynb #4f10fb77
 def labelled_lists(r: random.Random, things: Things, now: Now) -> Document:
