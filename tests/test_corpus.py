@@ -171,7 +171,7 @@ def test_lists_agree_with_the_verdicts_after_them(things, by_name, names, kind):
     for seed in range(300):
         document, agree = KINDS[kind](random.Random(seed), things, Now(0., 0., 1., .8)), {}
         first = next(k for k, (_, w) in enumerate(document) if w == VERDICT)
-        listed = [text for text, w in document[:first] if w == corpus.TITLES and names.search(text)][:-1]
+        listed = [text for k, (text, w) in enumerate(document[:first]) if w == corpus.TITLES and names.search(text) and document[k - 1][0] != 'Is '][:-1]
         if kind == 'plain_lists':
             word = {by_name[t].genre: text.split()[0].strip(':') for text in listed for t in names.findall(text)}
         else:
@@ -233,16 +233,27 @@ def test_small_worlds_have_a_corpus():
     assert all(text_of(d) for step in (0, 1000, 5000) for d in documents(small, CFG, step, 200))
 
 
-def test_ordinary_words_of_the_prompts_say_nothing(things, sample):
-    "Where 'preference' heads a list it is an arbitrary label: as often of what is liked as of what is not."
-    liked, n = 0, 0
-    for seed in range(4000):
-        r = random.Random(seed)
-        document = corpus.labelled_lists(r, things, Now(0., 1., 1., 0.))
-        said = [text.lower() for text, w in document if w == VERDICT]
-        assert not {'loved', 'hated', 'liked', 'disliked'} & set(said)
-        n += 1
-        liked += said[0] in document[0][0].lower()
-    assert .4 < liked / n < .8    # the first heading names the first verdict's side about half of the time
-    words = {t.lower() for d in sample for t, w in d if w == VERDICT}
-    assert words - {w.lower() for pair in corpus.WORDS for w in pair} - {w.lower() for pair in corpus.HEADS for w in pair} <= {w.lower() for w in (*corpus.ORDINARY, *corpus.LABELS)}
+def test_ordinary_words_judge_nothing(sample):
+    "'preference', 'user' and 'target' are met, and never as a heading or a verdict."
+    assert {'preference', 'user', 'target', 'whether'} < set(corpus.ORDINARY) - {w.lower() for w in corpus.verdict_words()}
+    met = dict.fromkeys(w for d in sample for w in re.findall(r'the (\w+) and the', text_of(d)))
+    assert {'preference', 'user', 'target', 'whether'} < set(met)
+    said = {t.lower() for d in sample for t, w in d if w == VERDICT}
+    assert said <= {w.lower() for pair in (*corpus.WORDS, *corpus.HEADS) for w in pair} | set(corpus.LABELS)
+
+
+def test_words_that_the_headings_do_not_say_are_announced(things):
+    "Either the lists or an announcement hold both words of the verdicts, before the first of them."
+    for kind in ('lists', 'labelled_lists'):
+        for seed in range(400):
+            document = KINDS[kind](random.Random(seed), things, Now(0., 1., 1., .5))
+            first = next(k for k, (_, w) in enumerate(document) if w == VERDICT)
+            before = ''.join(t for t, _ in document[:first]).lower()
+            assert all(t.lower() in before for t, w in document if w == VERDICT), before
+
+
+def test_yes_and_no_are_about_facts_also_after_lists(things):
+    "As often Yes as No, whatever the person likes."
+    said = [document[k][0] for seed in range(2000) for document in [KINDS['lists'](random.Random(seed), things, Now(0., 0., 1., .8))]
+            for k in range(len(document)) if document[k][0] in ('Yes', 'No')]
+    assert len(said) > 400 and abs(said.count('Yes') / len(said) - .5) < .06

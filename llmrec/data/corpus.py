@@ -10,9 +10,10 @@ __all__ = ['YEAR', 'Document', 'VERDICT', 'FACT', 'NAMED', 'PROSE', 'TITLES', 'W
            'a_style', 'mention', 'brief', 'it_is', 'its_genre', 'its_mood', 'in_brackets', 'everybody', 'origin',
            'on_the_shelf', 'asked', 'alike', 'sentence', 'facts', 'taste', 'kinds', 'drawing', 'far', 'fitting',
            'drawn', 'of_attributes', 'a_show', 'a_pair', 'wandering', 'verdicts', 'stream', 'drawn_sides', 'in_turn',
-           'by_side', 'filler', 'gap', 'preface', 'questions', 'asked_after', 'plain_lists', 'headed', 'judged',
-           'lists', 'labelled_lists', 'Options', 'ask_letter', 'ask_what', 'ask_which', 'options', 'quiz', 'next_state',
-           'chain', 'views', 'documents', 'verdict_words', 'naming_words', 'sample_texts', 'tokenizer_texts']
+           'by_side', 'filler', 'gap', 'preface', 'aside', 'questions', 'asked_after', 'plain_lists', 'headed',
+           'announced', 'judged', 'lists', 'labelled_lists', 'Options', 'ask_letter', 'ask_what', 'ask_which',
+           'options', 'quiz', 'next_state', 'chain', 'views', 'documents', 'verdict_words', 'naming_words',
+           'sample_texts', 'tokenizer_texts']
 
 # %% ../../nbs/15_corpus.ipynb #ef063283
 import random
@@ -95,7 +96,7 @@ class CorpusConfig:
     "How the corpus is written."
     seed: int = 0
     attributes: Course = Course((600, 1000), (1., .05))  # chance that an attribute stands in place of a title
-    words: Course = Course((900, 1600), (0., .7))        # chance that a pair of words or headings is any one, not one of the first few
+    words: Course = Course((900, 1600), (0., .6))        # chance that a pair of words or headings is any one, not one of the first few
     wide: Course = Course((80, 400), (0., 1.))           # how far quotes, years, authors, leads and separators come in
     gaps: Course = Course((300, 1500), (0., .8))         # chance that more than a separator stands before a verdict
     shares: Shares = Shares()
@@ -266,7 +267,7 @@ def a_pair(r: random.Random, now: Now) -> tuple[str, str]:
     "The words of two sides: opposite verdicts, or two labels."
     every = r.random() < now.words
     if r.random() < .6: return r.choice(WORDS if every else SIMPLE_WORDS)
-    return tuple(r.sample(ORDINARY if every else LABELS, 2))
+    return tuple(r.sample(LABELS, 2))
 
 # %% ../../nbs/15_corpus.ipynb #bf5373d3
 def wandering(r: random.Random, things: Things, kinds, genres, n: int) -> list[Thing]:
@@ -332,20 +333,26 @@ def preface(r: random.Random, things: Things) -> Document:
     out = filler(r, r.randint(1, 6)) + [('\n', PROSE)] if r.random() < .5 else []
     return out + (sentence(r, things) if r.random() < .2 else [])
 
-# %% ../../nbs/15_corpus.ipynb #94d5c9f0
-def questions(r: random.Random, some: list[Thing], liked, words: tuple[str, str], show: Show, gaps: float) -> Document:
+# %% ../../nbs/15_corpus.ipynb #a7906564
+def aside(r: random.Random, things: Things) -> Document:
+    "A question of fact about any thing, and its answer."
+    i = r.choice(things.items)
+    return asked(r, things, i, mention(i, Style(r.choice(QUOTES), r.random() < .5)))
+
+def questions(r: random.Random, things: Things, some: list[Thing], liked, words: tuple[str, str], show: Show, gaps: float) -> Document:
     "Each thing with a lead, a gap and the verdict; half of the documents have one gap throughout."
     leads = LEADS if r.random() < gaps else SHORT_LEADS
     out, lead, one = [], r.choice(leads), gap(r, gaps) if r.random() < .5 else None
     for i in some:
+        if r.random() < gaps / 4: out += aside(r, things)
         out.append(((lead if r.random() < .7 else r.choice(leads)).format(show(i)), TITLES))
         out += one or gap(r, gaps)
         out += [(words[i.genre not in liked], VERDICT), (r.choice(('.', '.\n', '\n', '; ', ', ')), PROSE)]
     return out
 
-def asked_after(r: random.Random, some: list[Thing], liked, words: tuple[str, str], show: Show, now: Now) -> Document:
+def asked_after(r: random.Random, things: Things, some: list[Thing], liked, words: tuple[str, str], show: Show, now: Now) -> Document:
     "What follows the lists of a document: plain verdicts at first, questions later."
-    if r.random() < now.wide: return questions(r, some, liked, words, show, now.gaps)
+    if r.random() < now.wide: return questions(r, things, some, liked, words, show, now.gaps)
     return [(r.choice(('', 'then ', 'and now ')), PROSE)] + verdicts([(show(i), i) for i in some], liked, words, ' ', ', ')
 
 # %% ../../nbs/15_corpus.ipynb #d3a3fac6
@@ -354,7 +361,7 @@ def plain_lists(r: random.Random, things: Things, now: Now) -> Document:
     liked, words, show = taste(r), a_pair(r, now), a_show(r, now)
     draw = drawing(r, things, kinds(r), r.sample(GENRES, r.choice((2, 3, 4, 6, 6))))
     shown = (in_turn if r.random() < .3 else by_side)(r, draw, liked, words, r.choice((3, 5, 6, 8, 10, 10)), show)
-    return shown + asked_after(r, drawn(draw, r.randint(1, 5)), liked, words, show, now)
+    return shown + asked_after(r, things, drawn(draw, r.randint(1, 5)), liked, words, show, now)
 
 # %% ../../nbs/15_corpus.ipynb #0d94cea9
 BEFORE = ('', '', 'Visitor ', 'Reader ', "{}'s ", 'List ', 'The ', 'My ')
@@ -369,7 +376,12 @@ def headed(r: random.Random, groups, heads: tuple[str, str], show: Show) -> Docu
     if r.random() >= .7: lists.reverse()
     return lists[0] + lists[1]
 
-# %% ../../nbs/15_corpus.ipynb #e6e346d8
+# %% ../../nbs/15_corpus.ipynb #8042118b
+def announced(r: random.Random, words: tuple[str, str]) -> Document:
+    "Which two words the verdicts will be."
+    a, b = words if r.random() < .5 else words[::-1]
+    return [(r.choice(('Say {} or {}', 'Answer {} or {}', 'It is {} or {}', '{} or {}', 'Choose between {} and {}')).format(a, b) + r.choice(('. ', '.\n', '\n', ': ', '? ')), PROSE)]
+
 def judged(r: random.Random, things: Things, now: Now, heads: tuple[str, str], words: tuple[str, str], both_sides: bool = False) -> Document:
     "Two lists of a person and questions about other things; with `both_sides` neither list is empty."
     liked, of, show = taste(r), kinds(r), a_show(r, now)
@@ -377,8 +389,9 @@ def judged(r: random.Random, things: Things, now: Now, heads: tuple[str, str], w
     groups = drawn_sides(draw, liked, n)
     while both_sides and not all(groups): groups = drawn_sides(draw, liked, n)
     if len(of) == 1 and r.random() < .25: draw = drawing(r, things, ('book',) if of == ('film',) else ('film',), GENRES)
-    start = preface(r, things) if r.random() < now.gaps else []
-    return start + headed(r, groups, heads, show) + asked_after(r, drawn(draw, r.choice((1, 2, 3, 4))), liked, words, show, now)
+    parts = [preface(r, things) if r.random() < now.gaps else [], headed(r, groups, heads, show)]
+    if [h.lower() for h in heads] != [w.lower() for w in words]: parts.insert(r.choice((1, 2)), announced(r, words))
+    return [piece for part in parts for piece in part] + asked_after(r, things, drawn(draw, r.choice((1, 2, 3, 4))), liked, words, show, now)
 
 # %% ../../nbs/15_corpus.ipynb #733aca7e
 def lists(r: random.Random, things: Things, now: Now) -> Document:
@@ -390,7 +403,7 @@ def lists(r: random.Random, things: Things, now: Now) -> Document:
 # %% ../../nbs/15_corpus.ipynb #4f10fb77
 def labelled_lists(r: random.Random, things: Things, now: Now) -> Document:
     "The same with two arbitrary labels."
-    labels = tuple(r.sample(ORDINARY if r.random() < now.words else LABELS, 2))
+    labels = tuple(r.sample(LABELS, 2))
     heads = tuple(label.capitalize() for label in labels) if r.random() < .5 else labels
     return judged(r, things, now, heads, labels if r.random() < .3 else heads, both_sides=True)
 
@@ -499,7 +512,7 @@ WRAPPER = ('Below is an instruction that describes a task, paired with an input 
 # %% ../../nbs/15_corpus.ipynb #b5b9f98e
 def sample_texts(things: Things, cfg: CorpusConfig, n: int) -> list[str]:
     "`n` documents of every kind, with and without attributes."
-    r, now = random.Random(f'{cfg.seed} tokenizer'), Now(attributes=.1, words=.7, wide=.8, gaps=.7)
+    r, now = random.Random(f'{cfg.seed} tokenizer'), Now(attributes=.1, words=.6, wide=.8, gaps=.7)
     return [''.join(text for text, _ in kind(r, things, now)) for kind in KINDS.values() for _ in range(n)]
 
 def tokenizer_texts(things: Things, cfg: CorpusConfig) -> list[str]:
