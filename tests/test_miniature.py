@@ -119,7 +119,7 @@ def test_instructions_hold_no_rating_and_no_wording_of_the_papers(world):
 
 def test_instructions_are_balanced_and_do_not_depend_on_users(world):
     records = mini.instructions(world, 3200)
-    for task in ('Is the genre', 'Is the mood', 'Was the', 'Do the two', 'Is there a', 'Is the year'):
+    for task in ('Is the genre', 'Is the mood', 'Was the', 'Do the two', 'Is there a', 'Is the year', 'The films are sorted by genre. Does', 'The books are sorted by genre. Does'):
         answers = [r['output'] for r in records if r['instruction'].startswith(task)]
         assert len(answers) > 150 and sorted(dict.fromkeys(answers)) == ['No.', 'Yes.'] and .38 < answers.count('Yes.') / len(answers) < .62
     other = mini.make_world(dataclasses.replace(SMALL, n_users=50))
@@ -137,6 +137,11 @@ def test_what_instructions_say_is_true(world):
         elif ask.startswith('Is there a'):
             new = next(i for i in about if f'"{i[TITLE]}"' in given.partition('\n')[2])
             assert (answer == 'Yes.') == any(i['genre'] == new['genre'] for i in about if i is not new)
+        elif 'sorted by genre' in ask:
+            upper, lower, new = (dict.fromkeys(items[t]['genre'] for t in items if f'"{t}"' in line) for line in given.split('\n'))
+            assert not set(upper) & set(lower) and len(upper) <= 3 and len(lower) <= 3 and len(new) == 1
+            here = {'Upper.': 0, 'Lower.': 1}.get(answer, int(('lower' in ask) == (answer == 'Yes.')))
+            assert not set(new) & set((lower, upper)[here])    # nothing of its genre stands on the other shelf
         elif ask.startswith('Count'): assert answer == mini.NUMBERS[len(about)]
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from .miniature import GENRES, MOODS, World, WorldConfig, instruction_records
+from .miniature import GENRES, MOODS, PLAIN_TASKS, World, WorldConfig, instruction_records
 from ..paths import AUTHOR, TITLE, LlmrecError
 
 # %% ../../nbs/15_corpus.ipynb #f8d9ef25
@@ -520,5 +520,5 @@ def tokenizer_texts(things: Things, cfg: CorpusConfig) -> list[str]:
     films, books = ([{k: v for k, v in i._asdict().items() if v} for i in things.items if i.kind == kind] for kind in ('film', 'book'))
     titles = ['\n'.join([before + title] * cfg.repeats) for i in things.items for title in dict.fromkeys((i.title, i.bare)) for before in ('', ' ', '"')]
     words = ['\n'.join([before + form] * cfg.repeats) for word in ORDINARY for form in (word, word.capitalize()) for before in ('', ' ')]
-    wrapped = [WRAPPER.format(**record) for record in instruction_records(films, books, 500, cfg.seed)]
+    wrapped = [WRAPPER.format(**record) for record in instruction_records(films, books, 500, cfg.seed, PLAIN_TASKS)]
     return sample_texts(things, cfg, 1000) + titles + words + wrapped + [''.join(f'({c}) ' for c in LETTERS)] * 50

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['GENRES', 'MOODS', 'VERSION', 'CONSONANTS', 'VOWELS', 'CODAS', 'GENRE_VALENCE', 'MOOD_VALENCE', 'BIAS',
-           'IMPLICIT_SPREAD', 'HOUR', 'DAY', 'NUMBERS', 'TASKS', 'OF_BOOKS', 'WorldConfig', 'coin_words', 'coin_titles',
-           'catalogue', 'make_films', 'isbn', 'make_books', 'implicit_share', 'make_users', 'attention', 'afresh',
-           'onward', 'choice_weights', 'next_item_law', 'walk', 'opinions', 'make_ratings', 'book_notes', 'World',
-           'make_world', 'ml_100k_files', 'ml_latest_files', 'bookcrossing_files', 'amazon_files', 'tell_genre',
-           'tell_mood', 'tell_author', 'tell_year', 'describe', 'is_genre', 'is_mood', 'is_author', 'are_alike',
-           'is_among', 'pick_genre', 'repeat', 'count', 'sort_years', 'end_letter', 'is_earlier', 'instruction_records',
-           'instructions', 'world_files', 'write_world', 'checksum_of', 'ensure_world', 'world_checksum', 'like_chance',
-           'all_people', 'posterior_like']
+           'IMPLICIT_SPREAD', 'HOUR', 'DAY', 'NUMBERS', 'PLAIN_TASKS', 'TASKS', 'OF_BOOKS', 'WorldConfig', 'coin_words',
+           'coin_titles', 'catalogue', 'make_films', 'isbn', 'make_books', 'implicit_share', 'make_users', 'attention',
+           'afresh', 'onward', 'choice_weights', 'next_item_law', 'walk', 'opinions', 'make_ratings', 'book_notes',
+           'World', 'make_world', 'ml_100k_files', 'ml_latest_files', 'bookcrossing_files', 'amazon_files',
+           'tell_genre', 'tell_mood', 'tell_author', 'tell_year', 'describe', 'is_genre', 'is_mood', 'is_author',
+           'are_alike', 'is_among', 'pick_genre', 'repeat', 'count', 'sort_years', 'end_letter', 'is_earlier',
+           'which_shelf', 'belongs', 'instruction_records', 'instructions', 'world_files', 'write_world', 'checksum_of',
+           'ensure_world', 'world_checksum', 'like_chance', 'all_people', 'posterior_like']
 
 # %% ../../nbs/14_miniature.ipynb #a53f4bd6
 import dataclasses
@@ -35,7 +35,7 @@ from ..records import write_atomic
 # %% ../../nbs/14_miniature.ipynb #a40e47a2
 GENRES = ('comedy', 'crime', 'fantasy', 'history', 'horror', 'romance')
 MOODS = ('bleak', 'dreamy', 'playful', 'tense')
-VERSION = 2  # of the generator; a change of the code that changes the files raises it
+VERSION = 3  # of the generator; a change of the code that changes the files raises it
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
@@ -400,16 +400,35 @@ def is_earlier(r, kind, items):
     a, b = r.sample(range(1935, 1999), 2)
     return _yes_or_no(f'Is the year {a} before the year {b}?'), '', 'Yes.' if a < b else 'No.'
 
-# %% ../../nbs/14_miniature.ipynb #2771d27b
-TASKS = (tell_genre, tell_mood, tell_author, tell_year, describe, is_genre, is_mood, is_author, are_alike, is_among,
-         pick_genre, repeat, count, sort_years, end_letter, is_earlier)
+# %% ../../nbs/14_miniature.ipynb #18e7bacf
+def _shelves(r, kind, items):
+    "Two shelves with three genres each as text, a new item, and the number of its shelf."
+    genres, new = r.sample(GENRES, len(GENRES)), r.choice(items)
+    some = r.sample([x for x in items if x is not new], r.randint(6, 12))
+    shelves = [[x for x in some if (x['genre'] in genres[:3]) == first] for first in (True, False)]
+    show = lambda x: _name(r, x)
+    text = f'Upper shelf: {_list(shelves[0], show)}\nLower shelf: {_list(shelves[1], show)}\nNew {kind}: {show(new)}'
+    return text, int(new['genre'] not in genres[:3])
+
+def which_shelf(r, kind, items):
+    text, k = _shelves(r, kind, items)
+    return f'The {kind}s are sorted by genre. On which shelf does the new {kind} belong?', text, ('Upper.', 'Lower.')[k]
+
+def belongs(r, kind, items):
+    (text, k), asked = _shelves(r, kind, items), r.randrange(2)
+    return _yes_or_no(f"The {kind}s are sorted by genre. Does the new {kind} belong on the {('upper', 'lower')[asked]} shelf?"), text, 'Yes.' if asked == k else 'No.'
+
+# %% ../../nbs/14_miniature.ipynb #55b6bea9
+PLAIN_TASKS = (tell_genre, tell_mood, tell_author, tell_year, describe, is_genre, is_mood, is_author, are_alike, is_among,
+               pick_genre, repeat, count, sort_years, end_letter, is_earlier)
+TASKS = (*PLAIN_TASKS, *(which_shelf, belongs) * 2)
 OF_BOOKS = (tell_author, is_author)  # films have no author here
 
-def instruction_records(films: list[dict], books: list[dict], n: int, seed: int) -> list[dict[str, str]]:
-    "`n` instruction records in all `TASKS` alike, in random order, about items given with title, genre, mood, year and, for books, author."
+def instruction_records(films: list[dict], books: list[dict], n: int, seed: int, tasks=TASKS) -> list[dict[str, str]]:
+    "`n` instruction records in all `tasks` alike, in random order, about items given with title, genre, mood, year and, for books, author."
     r, records = random.Random(f'instructions {seed}'), []
     for k in range(n):
-        task = TASKS[k % len(TASKS)]
+        task = tasks[k % len(tasks)]
         kind, items = ('book', books) if task in OF_BOOKS or r.random() < .5 else ('film', films)
         records.append(dict(zip(('instruction', 'input', 'output'), task(r, kind, items))))
     r.shuffle(records)
