@@ -264,7 +264,7 @@ def test_the_first_steps_of_the_shipped_recipe_are_repeatable():
 
 
 @shipped
-@pytest.mark.parametrize('quantisation', ['none', '4bit'])
+@pytest.mark.parametrize('quantisation', ['none', '8bit'])
 def test_the_shipped_model_has_read_the_corpus(quantisation, monkeypatch):
     if quantisation != 'none': pytest.importorskip('bitsandbytes', reason='quantised weights need bitsandbytes')
     monkeypatch.chdir(ROOT)

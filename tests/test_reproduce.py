@@ -157,7 +157,7 @@ def test_the_files_are_there_and_their_captions_say_where_the_numbers_come_from(
         for kind in ('md', 'tex'):
             text = have[f'llamarec/{name}.{kind}'].decode()
             for part in ('Profile miniature', world_checksum()[:12], 'backbone', 'seed'): assert part in text
-    assert 'backbone tiny-llama' in (text := have_text(made, 'llamarec/table1.md')) and 'seed 0.' in text
+    assert 'backbone miniature-llama' in (text := have_text(made, 'llamarec/table1.md')) and 'seed 0.' in text
     assert not [p for p in made.rglob('*.tmp-*')]
 
 def have_text(out, name): return (out / 'figures' / 'miniature' / name).read_text(encoding='utf-8')
