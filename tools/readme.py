@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = {'0': 'Foundations', '1': 'Data', '2': 'Evaluation', '3': 'Sequential recommenders', '4': 'Language models',
-            '5': 'Experiments', '6': "TALLRec's tables and figures", '7': "LlamaRec's tables and figures", '8': 'Beyond the papers'}
+            '5': 'Experiments', '6': "TALLRec's tables and figures", '7': "LlamaRec's tables and figures", '8': 'Beyond the papers', '9': 'Reproduction'}
 COLUMNS = ('dataset', 'method', 'metric', 'value', 'low', 'high', 'seeds', 'paper')
 # file below figures/, heading, the column that is spread over the table's columns, its values shown (none: all), rows kept
 TABLES = (('real-cpu/tallrec/table3.long.csv', 'AUC x 100 with K training rows (TALLRec, Table 3, as published)', 'setting', (), {'protocol': 'as_published'}),
