@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'write_atomic', 'Record', 'record_key', 'save_record', 'load_record', 'versions', 'commit', 'provenance',
-           'lock', 'run_once', 'find_record']
+           'Busy', 'without_waiting', 'lock', 'run_once', 'find_record']
 
-# %% ../nbs/02_records.ipynb #8e53c597
+# %% ../nbs/02_records.ipynb #ea21dc87
 import contextlib
+import contextvars
 import dataclasses
 import hashlib
 import io
@@ -21,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from .config import digest, to_dict
 from .paths import LlmrecError, records_dir, root
@@ -127,13 +128,30 @@ def provenance(
     machine = dict(platform=platform.platform(), processor=platform.machine(), cpus=os.cpu_count())
     return dict(versions=versions(), **commit(), machine=machine, seconds=seconds, peak_mib=round(peak, 1))
 
-# %% ../nbs/02_records.ipynb #62f2a6b3
-def lock(path: Path) -> FileLock:
-    "A lock for the computation of the record at `path`."
+# %% ../nbs/02_records.ipynb #b040cac0
+class Busy(Exception):
+    "Another process is computing this; raised instead of waiting within `without_waiting`."
+
+_WAIT = contextvars.ContextVar('wait', default=True)
+
+@contextlib.contextmanager
+def without_waiting():
+    "Within it a lock that somebody else holds raises `Busy` at once."
+    token = _WAIT.set(False)
+    try: yield
+    finally: _WAIT.reset(token)
+
+# %% ../nbs/02_records.ipynb #ccb399c5
+@contextlib.contextmanager
+def lock(path: Path):
+    "Hold the lock for the computation of the file or folder at `path`."
     folder = path.parent / '.locks'
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / f'{path.stem}.lock')
+    try: held = FileLock(folder / f'{path.stem}.lock').acquire(timeout=-1 if _WAIT.get() else 0)
+    except Timeout: raise Busy(path.name) from None
+    with held: yield
 
+# %% ../nbs/02_records.ipynb #25edf29d
 def run_once(
     experiment: str,  # name of the experiment
     config,           # its frozen dataclass

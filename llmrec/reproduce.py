@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUIET', 'manifest', 'chosen', 'profiles', 'load_profile', 'notebook_parameters', 'parameters', 'check_names',
-           'library_digest', 'inputs', 'stamp_path', 'outputs', 'fresh', 'QuietKernel', 'execute', 'parse', 'overrides',
-           'check_profile', 'reproduce', 'main']
+           'library_digest', 'inputs', 'stamp_path', 'outputs', 'fresh', 'QuietKernel', 'execute', 'end_with',
+           'in_share', 'side_by_side', 'parse', 'overrides', 'check_profile', 'reproduce', 'main']
 
 # %% ../nbs/90_reproduce.ipynb #2c1f4796
 import argparse
@@ -15,9 +15,12 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
+from functools import cache
 from pathlib import Path
 
+import joblib
 import nbformat
 import papermill
 import yaml
@@ -125,6 +128,7 @@ def execute(artefact: str, profile: str, values: dict) -> float:
     "Run the artefact's notebook with papermill and stamp what it wrote; returns the seconds it took."
     executed = output_root() / 'figures' / 'executed' / profile / f"{artefact.replace('/', '-')}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
+    logging.getLogger('papermill').setLevel(logging.CRITICAL)
     start, terminal = time.perf_counter(), sys.stderr.isatty()    # on a terminal the notebook's progress bars are shown
     try:
         papermill.execute_notebook(str(root() / 'nbs' / manifest()[artefact]), str(executed), values, kernel_name='python3',
@@ -142,6 +146,27 @@ def execute(artefact: str, profile: str, values: dict) -> float:
                  versions=versions(), **commit(), seconds=seconds)
     write_atomic(stamp_path(artefact, profile), json.dumps(stamp, indent=1, sort_keys=True) + '\n')
     return seconds
+
+# %% ../nbs/90_reproduce.ipynb #2e97113c
+@cache
+def end_with(pid: int) -> None:
+    "End this process when its parent `pid` has ended, even by SIGKILL."
+    def watch():
+        while os.getppid() == pid: time.sleep(1)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+def in_share(artefact: str, profile: str, values: dict, jobs: int, command: int) -> tuple:
+    "Execute with `jobs` runs at a time for the process `command`; returns the artefact's name and its seconds."
+    if command != os.getpid(): end_with(command)
+    os.environ['LLMREC_JOBS'] = str(jobs)
+    return artefact, execute(artefact, profile, values)
+
+def side_by_side(plan: dict, profile: str, jobs: int):
+    "Execute the artefacts of `plan`, each with its parameters; yields (name, seconds) as they finish."
+    together = max(1, min(jobs, len(plan)))
+    calls = (joblib.delayed(in_share)(a, profile, values, max(1, jobs // together), os.getpid()) for a, values in plan.items())
+    return joblib.Parallel(n_jobs=together, return_as='generator_unordered', batch_size=1)(calls)
 
 # %% ../nbs/90_reproduce.ipynb #452d1914
 def parse(argv=None) -> argparse.Namespace:
@@ -180,17 +205,19 @@ def reproduce(
     given: dict | None = None,  # parameter overrides
     force=False,            # execute what is fresh, too
     only_list=False,        # say what would be done
+    jobs=1,                 # runs at a time
 ) -> None:
     "Make the artefacts that are missing or stale; everything is checked before the first one runs."
     given, names = given or {}, chosen(list(artefacts))
     check_names(given, names, 'on the command line')
     check_profile(profile)
-    plan = {a: parameters(a, profile, given) for a in names}
-    for n, (artefact, values) in enumerate(plan.items(), 1):
+    plan, todo = {a: parameters(a, profile, given) for a in names}, []
+    for artefact, values in plan.items():
         state = 'fresh' if fresh(artefact, profile, values) else 'stale' if stamp_path(artefact, profile).exists() else 'missing'
-        if only_list or (state == 'fresh' and not force): print(f'[{n}/{len(plan)}] {artefact}: {state}', flush=True); continue
-        print(f'[{n}/{len(plan)}] {artefact}: {state}, running nbs/{manifest()[artefact]} …', flush=True)
-        print(f'[{n}/{len(plan)}] {artefact}: done in {execute(artefact, profile, values):.0f} s', flush=True)
+        if not only_list and (state != 'fresh' or force): todo.append(artefact)
+        print(f"{artefact}: {state}{f', to be made by nbs/{manifest()[artefact]}' if artefact in todo else ''}", flush=True)
+    for n, (artefact, seconds) in enumerate(side_by_side({a: plan[a] for a in todo}, profile, jobs), 1):
+        print(f'[{n}/{len(todo)}] {artefact}: done in {seconds:.0f} s', flush=True)
     print(f"profile {profile}: artefacts are in {output_root() / 'figures' / profile}", flush=True)
 
 # %% ../nbs/90_reproduce.ipynb #db8835da
@@ -200,10 +227,9 @@ QUIET = dict(TRANSFORMERS_VERBOSITY='error', HF_HUB_DISABLE_PROGRESS_BARS='1', T
 def main(argv=None) -> int:
     "Entry point of `llmrec_reproduce`; a complaint is one sentence on standard error and exit status 1."
     args = parse(argv)
-    logging.getLogger('papermill').setLevel(logging.CRITICAL)
     os.environ |= {k: str(Path(os.environ[k]).resolve()) for k in ('LLMREC_DATA', 'LLMREC_OUT') if os.environ.get(k)}    # notebooks run in nbs/
-    os.environ |= dict(LLMREC_JOBS=str(max(1, args.jobs))) | {k: v for k, v in QUIET.items() if k not in os.environ}
-    try: reproduce(args.artefacts, args.profile, overrides(args.parameter), args.force, args.list)
+    os.environ |= {k: v for k, v in QUIET.items() if k not in os.environ}
+    try: reproduce(args.artefacts, args.profile, overrides(args.parameter), args.force, args.list, max(1, args.jobs))
     except LlmrecError as e: print(f'llmrec_reproduce: {e}', file=sys.stderr); return 1
     except KeyboardInterrupt: print('llmrec_reproduce: stopped; start it again to go on where it was', file=sys.stderr); return 130
     return 0

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from filelock import FileLock
 
 from ..config import digest, from_dict
 from ..data.alpaca import load_alpaca
@@ -30,7 +29,7 @@ from ..llm.rec_tuning import AlpacaTuningConfig, RecTuningConfig, alpaca_tune, r
 from ..llm.tuning import with_adapter
 from ..llm.yesno import encode_questions, yesno_ids
 from ..paths import checkpoints_dir
-from ..records import Record, record_key, run_once
+from ..records import lock, Record, record_key, run_once
 
 # %% ../../nbs/55_tallrec_runs.ipynb #6a95dba5
 @dataclass(frozen=True)
@@ -80,8 +79,7 @@ def instructions_checksum(source: str) -> str: return data_checksum('alpaca') if
 def alpaca_adapter(backbone: Backbone, cfg: AlpacaTuningConfig, source: str, profile: str, progress: bool = False) -> Path:
     "The adapter after alpaca tuning; made when it is not there."
     folder = checkpoints_dir(profile) / f'alpaca-{digest(cfg, backbone.identity, instructions_checksum(source))}'
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f'{folder}.lock'): return alpaca_tune(backbone, instruction_records(source), cfg, folder, progress=progress)
+    with lock(folder): return alpaca_tune(backbone, instruction_records(source), cfg, folder, progress=progress)
 
 # %% ../../nbs/55_tallrec_runs.ipynb #8dbcf937
 def alpaca_lora(cfg: BackboneConfig, alpaca: AlpacaTuningConfig, datasets, profile: str) -> tuple:
