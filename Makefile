@@ -44,7 +44,7 @@ test: setup
 	@echo 'Is llmrec/ what the notebooks export?'
 	@$(BIN)/python tools/sync.py
 	@echo 'Running every notebook (nbdev_test; cells marked slow or gpu are skipped) ...'
-	@$(BIN)/nbdev_test --n_workers 2
+	@LLMREC_JOBS=1 $(BIN)/nbdev_test --n_workers 2
 	@$(BIN)/python -m pytest -q tests
 
 reproduce: setup

@@ -88,8 +88,8 @@ class Shares:
     plain_lists: Course = Course((0, 250, 900, 2000), (.8, .4, .3, .15))
     lists: Course = Course((80, 300, 1500), (0., .15, .3))
     labelled_lists: Course = Course((80, 300, 1500), (0., .1, .2))
-    quiz: Course = Course((900, 1200), (0., .04))
-    views: Course = Course((900, 1200), (0., .04))
+    quiz: Course = Course((900, 1200), (0., .08))
+    views: Course = Course((900, 1200), (0., .06))
 
 @dataclass(frozen=True)
 class CorpusConfig:
@@ -333,18 +333,20 @@ def preface(r: random.Random, things: Things) -> Document:
     out = filler(r, r.randint(1, 6)) + [('\n', PROSE)] if r.random() < .5 else []
     return out + (sentence(r, things) if r.random() < .2 else [])
 
-# %% ../../nbs/15_corpus.ipynb #a7906564
-def aside(r: random.Random, things: Things) -> Document:
-    "A question of fact about any thing, and its answer."
-    i = r.choice(things.items)
-    return asked(r, things, i, mention(i, Style(r.choice(QUOTES), r.random() < .5)))
+# %% ../../nbs/15_corpus.ipynb #d92f4963
+def aside(r: random.Random, things: Things, before: Document) -> Document:
+    "A question of fact about any thing, what stands `before` an answer, and the answer."
+    i, yes = r.choice(things.items), r.random() < .5
+    genre = i.genre if yes else r.choice([g for g in GENRES if g != i.genre])
+    name = mention(i, Style(r.choice(QUOTES), r.random() < .5))
+    return [('Is ', PROSE), (name, TITLES), (f' a {genre} {i.kind}?', PROSE), *before, ('Yes' if yes else 'No', FACT), (', it is ', PROSE), (i.genre, FACT), ('. ', PROSE)]
 
 def questions(r: random.Random, things: Things, some: list[Thing], liked, words: tuple[str, str], show: Show, gaps: float) -> Document:
     "Each thing with a lead, a gap and the verdict; half of the documents have one gap throughout."
     leads = LEADS if r.random() < gaps else SHORT_LEADS
     out, lead, one = [], r.choice(leads), gap(r, gaps) if r.random() < .5 else None
     for i in some:
-        if r.random() < gaps / 4: out += aside(r, things)
+        if r.random() < gaps / 2: out += aside(r, things, one or gap(r, gaps))
         out.append(((lead if r.random() < .7 else r.choice(leads)).format(show(i)), TITLES))
         out += one or gap(r, gaps)
         out += [(words[i.genre not in liked], VERDICT), (r.choice(('.', '.\n', '\n', '; ', ', ')), PROSE)]

@@ -84,7 +84,7 @@ class PretrainingConfig:
     num_attention_heads: int = 4
     head_dim: int = 32
     max_position_embeddings: int = 2048
-    steps: int = 2200
+    steps: int = 2400
     documents: int = 64          # a step
     max_tokens: int = 256        # of a document; what is beyond is cut off
     batch_tokens: int = 4096     # of a forward pass, with padding
