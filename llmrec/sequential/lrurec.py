@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'LRURecConfig', 'ring_init', 'LRULayer', 'FeedForward', 'LRURec', 'windows', 'Batch', 'training_batch',
-           'loss', 'last_states', 'score']
+           'loss', 'build', 'make_loss', 'last_states', 'score']
 
-# %% ../../nbs/32_lrurec.ipynb #8a858938
+# %% ../../nbs/32_lrurec.ipynb #a287f25e
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -139,6 +140,15 @@ def loss(model: LRURec, batch: Batch) -> torch.Tensor:
     "Mean cross-entropy of the next item over all tokens of a packed batch."
     states = model(batch.items, partial(scan_packed, sizes=batch.sizes))
     return F.linear_cross_entropy(states, model.embedding.weight, batch.targets, linear_bias=model.item_bias, options=CHUNK)
+
+# %% ../../nbs/32_lrurec.ipynb #4be3102b
+def build(n_items: int, cfg: LRURecConfig) -> LRURec:
+    "A new model; its weights follow from PyTorch's global seed."
+    return LRURec(n_items, cfg)
+
+def make_loss(train: Sequences, cfg: LRURecConfig, seed: int = 0) -> Callable:  # (model, spans) -> scalar
+    "The loss on training windows; dropout follows PyTorch's generator, so `seed` is not used."
+    return lambda model, spans: loss(model, training_batch(train.items, spans, cfg.max_length).to(model.item_bias.device))
 
 # %% ../../nbs/32_lrurec.ipynb #f30b908a
 def last_states(
