@@ -53,7 +53,8 @@ def letters(
 ) -> list[str]:
     "The index letters of `n` candidates: A to Z, then a to z."
     if not 1 <= n <= len(LETTERS):
-        raise LlmrecError(f'{n} candidates were asked for, and there are letters for 1 to {len(LETTERS)}; lower the number of candidates.')
+        raise LlmrecError(f'{n} candidates were asked for, and there are letters for 1 to {len(LETTERS)}; '
+                          'ask for fewer, or rank them in two rounds (llm.ranking.in_two_rounds).')
     return list(LETTERS[:n])
 
 # %% ../../nbs/41_prompts.ipynb #c3eaf483

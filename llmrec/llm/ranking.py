@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['length_batches', 'left_padded', 'inner', 'accepted', 'kept_logits', 'head_rows', 'letter_logits', 'usable_rows',
-           'scored_batches', 'scoring', 'score_candidates', 'rank_candidates']
+           'scored_batches', 'scoring', 'score_candidates', 'rank_candidates', 'in_two_rounds']
 
 # %% ../../nbs/43_ranking.ipynb #f026dd64
 import contextlib
 import inspect
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -160,3 +161,18 @@ def rank_candidates(
         raise LlmrecError(f'Scores of shape {scores.shape} do not belong to candidates of shape {candidates.shape}; both are (users, candidates).')
     if np.isnan(scores).any(): raise LlmrecError(f'{int(np.isnan(scores).any(1).sum())} users have scores that are not numbers; try another dtype.')
     return np.take_along_axis(candidates, np.argsort(-scores, axis=1, kind='stable'), axis=1)
+
+# %% ../../nbs/43_ranking.ipynb #7c986785
+def in_two_rounds(
+    candidates,       # (n_users, n) item ids in the retriever's order
+    score: Callable,  # (n_users, m) item ids -> (n_users, m) scores, for at most `group` at a time
+    group: int = 20,  # candidates of one prompt
+) -> np.ndarray:      # (n_users, n)
+    "The candidates in the ranker's order when there are more of them than one prompt can hold."
+    candidates = np.asarray(candidates)
+    groups = np.array_split(candidates, -(-candidates.shape[1] // group), axis=1)
+    first, best = [rank_candidates(score(g), g) for g in groups], group // len(groups)
+    if best < 1: raise LlmrecError(f'{candidates.shape[1]} candidates make {len(groups)} groups of {group}, too many for a second round; retrieve fewer.')
+    finalists = np.concatenate([f[:, :best] for f in first], 1)
+    others = np.argsort(np.concatenate([np.arange(best, f.shape[1]) for f in first]), kind='stable')
+    return np.concatenate([rank_candidates(score(finalists), finalists), np.concatenate([f[:, best:] for f in first], 1)[:, others]], 1)

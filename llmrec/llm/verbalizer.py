@@ -41,7 +41,8 @@ def check_distinct(
     "`ids`, or an `LlmrecError` when two candidates would share one."
     if len(np.unique(ids)) < len(ids):
         raise LlmrecError(f'{len(ids)} candidates were asked for, and the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has '
-                          f'only {len(np.unique(ids))} distinct single-token labels for them; lower the number of candidates.')
+                          f'only {len(np.unique(ids))} distinct single-token labels for them; '
+                          'ask for fewer, or rank them in two rounds (llm.ranking.in_two_rounds).')
     return ids
 
 # %% ../../nbs/42_verbalizer.ipynb #d8072520

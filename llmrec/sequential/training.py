@@ -21,6 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..config import digest
+from ..paths import LlmrecError
 from ..records import write_atomic
 
 # %% ../../nbs/34_training.ipynb #770c9f40
@@ -86,13 +87,15 @@ def save_state(path, state: State, model, opt, best_weights: dict, key: str) -> 
     write_atomic(path, buffer.getvalue())
 
 def load_state(path, model, opt, key: str) -> tuple[State, dict] | None:
-    "Restore a run saved under the same `key`; None when there is nothing to go on from."
+    "Restore a run saved under the same `key`; None when there is nothing to go on from, an `LlmrecError` when it is another run."
     if not Path(path).exists(): return None
     try: saved = torch.load(path, weights_only=True)
     except Exception as e:
         logging.getLogger(__name__).warning('checkpoint %s cannot be read (%s); the run starts again', path, type(e).__name__)
         return None
-    if saved['key'] != key: return None
+    shapes = {k: tuple(v.shape) for k, v in saved['model'].items()}
+    if saved['key'] != key or shapes != {k: tuple(v.shape) for k, v in model.state_dict().items()}:
+        raise LlmrecError(f'The checkpoint {path} belongs to another run (other data, settings or model); delete it, or name another file.')
     model.load_state_dict(saved['model']); opt.load_state_dict(saved['optimiser'])
     torch.set_rng_state(saved['rng']); torch.cuda.set_rng_state_all(saved['cuda_rng'])
     return State(**saved['state']), saved['best']
