@@ -17,7 +17,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmrec.data.yesno import load_yesno
-from llmrec.experiments.in_context import InContextRun, asked_rows, existing, line_up, long_rows, run
+from llmrec.experiments.in_context import InContextRun, existing, line_up, long_rows, run
+from llmrec.experiments.tallrec import chosen_rows
 from llmrec.llm.backbones import BackboneConfig, load_backbone
 from llmrec.llm.chat import EndpointConfig, answer_path, as_asked, ask, one_scale, reads
 from llmrec.llm.yesno import YesNoPromptConfig, question
@@ -276,7 +277,7 @@ def test_refused_rows_leave_the_auc_of_the_answered_ones_and_count_as_undecided_
 def test_a_local_model_says_what_a_server_with_it_says(tmp_path, monkeypatch):
     monkeypatch.setenv('LLMREC_OUT', str(tmp_path))
     films = load_yesno('films')
-    samples = films.splits['test'][asked_rows(films.splits['test'].height, 30)]
+    samples = films.splits['test'][chosen_rows(films.splits['test'].height, 30)]
     folder = outspoken(tmp_path / 'tiny', [question(films, s, YesNoPromptConfig()) for s in samples.iter_rows(named=True)], rtol=1e-2)
     with own_server(folder, tmp_path / 'server.txt') as server: remote = run(in_context(server, logprobs=2000, api='completions'), 'test', progress=False)
     local = run(InContextRun('films', backbone=BackboneConfig(str(folder)), rows=30, new_tokens=1), 'test', progress=False)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'RankingConfig', 'as_published', 'corrected', 'Questions', 'questions', 'prompts', 'rerank',
-           'training_rows', 'asker', 'compute', 'results', 'run']
+           'training_rows', 'asker', 'compute', 'results', 'folder_of', 'run', 'OneQuestion', 'opened', 'one_question']
 
 # %% ../../nbs/52_llamarec.ipynb #f7e784c3
 import hashlib
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,8 +23,8 @@ from ..llm.prompts import LlamaRecPromptConfig, encode_prompt, fit_prompt, trunc
 from ..llm.ranking import rank_candidates, score_candidates
 from ..llm.tuning import RankerRows, TuningConfig, tune, with_adapter
 from ..llm.verbalizer import letter_ids
-from ..paths import checkpoints_dir
-from ..records import Record, record_key, run_once
+from ..paths import LlmrecError, checkpoints_dir
+from ..records import Record, lock, record_key, run_once
 from ..sequential.candidates import Candidates, Score, ranks, recommend
 
 # %% ../../nbs/52_llamarec.ipynb #a42fe86d
@@ -155,7 +156,11 @@ def results(q: Questions, rank: np.ndarray, truth: np.ndarray) -> dict:
                 subset={name: summary(r[q.users]) if len(q.users) else {} for name, r in both.items()},
                 users=int(asked.sum()), subset_users=len(q.users), candidates_sha256=candidates)
 
-# %% ../../nbs/52_llamarec.ipynb #2b18b859
+# %% ../../nbs/52_llamarec.ipynb #cf4971ed
+def folder_of(cfg: RankingConfig, profile: str) -> Path:
+    "Where the run's adapter lies."
+    return checkpoints_dir(profile) / f'ranking-{record_key(cfg, dataset_checksum(cfg.retrieval.dataset), backbone_identity(cfg.backbone))}'
+
 def run(
     cfg: RankingConfig,
     profile: str,          # where record, checkpoints and adapter are kept
@@ -163,7 +168,37 @@ def run(
 ) -> Record:
     "The record of one LlamaRec run; arrays retrieved_rank and rank (n_users,), 0 where the truth is not among the candidates."
     data, backbone = dataset_checksum(cfg.retrieval.dataset), backbone_identity(cfg.backbone)
-    folder = checkpoints_dir(profile) / f'ranking-{record_key(cfg, data, backbone)}'
     def once():
-        with one_thread(): return compute(cfg, profile, folder, progress)
+        with one_thread(): return compute(cfg, profile, folder_of(cfg, profile), progress)
     return run_once('llamarec', cfg, once, data, profile, backbone)
+
+# %% ../../nbs/52_llamarec.ipynb #46b1a866
+@dataclass(frozen=True)
+class OneQuestion:
+    "One user of the valid retrieval subset, as a finished run asks about him."
+    score: Score        # the retriever
+    tuned: Backbone     # the language model with its adapter
+    histories: Sequences
+    asked: Questions    # of this user alone
+    of: int             # users who are asked in all
+    prompt: list        # token ids
+
+def opened(cfg: RankingConfig, profile: str) -> tuple:
+    "Retriever, tuned language model, data and split of the run of `cfg`."
+    run(cfg, profile)
+    folder, data = folder_of(cfg, profile), load_dataset(cfg.retrieval.dataset, cfg.retrieval.core, cfg.retrieval.ties, cfg.retrieval.tie_seed)
+    split = make_split(cfg.retrieval, data)
+    with lock(folder), one_thread():
+        if not (folder / 'adapter').is_dir(): compute(cfg, profile, folder, True)
+        score, *_ = retriever(cfg.retrieval, split, profile, record_key(cfg.retrieval, data.checksum), True)
+    return score, with_adapter(load_backbone(cfg.backbone), folder / 'adapter'), data, split
+
+def one_question(cfg: RankingConfig, profile: str, which: int) -> OneQuestion:
+    "The question about the `which`-th user of the subset; an `LlmrecError` when there is none."
+    score, tuned, data, split = opened(cfg, profile)
+    with one_thread(): q = questions(score, split.test_history, split.test, cfg)
+    if not 0 <= which < len(q.users):
+        raise LlmrecError(f'which must be from 0 to {len(q.users) - 1}, the users whose true item is among the candidates, got {which}.')
+    one = Questions(q.retrieved_rank, *(x[which:which + 1] for x in (q.users, q.shown, q.truth)))
+    titles = [truncate_title(tuned.tokenizer, t, cfg.prompt.max_title_tokens) for t in data.titles]
+    return OneQuestion(score, tuned, split.test_history, one, len(q.users), prompts(one, split.test_history, titles, tuned.tokenizer, cfg.prompt)[0])

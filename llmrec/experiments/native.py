@@ -17,7 +17,8 @@ import numpy as np
 from ..config import from_dict
 from ..data.miniature import World, all_people, like_chance, opinions, posterior_like
 from ..data.yesno import YesNoData, load_yesno, yesno_checksum
-from .in_context import asked_rows, auc_or_none
+from .in_context import auc_or_none
+from .tallrec import chosen_rows
 from .retrieval import one_thread
 from ..llm.answers import score_answers
 from ..llm.backbones import BackboneConfig, backbone_identity, load_backbone
@@ -123,7 +124,7 @@ class NativeRun:
 def compute(cfg: NativeRun, progress: bool) -> tuple[dict, dict, dict]:
     "Ask; metrics, arrays and seconds of the record."
     data, backbone = load_yesno(cfg.dataset, cfg.asked.protocol), load_backbone(cfg.backbone)
-    rows = asked_rows(data.splits['test'].height, cfg.asked.rows)
+    rows = chosen_rows(data.splits['test'].height, cfg.asked.rows)
     samples = data.splits['test'][rows]
     texts = [native_prompt(data, s, cfg.asked) for s in samples.iter_rows(named=True)]
     prompts, ids = encode_native(backbone.tokenizer, texts, cfg.asked.words)
