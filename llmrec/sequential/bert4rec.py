@@ -139,14 +139,21 @@ def padded_places(shapes: list, length: int, left: bool) -> torch.Tensor:
     row = torch.arange(sum(n for n, _ in shapes)).repeat_interleave(torch.tensor([l for n, l in shapes for _ in range(n)]))
     return row * length + (length - 1 - positions(shapes) if left else positions(shapes, from_end=False))
 
-def padded_loss(train: Sequences, cfg: BERT4RecConfig, seed: int = 0) -> Callable:
-    "As `make_loss`, the plain way: padded to `max_length`, every position computed."
+def padded_loss(
+    train: Sequences,
+    cfg: BERT4RecConfig,
+    seed: int = 0,  # not used, as in `make_loss`
+    scored: Literal['all', 'gaps'] = 'all',  # where the items are scored
+) -> Callable:      # (model, spans) -> scalar
+    "As `make_loss`, the plain way: padded to `max_length`, every position computed and, with 'all', scored."
     def loss(model, spans):
-        b, where = cloze_batch(train, spans, cfg), model.item_bias.device
+        b, where, n = cloze_batch(train, spans, cfg), model.item_bias.device, len(spans) * cfg.max_length
         place = padded_places(b.shapes, cfg.max_length, cfg.places == 'end')
-        tokens = torch.zeros(len(spans) * cfg.max_length, dtype=torch.long).index_copy_(0, place, b.items).to(where)
-        states = model(tokens, [(len(spans), cfg.max_length)], place[b.gaps].to(where), tokens > 0)
-        return F.cross_entropy((states @ model.item_weight().T + model.item_bias)[:, 1:], b.targets.to(where) - 1)
+        tokens = torch.zeros(n, dtype=torch.long).index_copy_(0, place, b.items).to(where)
+        labels = torch.zeros(n, dtype=torch.long).index_copy_(0, place[b.gaps], b.targets)
+        wanted = torch.arange(n) if scored == 'all' else place[b.gaps]
+        states = model(tokens, [(len(spans), cfg.max_length)], wanted.to(where), tokens > 0)
+        return F.cross_entropy((states @ model.item_weight().T + model.item_bias)[:, 1:], labels[wanted].to(where) - 1, ignore_index=-1)
     return loss
 
 # %% ../../nbs/37_bert4rec.ipynb #08039e42

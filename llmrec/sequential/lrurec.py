@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'LRURecConfig', 'ring_init', 'LRULayer', 'FeedForward', 'LRURec', 'windows', 'Batch', 'training_batch',
-           'loss', 'build', 'make_loss', 'last_states', 'score']
+           'loss', 'padded_batch', 'padded_loss', 'build', 'make_loss', 'last_states', 'score']
 
 # %% ../../nbs/32_lrurec.ipynb #a287f25e
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..data.interactions import Sequences
-from .lru import layout, scan_packed
+from .lru import layout, scan_packed, scan_padded
 
 # %% ../../nbs/32_lrurec.ipynb #152b3db2
 @dataclass(frozen=True)
@@ -140,6 +140,26 @@ def loss(model: LRURec, batch: Batch) -> torch.Tensor:
     "Mean cross-entropy of the next item over all tokens of a packed batch."
     states = model(batch.items, partial(scan_packed, sizes=batch.sizes))
     return F.linear_cross_entropy(states, model.embedding.weight, batch.targets, linear_bias=model.item_bias, options=CHUNK)
+
+# %% ../../nbs/32_lrurec.ipynb #9537fac8
+def padded_batch(
+    items: np.ndarray,  # all training items
+    spans: np.ndarray,  # (batch, 2) windows
+    max_length: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    "Inputs and targets (batch, max_length) of `spans`, filled from the right, 0 = padding."
+    begin, end = spans.T[..., None]
+    place = end + np.arange(-max_length, 0)
+    labels, tokens = np.where(place >= begin, items[place], 0), np.where(place > begin, items[place - 1], 0)
+    return torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(labels.astype(np.int64))
+
+def padded_loss(train: Sequences, cfg: LRURecConfig, seed: int = 0) -> Callable:
+    "As `make_loss`, the plain way: padded to `max_length`, every position scored."
+    def loss(model, spans):
+        tokens, labels = (t.to(model.item_bias.device) for t in padded_batch(train.items, spans, cfg.max_length))
+        states = model(tokens, partial(scan_padded, mask=tokens > 0)).flatten(0, 1)
+        return F.cross_entropy(torch.addmm(model.item_bias, states, model.embedding.weight.T), labels.flatten(), ignore_index=0)
+    return loss
 
 # %% ../../nbs/32_lrurec.ipynb #4be3102b
 def build(n_items: int, cfg: LRURecConfig) -> LRURec:
