@@ -257,3 +257,16 @@ def test_the_defaults_of_a_notebook_are_the_miniature(name):
     found = {k: ast.literal_eval(p['default']) for k, p in papermill.inspect_notebook(str(ROOT / 'nbs' / MANIFEST[name])).items()}
     assert found['profile'] == 'miniature'
     assert {k: v for k, v in found.items() if k in wanted} == {k: wanted[k] for k in found if k in wanted}
+
+
+def test_a_worker_ends_with_a_killed_command():
+    worker = "import os, time; from llmrec.reproduce import end_with; end_with(os.getppid()); print(os.getpid(), flush=True); time.sleep(120)"
+    command = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}])"
+    process = subprocess.Popen([sys.executable, '-c', command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(process.stdout.readline()))
+    process.kill(); process.wait()
+    until = time.monotonic() + 20
+    while time.monotonic() < until and child.is_running() and child.status() != psutil.STATUS_ZOMBIE: time.sleep(.1)
+    alive = child.is_running() and child.status() != psutil.STATUS_ZOMBIE
+    if alive: child.kill()
+    assert not alive
