@@ -115,7 +115,7 @@ def training_rows(
         prefix = train.items[train.offsets[user]:end - 1]
         history = Sequences(np.array([0, len(prefix)]), prefix, train.n_items)
         return recommend(score, history, np.array([0]), cfg.candidates, 'whole').items[0]
-    return RankerRows(train, titles, tokenizer, cfg.prompt, cfg.tuning, cfg.candidates, retrieved)
+    return RankerRows(train, titles, tokenizer, cfg.prompt, cfg.tuning, cfg.candidates, retrieved if cfg.tuning.negatives == 'retrieved' else None)
 
 # %% ../../nbs/52_llamarec.ipynb #beff0a16
 def asker(

@@ -270,7 +270,7 @@ def load_model(
     cfg: BackboneConfig,
 ):
     "The causal language model at `source` in the precision of `cfg`, frozen, on the GPU when there is one."
-    device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
+    device = f'cuda:{torch.cuda.current_device()}' if torch.cuda.is_available() else 'cpu'    # one each, where several processes tune together
     extra = {} if cfg.revision is None else dict(revision=cfg.revision)
     if cfg.quantisation != 'none': extra |= dict(quantization_config=bits(cfg), device_map={'': device})
     model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, cfg.dtype), **extra)

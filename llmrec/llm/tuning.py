@@ -6,10 +6,11 @@
 __all__ = ['AdapterConfig', 'TuningConfig', 'training_rows', 'sample_negatives', 'draw_others', 'draw_candidates', 'RankerRows',
            'check_rows', 'render_row', 'collate', 'gathered_logits', 'can_gather', 'label_loss', 'add_lora',
            'adapter_weights', 'base_name', 'own_identity', 'read_adapter', 'layer_sizes', 'misfit', 'check_base',
-           'continue_from', 'check_learnt', 'RankerTrainer', 'Schedule', 'in_eight_bits', 'checkpointing',
-           'InputGradients', 'arguments', 'check_optimiser', 'trainer_for', 'last_checkpoint', 'stopped', 'claim',
-           'restore_best', 'plain_folder', 'probe_logits', 'reopened_logits', 'save_adapter', 'with_adapter',
-           'kept_randomness', 'train', 'hand_back', 'history', 'finish', 'determines', 'tune']
+           'continue_from', 'check_learnt', 'InFirst', 'processes', 'from_first', 'divides', 'share', 'within_forward',
+           'portion', 'RankerTrainer', 'Schedule', 'in_eight_bits', 'checkpointing', 'InputGradients', 'arguments',
+           'check_optimiser', 'trainer_for', 'random_states', 'last_checkpoint', 'stopped', 'claim', 'restore_best',
+           'plain_folder', 'probe_logits', 'reopened_logits', 'save_adapter', 'with_adapter', 'kept_randomness',
+           'train', 'hand_back', 'adapted', 'history', 'finish', 'determines', 'call', 'called', 'take_part', 'tune']
 
 # %% ../../nbs/44_tuning.ipynb #d89677bc
 import contextlib
@@ -25,11 +26,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import cloudpickle
 import numpy as np
 import torch
 from fastcore.basics import patch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 from transformers import (EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments,
                           set_seed)
@@ -364,22 +368,87 @@ def check_learnt(
     if not any(v.abs().max() > 0 for v in b):
         raise LlmrecError(f'The adapter {where} is still zero and would change nothing; tune for more steps or with fewer warm-up steps.')
 
+# %% ../../nbs/44_tuning.ipynb #faf02606
+class InFirst(LlmrecError):
+    "What the first process complains about, raised in the others."
+
+def processes() -> int:
+    "How many processes share this work."
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+def from_first(compute):
+    "What `compute()` returns in the first process, in all of them; it is called in no other."
+    if processes() == 1: return compute()
+    box = [None, '']
+    if distributed.get_rank() == 0:
+        try: box[0] = compute()
+        except LlmrecError as e: box[1] = str(e)
+    distributed.broadcast_object_list(box, src=0)
+    if box[1]: raise (InFirst if distributed.get_rank() else LlmrecError)(box[1])
+    return box[0]
+
+# %% ../../nbs/44_tuning.ipynb #8a272a18
+def divides(cfg: TuningConfig, n: int) -> bool: return cfg.batch_size % (n // math.gcd(cfg.accumulation, n)) == 0
+
+def share(
+    cfg: TuningConfig,
+    n: int,  # processes
+) -> TuningConfig:
+    "`cfg` for each of `n` processes, which together take the rows of a step of `cfg`."
+    passes, rows = math.gcd(cfg.accumulation, n), cfg.batch_size * cfg.accumulation
+    if not divides(cfg, n):
+        fit = ', '.join(str(m) for m in range(1, rows + 1) if divides(cfg, m))
+        raise LlmrecError(f'A step of {rows} rows (batch_size {cfg.batch_size}, accumulation {cfg.accumulation}) cannot be divided among {n} processes; '
+                          f'start as many as fit ({fit}), or set batch_size to a multiple of {n // passes}.')
+    return dataclasses.replace(cfg, accumulation=cfg.accumulation // passes, batch_size=cfg.batch_size // (n // passes))
+
+# %% ../../nbs/44_tuning.ipynb #a3539bac
+def within_forward(
+    model,     # the trainer's model, wrapped when several processes share it
+    loss,      # (unwrapped model, batch) -> loss
+    batch: dict,
+) -> torch.Tensor:
+    "`loss` of the model on the batch, such that the gradients of all processes are averaged."
+    if not isinstance(model, DistributedDataParallel): return loss(model, batch)
+    own = model.module.__dict__.get('forward')    # accelerate may have put one there
+    def put_back():
+        del model.module.forward
+        if own is not None: model.module.forward = own
+    def forward(batch):
+        put_back()
+        return loss(model.module, batch)
+    model.module.forward = forward
+    return model(batch)
+
+# %% ../../nbs/44_tuning.ipynb #373e4ba2
+def portion(
+    labels: torch.Tensor,  # of this process's part of a pass
+    together: int,         # processes that share a pass
+) -> torch.Tensor | float:
+    "What this part's mean is multiplied by, so that the mean over all processes is that over whole passes."
+    if together == 1: return 1.
+    mine, counts = (labels[:, 1:] != -100).sum()[None], [torch.zeros(1, dtype=torch.int64, device=labels.device) for _ in range(processes())]
+    distributed.all_gather(counts, mine)
+    first = distributed.get_rank() // together * together
+    return mine[0] * together / torch.cat(counts)[first:first + together].sum()
+
 # %% ../../nbs/44_tuning.ipynb #d848d215
 class RankerTrainer(Trainer):
     "The trainer of transformers with our loss and our evaluation."
     loss_is_scaled_for_ga = False  # the loss is a mean over the batch
 
-    def __init__(self, backbone: Backbone, measure, **kw):
-        self.backbone, self.measure = backbone, measure
+    def __init__(self, backbone: Backbone, measure, together: int = 1, **kw):
+        self.backbone, self.measure, self.together = backbone, measure, together
         super().__init__(**kw)
         self.model_accepts_loss_kwargs = False
         with scoring(dataclasses.replace(backbone, model=self.model)): self.gather = can_gather(self.model, self.train_dataset[0])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        with precision(self.backbone): return label_loss(model, inputs, self.gather)
+        part = portion(inputs['labels'], self.together)
+        with precision(self.backbone): return within_forward(model, lambda m, batch: label_loss(m, batch, self.gather) * part, inputs)
 
     def evaluate(self, *args, **kw) -> dict:
-        with torch.random.fork_rng(): found = self.measure(self.model)
+        with torch.random.fork_rng(): found = from_first(lambda: self.measure(self.model))
         if self.select not in found: raise LlmrecError(f"The evaluation returns {', '.join(found)} and not '{self.select}', by which the best step is selected.")
         metrics = {f'eval_{k}': float(v) for k, v in found.items()}
         self.log(metrics)
@@ -441,7 +510,7 @@ def arguments(
         max_steps=cfg.max_steps, learning_rate=cfg.lr, lr_scheduler_type=cfg.schedule, warmup_steps=cfg.warmup_steps, optim=cfg.optimiser,
         weight_decay=cfg.weight_decay, max_grad_norm=cfg.max_grad_norm, **checkpointing(cfg.gradient_checkpointing, backbone.model), seed=cfg.seed, data_seed=cfg.seed, fp16=backbone.dtype == 'float16' and not on_cpu,
         use_cpu=on_cpu, dataloader_pin_memory=False, remove_unused_columns=False, label_names=['labels'],
-        report_to='none', disable_tqdm=not progress, log_level='error')
+        ddp_find_unused_parameters=False, report_to='none', disable_tqdm=not progress, log_level='error')
 
 # %% ../../nbs/44_tuning.ipynb #42f21d87
 def check_optimiser(cfg: TuningConfig, backbone: Backbone) -> None:
@@ -460,17 +529,29 @@ def trainer_for(
     callbacks=(),      # further callbacks of transformers
     progress: bool = False,
 ) -> RankerTrainer:
-    "The trainer for `dataset`, on one device."
+    "The trainer for `dataset`, on one device of each process."
     check_optimiser(cfg, backbone)
-    args = arguments(cfg, backbone, work, evaluate is not None, progress)
+    mine = share(cfg, processes())
+    args = arguments(mine, backbone, work, evaluate is not None, progress)
     args._n_gpu = min(args.n_gpu, 1)
     own = [Schedule(dataset, cfg.evaluate_last and evaluate is not None)]
     if evaluate is not None: own.append(EarlyStoppingCallback(cfg.patience))
     if cfg.gradient_checkpointing and in_eight_bits(model): own.append(InputGradients())
-    trainer = RankerTrainer(backbone, evaluate, model=model, args=args, train_dataset=dataset, eval_dataset=dataset,
+    trainer = RankerTrainer(backbone, evaluate, cfg.batch_size // mine.batch_size, model=model, args=args, train_dataset=dataset, eval_dataset=dataset,
                             data_collator=partial(collate, pad_id=backbone.tokenizer.pad_token_id), callbacks=own + list(callbacks))
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+# %% ../../nbs/44_tuning.ipynb #fb5c3d82
+def random_states(
+    folder,  # a checkpoint
+) -> bool:
+    "Whether the random states of all processes are there; an `LlmrecError` when another number of processes has written them."
+    n, found = processes(), sorted(p.name for p in Path(folder).glob('rng_state*.pth'))
+    mine = ['rng_state.pth'] if n == 1 else [f'rng_state_{i}.pth' for i in range(n)]
+    if set(found) - set(mine):
+        raise LlmrecError(f'The checkpoint {folder} was written by {len(found)} processes and this tuning has {n}; go on with {len(found)}, or delete {Path(folder).parent}.')
+    return n == 1 or len(found) == n
 
 # %% ../../nbs/44_tuning.ipynb #1089d459
 def last_checkpoint(
@@ -481,8 +562,10 @@ def last_checkpoint(
     for folder in found:
         try:
             json.loads((folder / 'trainer_state.json').read_text())
-            return folder
-        except (OSError, ValueError): shutil.rmtree(folder)
+            if random_states(folder): return folder
+        except LlmrecError: raise
+        except (OSError, ValueError): pass
+        shutil.rmtree(folder)
     return None
 
 # %% ../../nbs/44_tuning.ipynb #b29e593f
@@ -598,11 +681,12 @@ def kept_randomness():
 # %% ../../nbs/44_tuning.ipynb #6a428fdb
 def train(trainer: RankerTrainer, cfg: TuningConfig, work) -> TrainerState:
     "Train from the newest checkpoint, unless it is the last one; returns the trainer's state."
-    last = last_checkpoint(work)
+    last = from_first(lambda: last_checkpoint(work))
     state = TrainerState.load_from_json(str(last / 'trainer_state.json')) if last else None
     if state is None or not stopped(state, cfg):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
         state = trainer.state
+    from_first(lambda: None)    # all are done with the checkpoints
     return state
 
 # %% ../../nbs/44_tuning.ipynb #88409ee6
@@ -612,6 +696,14 @@ def hand_back(model: PeftModel) -> None:
     if base.is_gradient_checkpointing: base.gradient_checkpointing_disable()
     base.disable_input_require_grads()
     base.requires_grad_(False).eval()
+
+# %% ../../nbs/44_tuning.ipynb #7b18010a
+@contextlib.contextmanager
+def adapted(backbone: Backbone, cfg: TuningConfig, start):
+    "The backbone's model with the adapter to be tuned; at the end the model is as before."
+    model = add_lora(backbone, cfg)
+    try: yield model if start is None else continue_from(model, start, cfg)
+    finally: hand_back(model)
 
 # %% ../../nbs/44_tuning.ipynb #c5fdd643
 def history(state: TrainerState) -> list[dict]:
@@ -638,6 +730,22 @@ def determines(cfg: TuningConfig, backbone: Backbone, rows: int, start, about: d
     note = dict(cfg=to_dict(cfg), backbone=backbone.identity, rows=rows) | dict(about or {})
     return note if start is None else note | dict(start=file_fingerprint(Path(start) / 'adapter_model.safetensors'))
 
+# %% ../../nbs/44_tuning.ipynb #80e64341
+def call(job: dict | None) -> None:
+    "Tell the other processes what is to be tuned together; None sends them home."
+    if processes() > 1: from_first(lambda: cloudpickle.dumps(job))
+
+def called() -> dict | None:
+    "In another process than the first: what is to be tuned now."
+    return cloudpickle.loads(from_first(None))
+
+def take_part(backbone: Backbone, job: dict) -> None:
+    "Tune together with the first process, which has called with `job`."
+    if backbone.identity != job['backbone']: raise LlmrecError(f"This process has the backbone {backbone.identity} and the first one {job['backbone']}; they must see the same files.")
+    rows, cfg, work = job['rows'], job['cfg'], job['work']
+    with kept_randomness(), adapted(backbone, cfg, job['start']) as model:
+        train(trainer_for(backbone, model, rows, dict if job['evaluates'] else None, cfg, work), cfg, work)
+
 # %% ../../nbs/44_tuning.ipynb #909ad6ce
 def tune(
     backbone: Backbone,
@@ -659,12 +767,10 @@ def tune(
         shutil.rmtree(work, ignore_errors=True)
         return out / 'adapter'
     if not len(train_dataset): raise LlmrecError('There are no training rows; sequences of two or more items are needed.')
-    with kept_randomness():
-        model = add_lora(backbone, cfg)
-        try:
-            if start is not None: continue_from(model, start, cfg)
-            state = train(trainer_for(backbone, model, train_dataset, evaluate, cfg, work, callbacks, progress), cfg, work)
-            finish(model, backbone, state, out, train_dataset[0])
-        finally: hand_back(model)
+    share(cfg, processes())
+    call(dict(backbone=backbone.identity, rows=train_dataset, cfg=cfg, work=work, start=start, evaluates=evaluate is not None))
+    with kept_randomness(), adapted(backbone, cfg, start) as model:
+        state = train(trainer_for(backbone, model, train_dataset, evaluate, cfg, work, callbacks, progress), cfg, work)
+        finish(model, backbone, state, out, train_dataset[0])
     shutil.rmtree(work)
     return out / 'adapter'
