@@ -194,15 +194,6 @@ def test_force_and_papermill_by_hand_give_the_same_bytes(made, tmp_path):
     assert artefact(tmp_path, 'llamarec/table2') == tables
 
 
-@pytest.mark.parametrize('suffix, content', [('.json', b'{"half": '), ('.npz', b'PK')])
-def test_a_damaged_record_is_named(made, tmp_path, suffix, content):
-    shutil.copytree(made / 'data', tmp_path / 'data')
-    damaged = next(p for p in sorted((tmp_path / 'data' / 'records').rglob(f'statistics-*{suffix}')) if 'provenance' not in p.name)
-    damaged.write_bytes(content)
-    text = complaint(tmp_path, 'llamarec/table2')
-    assert damaged.name in text and 'delete it' in text
-
-
 # --- killed and started again
 
 CURVE = ('datasets=[films]', 'ranker_datasets=[films]', 'seeds=[0, 1]', 'ranker_seeds=[0]', 'training={epochs: 5, validate_every: 10, patience: 1000}')
