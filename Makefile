@@ -15,12 +15,15 @@ export LLMREC_DATA
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test reproduce lab readme clean
+.PHONY: help setup test reproduce verify site bundle lab readme clean
 
 help:
 	@echo 'make setup      create .venv from requirements.lock (the other commands do it when needed)'
 	@echo 'make test       check library against notebooks, run every notebook, then pytest'
 	@echo 'make reproduce  write all tables and figures to figures/$$PROFILE (PROFILE=miniature, JOBS=number of cores)'
+	@echo 'make verify     check every artefact and record against the checksums it was made with'
+	@echo 'make site       render the executed notebooks of $$PROFILE to site/$$PROFILE/index.html'
+	@echo 'make bundle     write the zip of $$PROFILE for a reviewer'
 	@echo 'make lab        open the notebooks in JupyterLab'
 	@echo 'make readme     fill the generated parts of README.md'
 	@echo 'make clean      remove .venv and caches; data, records and figures stay'
@@ -49,6 +52,15 @@ test: setup
 
 reproduce: setup
 	@$(BIN)/llmrec_reproduce --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
+
+verify: setup
+	@$(BIN)/llmrec_verify
+
+site: setup
+	@$(BIN)/llmrec_site --profile $(PROFILE)
+
+bundle: setup
+	@$(BIN)/llmrec_bundle --profile $(PROFILE)
 
 lab: setup
 	@$(BIN)/jupyter-lab
