@@ -8,7 +8,7 @@ __all__ = ['STATES', 'QUIET', 'read_yaml', 'manifest', 'chosen', 'profiles', 'lo
            'load_stamp', 'sha256', 'outputs', 'changes', 'reasons', 'executed_path', 'failure_path', 'state',
            'QuietKernel', 'run_notebook', 'events_path', 'happened', 'write_stamp', 'execute', 'end_with', 'pool',
            'in_process', 'side_by_side', 'minutes', 'left', 'progress', 'parse', 'overrides', 'check_profile', 'wanted',
-           'cost', 'describe', 'check_writable', 'report', 'make', 'reproduce', 'main']
+           'cost', 'looked_at', 'describe', 'check_writable', 'report', 'make', 'reproduce', 'main']
 
 # %% ../nbs/90_reproduce.ipynb #bc01e4c7
 import argparse
@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
 from importlib.util import resolve_name
 from pathlib import Path
+from unittest.mock import patch
 
 import joblib
 import nbformat
@@ -120,9 +121,9 @@ def module_path(name: str) -> Path | None:
     return next((p for p in (stem.with_suffix('.py'), stem / '__init__.py') if p.exists()), None)
 
 def imported(text: str, package: str = 'llmrec') -> list[str]:
-    "The modules of llmrec that Python source in `package` imports."
+    "The modules of llmrec that Python source in `package` imports when it is loaded; what a function imports for itself does not count."
     found = []
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.parse(text).body:
         if isinstance(node, ast.Import): found += [a.name for a in node.names]
         if isinstance(node, ast.ImportFrom):
             module = resolve_name('.' * node.level + (node.module or ''), package)
@@ -335,12 +336,12 @@ def left(told: dict, profile: str) -> tuple[int, int, float]:
 def progress(todo: list, profile: str, jobs: int) -> Iterator[dict]:
     "A bar over the runs of a batch; what happened with the artefacts that are made is to be entered into the context's value."
     made, end = {}, threading.Event()
-    bar = tqdm(total=0, desc=f'0/{len(todo)} artefacts', unit=' runs', disable=None, leave=False)
+    bar = tqdm(total=0, unit='run', disable=None, leave=False)
     def show():
         while not end.wait(1):
             bar.total, bar.n, seconds = left({a: made.get(a) or happened(a, profile) for a in todo}, profile)
             bar.set_description(f'{len(made)}/{len(todo)} artefacts', refresh=False)
-            bar.set_postfix_str(f'about {minutes(seconds / jobs)} left')
+            bar.set_postfix_str(f'about {minutes(seconds / jobs)} left' if seconds else '')
     if not bar.disable: threading.Thread(target=show, daemon=True).start()
     try: yield made
     finally:
@@ -399,13 +400,19 @@ def cost(artefact: str, profile: str) -> str:
     notebook = max(0, stamp['seconds'] - stamp['runs']['seconds'])
     return f'notebook {minutes(notebook)}' + (f', {len(seconds)} of its {len(sides)} records are here and took {minutes(sum(seconds))}' if sides else '')
 
+def looked_at(artefact: str, profile: str, values: dict) -> tuple[str, list[str]]:
+    "`state` for one who only looks: 'unchecked' where data are not on this machine; nothing is downloaded."
+    with patch.dict(os.environ, {'LLMREC_OFFLINE': '1'}):
+        try: return state(artefact, profile, values)
+        except LlmrecError as e: return 'unchecked', [str(e)]
+
 def describe(artefact: str, profile: str, values: dict, found: tuple, detail: str) -> str:
     "A line on an artefact: its state, why, and for `detail` 'inputs' what it is made from or 'cost' how long it took."
     what, why = found
     said = f'{artefact}: {what}' + (f" ({'; '.join(why)})" if why and what != 'missing' else '')
     if detail == 'cost': said += f'; {cost(artefact, profile)}'
     if detail == 'inputs':
-        data = ', '.join(n for n in data_used(values) if n != 'paper numbers')
+        data = ', '.join(n for n in data_used(values) if n != 'paper numbers') if what != 'unchecked' else ''
         records = len((load_stamp(artefact, profile) or {}).get('records', ()))
         said += f"; nbs/{manifest()[artefact]}, {f'data {data}' if data else 'no data'}, {records} records"
     return said
@@ -453,7 +460,7 @@ def reproduce(
     check_names(given, names, 'on the command line')
     check_profile(profile)
     plan = {a: parameters(a, profile, given) for a in names}
-    states = {a: state(a, profile, values) for a, values in plan.items()}
+    states = {a: (looked_at if show else state)(a, profile, values) for a, values in plan.items()}
     meant = wanted(names, states, list(only))
     todo = [a for a in meant if force or states[a][0] != 'fresh']
     for a in todo if show == 'cost' else meant:

@@ -40,7 +40,7 @@ def test_csv_keeps_every_digit_and_missing_values(out):
     rows = list(csv.DictReader(paths['csv'].open(encoding='utf-8', newline='')))
     assert float(rows[0]['value']) == 1 / 3 and rows[1]['value'] == '' and rows[0]['method'] == 'a, "b"'
     assert '| 0.3333 | 1,234,567 |' in paths['md'].read_text() and '| – | 0 |' in paths['md'].read_text()
-    assert sorted(p.name for p in out.iterdir()) == ['table1.csv', 'table1.md', 'table1.tex']
+    assert sorted(p.name for p in out.iterdir()) == ['table1.csv', 'table1.md', 'table1.sources.csv', 'table1.tex']
 
 
 def test_tex_is_escaped_and_labelled():
