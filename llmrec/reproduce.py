@@ -299,9 +299,11 @@ def pool(jobs: int, notebooks: int, scheduler: str = '') -> Iterator[dict]:
     if scheduler or jobs == 1 or notebooks == 1:
         yield dict(LLMREC_SCHEDULER=scheduler) if scheduler else dict(LLMREC_JOBS=str(jobs))
         return
-    from distributed import LocalCluster    # here, because it takes a second
+    import dask    # here, because it takes a second
+    from distributed import LocalCluster
     quiet = dict(OMP_NUM_THREADS='1', LLMREC_WORKER_LOG=os.devnull)
-    with LocalCluster(n_workers=0, threads_per_worker=1, memory_limit=0, dashboard_address=None, silence_logs=logging.CRITICAL,
+    trim = {'distributed.nanny.pre-spawn-environ': {}}    # by default Dask gives memory back so eagerly that torch spends a third of its time getting it again
+    with dask.config.set(trim), LocalCluster(n_workers=0, threads_per_worker=1, memory_limit=0, dashboard_address=None, silence_logs=logging.CRITICAL,
                       preload='llmrec.grid', env=quiet) as cluster:
         cluster.scale(jobs)    # the workers start while the notebooks do
         yield dict(LLMREC_SCHEDULER=cluster.scheduler_address, LLMREC_JOBS=str(jobs))
