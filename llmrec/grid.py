@@ -51,7 +51,7 @@ def attempt(
     try:
         with output_to(here):
             if not isinstance(look_up(run, config, profile), str): return '', 0.
-            with without_waiting(): compute(run, config, profile, progress)
+            with without_waiting(), joblib.parallel_config('sequential'): compute(run, config, profile, progress)
     except Busy: said = BUSY
     except Exception as e:
         logging.getLogger(__name__).warning('a run failed', exc_info=True)

@@ -402,6 +402,7 @@ def cost(artefact: str, profile: str) -> str:
     notebook = max(0, stamp['seconds'] - stamp['runs']['seconds'])
     return f'notebook {minutes(notebook)}' + (f', {len(seconds)} of its {len(sides)} records are here and took {minutes(sum(seconds))}' if sides else '')
 
+# %% ../nbs/90_reproduce.ipynb #7ad765dd
 def looked_at(artefact: str, profile: str, values: dict) -> tuple[str, list[str]]:
     "`state` for one who only looks: 'unchecked' where data are not on this machine; nothing is downloaded."
     with patch.dict(os.environ, {'LLMREC_OFFLINE': '1'}):
