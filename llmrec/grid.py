@@ -27,6 +27,7 @@ def look_up(run: Callable, config, profile: str) -> Record | str:
         with only_reading(): return run(config, profile, False)
     except NotRecorded as e: return str(e)
 
+# %% ../nbs/05_grid.ipynb #ce8b7377
 BUSY = 'another process is computing it'
 
 def sentence(error: BaseException) -> str:
@@ -41,6 +42,7 @@ def compute(run: Callable, config, profile: str, progress: bool) -> None:
         if name := shared(run, config): return together(name, config, profile)
     run(config, profile, progress)
 
+# %% ../nbs/05_grid.ipynb #374e3541
 def attempt(
     run: Callable, config, profile: str,
     progress: bool,
@@ -67,12 +69,14 @@ def connect(address: str):    # a distributed.Client
     except (OSError, ValueError) as e:
         raise LlmrecError(f'No Dask scheduler answers at {address} ({sentence(e)}); start one with `dask scheduler`, or use --jobs.') from None
 
+# %% ../nbs/05_grid.ipynb #37abee8a
 def dask_setup(worker) -> None:
     "What a worker does first when it is started with `--preload llmrec.grid`: what it prints goes to $LLMREC_WORKER_LOG."
     if path := os.environ.get('LLMREC_WORKER_LOG'):
         with open(path, 'a') as log:
             for descriptor in (1, 2): os.dup2(log.fileno(), descriptor)
 
+# %% ../nbs/05_grid.ipynb #626c4882
 @contextmanager
 def workers() -> Iterator[int]:
     "A context for joblib's calls, as the environment says; yields how many of them may run at a time."
@@ -99,6 +103,7 @@ def outcomes(calls: list, jobs: int, tries: int = 3) -> Iterator[tuple[str, floa
     rest = calls[n + (tries == 1):]
     if rest: yield from outcomes(rest, jobs, tries - 1 or 3)
 
+# %% ../nbs/05_grid.ipynb #696031fe
 def spread(
     run: Callable, configs: list, profile: str,
     names: list,      # of their records
