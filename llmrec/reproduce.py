@@ -301,6 +301,7 @@ def pool(jobs: int, notebooks: int, scheduler: str = '') -> Iterator[dict]:
         return
     import dask    # here, because it takes a second
     from distributed import LocalCluster
+    logging.getLogger('bitsandbytes').setLevel(logging.ERROR)    # the scheduler, in this process, imports what the runs need
     quiet = dict(OMP_NUM_THREADS='1', LLMREC_WORKER_LOG=os.devnull)
     trim = {'distributed.nanny.pre-spawn-environ': {}}    # by default Dask gives memory back so eagerly that torch spends a third of its time getting it again
     with dask.config.set(trim), LocalCluster(n_workers=0, threads_per_worker=1, memory_limit=0, dashboard_address=None, silence_logs=logging.CRITICAL,
