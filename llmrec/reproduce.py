@@ -304,7 +304,7 @@ def pool(jobs: int, notebooks: int, scheduler: str = '') -> Iterator[dict]:
     logging.getLogger('bitsandbytes').setLevel(logging.ERROR)    # the scheduler, in this process, imports what the runs need
     quiet = dict(OMP_NUM_THREADS='1', LLMREC_WORKER_LOG=os.devnull)
     trim = {'distributed.nanny.pre-spawn-environ': {}}    # by default Dask gives memory back so eagerly that torch spends a third of its time getting it again
-    with dask.config.set(trim), LocalCluster(n_workers=0, threads_per_worker=1, memory_limit=0, dashboard_address=None, silence_logs=logging.CRITICAL,
+    with dask.config.set(trim), LocalCluster(n_workers=0, threads_per_worker=1, memory_limit=0, dashboard_address='127.0.0.1:0', silence_logs=logging.CRITICAL,
                       preload='llmrec.grid', env=quiet) as cluster:
         cluster.scale(jobs)    # the workers start while the notebooks do
         yield dict(LLMREC_SCHEDULER=cluster.scheduler_address, LLMREC_JOBS=str(jobs))
@@ -342,7 +342,11 @@ def progress(todo: list, profile: str, jobs: int) -> Iterator[dict]:
     bar = tqdm(total=0, unit='run', disable=None, leave=False)
     def show():
         while not end.wait(1):
-            bar.total, bar.n, seconds = left({a: made.get(a) or happened(a, profile) for a in todo}, profile)
+            total, n, seconds = left({a: made.get(a) or happened(a, profile) for a in todo}, profile)
+            if total != bar.total:
+                start = bar.start_t
+                bar.reset(total); bar.start_t = start    # the widget of a notebook learns of a new total by this only
+            bar.n = n
             bar.set_description(f'{len(made)}/{len(todo)} artefacts', refresh=False)
             bar.set_postfix_str(f'about {minutes(seconds / jobs)} left' if seconds else '')
     if not bar.disable: threading.Thread(target=show, daemon=True).start()
