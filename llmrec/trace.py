@@ -309,11 +309,11 @@ def check_stale(artefact: str, profile: str, stamp: dict) -> Iterator[Finding]:
         for said in changes(what, before, now.get(what, before)): yield Finding(path, f'{said}; `llmrec_reproduce {artefact} --profile {profile}` makes it anew', True)
     for name, said in stamp.get('failed', {}).items(): yield Finding(path, f'was made without the run {name}, which had failed: {said}', True)
 
-# %% ../nbs/91_trace.ipynb #68bb12d8
+# %% ../nbs/91_trace.ipynb #a0b4805f
+# experiment -> the class of its configuration, whose name is part of the fingerprint
 CONFIGURATIONS = {'statistics': 'StatisticsConfig', 'retrieval': 'RetrievalConfig', 'llamarec': 'RankingConfig', 'binary': 'BinaryRun', 'tallrec': 'TallrecRun',
                   'in-context': 'InContextRun', 'native': 'NativeRun', 'llamarec-one-user': 'OneUser', 'llamarec-one-prompt': 'OnePrompt', 'ranking-time': 'RankingTime',
-                  'speed': 'SpeedConfig', 'yesno-speed': 'YesNoSpeedConfig', 'memory': 'MemoryRun', 'catalogue-size': 'CatalogueConfig', 'tie-orders': 'Orders',
-                  'one-order': 'OneOrder'}    # experiment -> the class of its configuration, whose name is part of the fingerprint
+                  'speed': 'SpeedConfig', 'yesno-speed': 'YesNoSpeedConfig', 'memory': 'MemoryRun', 'catalogue-size': 'CatalogueConfig', 'tie-orders': 'Orders'}
 
 def check_record(path: Path) -> Iterator[Finding]:
     "A record against its own checksums, its name and its fingerprint."

@@ -71,7 +71,7 @@ def load_dataset(
     name: str,
     core: int = 5,       # least interactions of a user and of an item (LlamaRec 4.0.1)
     ties: str = 'item',  # rule for equal timestamps, see `interactions.order_in_time`
-    tie_seed: int = 0,   # for ties='random'
+    tie_seed: int = 0,   # for its random rules
 ) -> Dataset:
     "Load, drop items without a title, take the k-core, number and order (LlamaRec 4.0.1)."
     interactions, items = load_raw(name)

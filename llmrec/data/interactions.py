@@ -57,19 +57,22 @@ def from_lists(
     offsets = np.concatenate([[0], np.cumsum([len(s) for s in sequences], dtype=np.int64)]).astype(np.int64)
     return Sequences(offsets, np.concatenate([np.empty(0, np.int32), *sequences]), n_items)
 
-# %% ../../nbs/16_interactions.ipynb #f8812953
-TIES = ('item', 'file', 'random')
+# %% ../../nbs/16_interactions.ipynb #fc35bbcd
+TIES = ('item', 'items', 'file', 'random')
 
 def order_in_time(
     interactions: pl.DataFrame,  # user, item, rating, timestamp
     ties: str = 'item',          # rule for equal timestamps of one user, one of TIES
-    seed: int = 0,               # for ties='random'
+    seed: int = 0,               # for ties='items' and ties='random'
 ) -> pl.DataFrame:
     "The interactions sorted by user, then time, then the rule for ties."
     known('rule for ties', ties, TIES)
-    row = np.arange(len(interactions)) if ties != 'random' else np.random.default_rng(seed).permutation(len(interactions))
-    by = [USER, TIMESTAMP] + ([ITEM] if ties == 'item' else []) + ['row']
-    return interactions.with_columns(row=pl.Series(row)).sort(by).drop('row')
+    row, items = np.arange(len(interactions)), interactions[ITEM].unique().sort()
+    if ties in ('item', 'items'): tie = items.search_sorted(interactions[ITEM]).to_numpy()
+    if ties == 'items': tie = np.random.default_rng(seed).permutation(len(items))[tie]
+    if ties == 'file': tie = row
+    if ties == 'random': tie = np.random.default_rng(seed).permutation(row)
+    return interactions.with_columns(tie=pl.Series(tie), row=pl.Series(row)).sort(USER, TIMESTAMP, 'tie', 'row').drop('tie', 'row')
 
 # %% ../../nbs/16_interactions.ipynb #d8fdf40f
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Indexed:
 def index(
     interactions: pl.DataFrame,  # user, item, rating, timestamp
     ties: str = 'item',          # see `order_in_time`
-    seed: int = 0,               # for ties='random'
+    seed: int = 0,               # for ties='items' and ties='random'
 ) -> Indexed:
     "Number users and items by sorted raw id and lay the sequences out in time."
     frame = order_in_time(interactions, ties, seed)

@@ -48,7 +48,7 @@ class RetrievalConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     core: int = 5                         # least interactions of a user and of an item
     ties: str = 'item'                    # rule for equal timestamps, see data.interactions
-    tie_seed: int = 0                     # for ties='random'
+    tie_seed: int = 0                     # for its random rules
     split: Literal['leave-one-out', 'global-time'] = 'leave-one-out'
 
 # %% ../../nbs/51_retrieval.ipynb #bb659aac
