@@ -27,13 +27,12 @@ from accelerate import PartialState
 from .config import from_dict, to_dict
 from .experiments import llamarec, tallrec
 from .experiments.llamarec import RankingConfig
-from .experiments.retrieval import one_thread
 from .experiments.tallrec import TallrecRun
 from .grid import BUSY, sentence
 from .llm.backbones import load_backbone
 from .llm.tuning import InFirst, call, called, from_first, take_part
 from .paths import LlmrecError, known
-from .records import Busy, without_waiting, write_atomic
+from .records import Busy, one_thread, without_waiting, write_atomic
 
 # %% ../nbs/94_launch.ipynb #57759dfd
 EXPERIMENTS = {'tallrec': (TallrecRun, tallrec.run), 'llamarec': (RankingConfig, llamarec.run)}

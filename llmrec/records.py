@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'write_atomic', 'tell', 'Record', 'record_key', 'save_record', 'load_record', 'versions', 'commit',
-           'provenance', 'Busy', 'NotRecorded', 'without_waiting', 'only_reading', 'lock', 'locked', 'usable',
-           'set_aside', 'run_once', 'find_record', 'RunFailed', 'Failed']
+           'provenance', 'one_thread', 'Busy', 'NotRecorded', 'without_waiting', 'only_reading', 'lock', 'locked',
+           'usable', 'set_aside', 'run_once', 'find_record', 'RunFailed', 'Failed']
 
 # %% ../nbs/02_records.ipynb #ea21dc87
 import contextlib
@@ -22,11 +22,13 @@ import resource
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
+from threadpoolctl import threadpool_limits
 
 from .config import digest, to_dict
 from .paths import LlmrecError, records_dir, root
@@ -152,6 +154,17 @@ def provenance(
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
     machine = dict(platform=platform.platform(), processor=platform.machine(), cpus=os.cpu_count())
     return dict(versions=versions(), **commit(), machine=machine, seconds=seconds, peak_mib=round(peak, 1))
+
+# %% ../nbs/02_records.ipynb #a6079db7
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    "PyTorch and the linear algebra of NumPy on one thread inside, as before outside."
+    import torch    # here, because most of what reads records needs no torch
+    n = torch.get_num_threads()
+    with threadpool_limits(1):
+        torch.set_num_threads(1)
+        try: yield
+        finally: torch.set_num_threads(n)
 
 # %% ../nbs/02_records.ipynb #b040cac0
 class Busy(Exception):

@@ -166,3 +166,14 @@ def test_vectors_that_are_no_numbers_name_the_text(out, bert):
     encoder = en.load_encoder(EncoderConfig(str(bert)))
     with torch.no_grad(): encoder.model.embeddings.word_embeddings.weight[4 + WORDS.index('algebra')] = float('nan')
     with pytest.raises(LlmrecError, match="not finite for the text 'algebra'"): en.fresh_vectors(encoder, ['the quiet house', 'algebra'], EncoderConfig(str(bert)))
+
+
+def test_vectors_are_computed_on_one_thread(out, monkeypatch):
+    "They are shared by workers, which have one thread, and notebooks, which have all; on two the last digits may differ."
+    seen, plain = [], en.pooled
+    monkeypatch.setattr(en, 'pooled', lambda *how: seen.append(torch.get_num_threads()) or plain(*how))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try: encode_texts(['a film', 'another'], EncoderConfig('backbone'), TINY)
+    finally: torch.set_num_threads(before)
+    assert seen and set(seen) == {1}

@@ -14,11 +14,11 @@ import numpy as np
 
 from ..data.yesno import YESNO_DATASETS, YesNoArrays, YesNoData, arrays, few_shot, load_yesno, yesno_checksum
 from ..evaluation.auc import auc
-from .retrieval import device, one_thread
+from .retrieval import device
 from ..llm.backbones import BackboneConfig
 from ..llm.encoders import EncoderConfig, encode_texts, encoder_identity
 from ..paths import LlmrecError, known
-from ..records import Record, run_once
+from ..records import Record, one_thread, run_once
 from ..sequential.binary import BINARY, BinaryConfig, Fitted, fit_binary, reads_text, score_binary
 from ..sequential.counting import SIMPLE, simple_scores
 

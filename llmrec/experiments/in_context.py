@@ -20,7 +20,6 @@ from ..config import from_dict
 from ..data.alpaca import INPUT, INSTRUCTION
 from ..data.yesno import load_yesno, yesno_checksum
 from ..evaluation.auc import auc, auc_summary
-from .retrieval import one_thread
 from .tallrec import chosen_rows
 from ..llm.answers import generate_answers, score_answers
 from ..llm.backbones import BackboneConfig, backbone_identity, backbone_label, load_backbone
@@ -28,7 +27,7 @@ from ..llm.chat import KINDS, Answer, EndpointConfig, answer_kind, api_key, as_a
 from ..llm.tuning import with_adapter
 from ..llm.yesno import YesNoPromptConfig, context_of, encode_questions, question, record_of, shortened, yesno_ids
 from ..paths import USER, LlmrecError, checkpoints_dir, known
-from ..records import Record, find_record, run_once
+from ..records import Record, find_record, one_thread, run_once
 
 # %% ../../nbs/57_in_context.ipynb #8ff22a0e
 @dataclass(frozen=True)

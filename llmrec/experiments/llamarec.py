@@ -17,14 +17,14 @@ import numpy as np
 from ..data.datasets import DATASETS, dataset_checksum, load_dataset
 from ..data.interactions import Sequences
 from ..evaluation.ranking import recall, summary
-from .retrieval import RetrievalConfig, for_dataset, make_split, one_thread, retriever
+from .retrieval import RetrievalConfig, for_dataset, make_split, retriever
 from ..llm.backbones import Backbone, BackboneConfig, backbone_identity, load_backbone
 from ..llm.prompts import LlamaRecPromptConfig, encode_prompt, fit_prompt, truncate_title
 from ..llm.ranking import rank_candidates, score_candidates
 from ..llm.tuning import RankerRows, TuningConfig, tune, with_adapter
 from ..llm.verbalizer import letter_ids
 from ..paths import LlmrecError, checkpoints_dir
-from ..records import Record, lock, record_key, run_once
+from ..records import Record, lock, one_thread, record_key, run_once
 from ..sequential.candidates import Candidates, Score, ranks, recommend
 
 # %% ../../nbs/52_llamarec.ipynb #a42fe86d

@@ -19,13 +19,12 @@ from ..data.miniature import World, all_people, like_chance, opinions, posterior
 from ..data.yesno import YesNoData, load_yesno, yesno_checksum
 from .in_context import auc_or_none
 from .tallrec import chosen_rows
-from .retrieval import one_thread
 from ..llm.answers import score_answers
 from ..llm.backbones import BackboneConfig, backbone_identity, load_backbone
 from ..llm.prompts import prompt_ids
 from ..llm.yesno import shared_prefix
 from ..paths import AUTHOR, ITEM, TITLE, USER, LlmrecError, known
-from ..records import Record, run_once
+from ..records import Record, one_thread, run_once
 
 # %% ../../nbs/59_native.ipynb #deabd52c
 @dataclass(frozen=True)

@@ -22,14 +22,13 @@ from ..data.miniature import ensure_world, world_checksum
 from ..data.raw import data_checksum
 from ..data.yesno import few_shot, load_yesno, yesno_checksum
 from ..evaluation.auc import auc
-from .retrieval import one_thread
 from ..llm.answers import score_answers
 from ..llm.backbones import Backbone, BackboneConfig, backbone_identity, load_backbone
 from ..llm.rec_tuning import AlpacaTuningConfig, RecTuningConfig, alpaca_tune, rec_tune
 from ..llm.tuning import with_adapter
 from ..llm.yesno import encode_questions, yesno_ids
 from ..paths import checkpoints_dir
-from ..records import lock, Record, record_key, run_once
+from ..records import Record, lock, one_thread, record_key, run_once
 
 # %% ../../nbs/55_tallrec_runs.ipynb #6a95dba5
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def instructions_checksum(source: str) -> str: return data_checksum('alpaca') if
 def alpaca_adapter(backbone: Backbone, cfg: AlpacaTuningConfig, source: str, profile: str, progress: bool = False) -> Path:
     "The adapter after alpaca tuning; made when it is not there."
     folder = checkpoints_dir(profile) / f'alpaca-{digest(cfg, backbone.identity, instructions_checksum(source))}'
-    with lock(folder): return alpaca_tune(backbone, instruction_records(source), cfg, folder, progress=progress)
+    with lock(folder), one_thread(): return alpaca_tune(backbone, instruction_records(source), cfg, folder, progress=progress)
 
 # %% ../../nbs/55_tallrec_runs.ipynb #8dbcf937
 def alpaca_lora(cfg: BackboneConfig, alpaca: AlpacaTuningConfig, datasets, profile: str) -> tuple:

@@ -25,7 +25,7 @@ from ..config import digest
 from .backbones import BackboneConfig, backbone_identity, folder_identity, is_folder, load_backbone
 from .ranking import accepted, inner, length_batches, scoring
 from ..paths import LlmrecError, checkpoints_dir
-from ..records import lock, write_atomic
+from ..records import lock, one_thread, write_atomic
 
 # %% ../../nbs/49_encoders.ipynb #8a918733
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def stored_vectors(
 ) -> np.ndarray:
     "Vectors (n, d) before the reduction, from disk when they are there."
     path = checkpoints_dir('encoders') / f'{digest(vectors_identity(cfg, backbone), texts)}.npy'
-    with lock(path):
+    with lock(path), one_thread():
         if not path.exists():
             buffer = io.BytesIO()
             np.save(buffer, fresh_vectors(load_encoder(cfg, backbone), texts, cfg, progress=progress))
@@ -224,7 +224,8 @@ def encode_texts(
     "A vector for each text, zeros for an empty one; computed once and then read from disk."
     distinct = distinct_texts(texts)
     vectors = stored_vectors(distinct, cfg, backbone, progress)
-    if cfg.dimensions is not None: vectors, _ = principal(vectors, cfg.dimensions)
+    with one_thread():
+        if cfg.dimensions is not None: vectors, _ = principal(vectors, cfg.dimensions)
     place = {t: i for i, t in enumerate(distinct, 1)}
     with_zeros = np.concatenate([np.zeros_like(vectors[:1]), vectors])
     return with_zeros[[place.get(t, 0) for t in texts]]
