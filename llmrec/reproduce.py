@@ -307,7 +307,7 @@ def pool(jobs: int, notebooks: int, scheduler: str = '') -> Iterator[dict]:
     with dask.config.set(trim), LocalCluster(n_workers=0, threads_per_worker=1, memory_limit=0, dashboard_address='127.0.0.1:0', silence_logs=logging.CRITICAL,
                       preload='llmrec.grid', env=quiet) as cluster:
         cluster.scale(jobs)    # the workers start while the notebooks do
-        yield dict(LLMREC_SCHEDULER=cluster.scheduler_address, LLMREC_JOBS=str(jobs))
+        yield dict(LLMREC_SCHEDULER=cluster.scheduler_address, LLMREC_JOBS=str(jobs), OMP_NUM_THREADS='1')    # what notebooks compute themselves stands beside the workers
 
 # %% ../nbs/90_reproduce.ipynb #fe9fdc51
 def in_process(artefact: str, profile: str, values: dict, force: bool, environment: dict, command: int) -> tuple:
