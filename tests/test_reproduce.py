@@ -16,7 +16,11 @@ import torch
 import yaml
 
 from llmrec.data.miniature import world_checksum
+from llmrec.experiments.retrieval import METHODS
 from llmrec.paths import root
+from llmrec.reproduce import manifest, parameters, profiles
+from llmrec.sequential.binary import BINARY
+from llmrec.sequential.counting import SIMPLE
 
 ROOT = root()
 MAIN = [sys.executable, '-c', 'from llmrec.reproduce import main; raise SystemExit(main())']
@@ -261,3 +265,14 @@ def test_a_worker_ends_with_a_killed_command():
     alive = child.is_running() and child.status() != psutil.STATUS_ZOMBIE
     if alive: child.kill()
     assert not alive
+
+
+@pytest.mark.parametrize('profile', profiles())
+def test_every_profile_names_methods_that_its_notebooks_know(profile):
+    "A list of retrievers for LlamaRec's tables once reached TALLRec's figures, where nobody knows them."
+    for artefact, notebook in manifest().items():
+        asked = parameters(artefact, profile, {}).get('methods')
+        if asked is None: continue
+        text = (ROOT / 'nbs' / notebook).read_text(encoding='utf-8')
+        known = METHODS if 'llmrec.experiments.study' in text else (*BINARY, *SIMPLE)
+        assert set(asked) <= set(known), (artefact, sorted(set(asked) - set(known)))
