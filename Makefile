@@ -48,7 +48,7 @@ test: setup
 	@$(BIN)/python tools/sync.py
 	@echo 'Running every notebook (nbdev_test; cells marked slow or gpu are skipped) ...'
 	@LLMREC_JOBS=1 $(BIN)/nbdev_test --n_workers 2
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 
 reproduce: setup
 	@$(BIN)/llmrec_reproduce --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
