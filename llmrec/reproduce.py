@@ -10,6 +10,12 @@ __all__ = ['STATES', 'QUIET', 'read_yaml', 'manifest', 'chosen', 'profiles', 'lo
            'in_process', 'side_by_side', 'minutes', 'left', 'progress', 'parse', 'overrides', 'check_profile', 'wanted',
            'cost', 'looked_at', 'describe', 'check_writable', 'report', 'make', 'reproduce', 'main']
 
+# %% ../nbs/90_reproduce.ipynb #6aa59258
+import sys
+
+# %% ../nbs/90_reproduce.ipynb #cfdc36b1
+sys.modules.setdefault('rfc3987_syntax', None)    # for jsonschema it is then not installed, which it allows
+
 # %% ../nbs/90_reproduce.ipynb #bc01e4c7
 import argparse
 import ast
@@ -21,7 +27,6 @@ import json
 import logging
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
