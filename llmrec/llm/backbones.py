@@ -20,10 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import prepare_model_for_kbit_training
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM,
-                          PreTrainedTokenizerFast)
 
 from ..config import digest
 from ..paths import LlmrecError, known, miniature_dir, root
@@ -155,11 +153,11 @@ def tiny_backbone(
 ) -> Path:
     "Write a freshly initialised small Llama with its own tokenizer to `folder`, atomically; returns the folder."
     tok = TINY[known('tokenizer style', style, TINY)](texts or default_texts(), vocab_size)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tok, unk_token='<unk>', bos_token='<s>', eos_token='</s>')
-    config = LlamaConfig(vocab_size=tok.get_vocab_size(), bos_token_id=1, eos_token_id=2, **(SHAPE | shape))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tok, unk_token='<unk>', bos_token='<s>', eos_token='</s>')
+    config = transformers.LlamaConfig(vocab_size=tok.get_vocab_size(), bos_token_id=1, eos_token_id=2, **(SHAPE | shape))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
+        model = transformers.LlamaForCausalLM(config)
     with new_folder(folder) as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
@@ -250,19 +248,20 @@ def prepare_quantised(
     model,  # loaded in 4 or 8 bits
 ):
     "The quantised model, frozen, with its other weights in float32 and its gradients alive on every CPU."
+    import peft    # here, because it takes five seconds that no table needs
     for module in model.modules():
         if hasattr(module, 'support_avx512bf16_for_cpu'): module.support_avx512bf16_for_cpu = False
-    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False).eval()
+    return peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False).eval()
 
 # %% ../../nbs/40_backbones.ipynb #5e3ae82c
 def bits(
     cfg: BackboneConfig,
-) -> BitsAndBytesConfig | None:
+) -> 'transformers.BitsAndBytesConfig | None':
     "bitsandbytes' settings for `cfg`; NF4 with double quantisation for four bits, as published (facts B6)."
     if cfg.quantisation == 'none': return None
-    if cfg.quantisation == '8bit': return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True,
-                              bnb_4bit_compute_dtype=getattr(torch, cfg.dtype))
+    if cfg.quantisation == '8bit': return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True,
+                                           bnb_4bit_compute_dtype=getattr(torch, cfg.dtype))
 
 # %% ../../nbs/40_backbones.ipynb #553c43fd
 def load_model(
@@ -273,7 +272,7 @@ def load_model(
     device = f'cuda:{torch.cuda.current_device()}' if torch.cuda.is_available() else 'cpu'    # one each, where several processes tune together
     extra = {} if cfg.revision is None else dict(revision=cfg.revision)
     if cfg.quantisation != 'none': extra |= dict(quantization_config=bits(cfg), device_map={'': device})
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, cfg.dtype), **extra)
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, cfg.dtype), **extra)
     if cfg.quantisation != 'none': return prepare_quantised(model)
     return model.to(device).requires_grad_(False).eval()
 
@@ -298,7 +297,7 @@ def load_backbone(
     "Load model and tokenizer; an `LlmrecError` says what was looked for and what to do when they cannot be had."
     identity, source = backbone_identity(cfg, texts), backbone_source(cfg, texts)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=cfg.revision or 'main')
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=cfg.revision or 'main')
         model = load_model(source, cfg)
     except (OSError, ValueError, ImportError) as e:
         why = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__

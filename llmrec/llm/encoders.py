@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import transformers
 from sklearn.decomposition import PCA
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoTokenizer
 
 from ..config import digest
 from .backbones import BackboneConfig, backbone_identity, folder_identity, is_folder, load_backbone
@@ -112,8 +112,8 @@ def load_encoder(
         return Encoder(inner(loaded.model).base_model, loaded.tokenizer, identity, loaded.dtype, skip_special=True)
     source, revision = encoder_source(cfg), cfg.revision or 'main'
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        model = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
+        model = transformers.AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32)
     except (OSError, ValueError, ImportError) as e:
         raise LlmrecError(f"The encoder '{cfg.name}' cannot be loaded ({str(e).strip().splitlines()[0]}); give EncoderConfig.name a folder "
                           "with config.json, weights and tokenizer, a hub id this machine can reach, or 'minilm'.") from e

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['AdapterConfig', 'TuningConfig', 'training_rows', 'sample_negatives', 'draw_others', 'draw_candidates', 'RankerRows',
            'check_rows', 'render_row', 'collate', 'gathered_logits', 'can_gather', 'label_loss', 'add_lora',
-           'adapter_weights', 'base_name', 'own_identity', 'read_adapter', 'layer_sizes', 'misfit', 'check_base',
-           'continue_from', 'check_learnt', 'InFirst', 'processes', 'from_first', 'divides', 'share', 'within_forward',
-           'portion', 'RankerTrainer', 'Schedule', 'in_eight_bits', 'checkpointing', 'InputGradients', 'arguments',
-           'check_optimiser', 'trainer_for', 'random_states', 'last_checkpoint', 'stopped', 'claim', 'restore_best',
-           'plain_folder', 'probe_logits', 'reopened_logits', 'save_adapter', 'with_adapter', 'kept_randomness',
-           'train', 'hand_back', 'adapted', 'history', 'finish', 'determines', 'call', 'called', 'take_part', 'tune']
+           'adapter_weights', 'put_weights', 'base_name', 'own_identity', 'read_adapter', 'layer_sizes', 'misfit',
+           'check_base', 'continue_from', 'check_learnt', 'InFirst', 'processes', 'from_first', 'divides', 'share',
+           'within_forward', 'portion', 'on', 'RankerTrainer', 'Schedule', 'in_eight_bits', 'checkpointing',
+           'InputGradients', 'arguments', 'check_optimiser', 'trainer_for', 'random_states', 'last_checkpoint',
+           'stopped', 'claim', 'restore_best', 'plain_folder', 'probe_logits', 'reopened_logits', 'save_adapter',
+           'with_adapter', 'kept_randomness', 'train', 'hand_back', 'adapted', 'history', 'finish', 'determines',
+           'call', 'called', 'take_part', 'tune']
 
 # %% ../../nbs/44_tuning.ipynb #d89677bc
 import contextlib
@@ -29,14 +30,12 @@ from typing import Any, Literal
 import cloudpickle
 import numpy as np
 import torch
+import transformers
 from fastcore.basics import patch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
-from transformers import (EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments,
-                          set_seed)
 
 from ..config import to_dict
 from .backbones import Backbone, file_fingerprint, new_folder, precision
@@ -264,23 +263,36 @@ def label_loss(
 def add_lora(
     backbone: Backbone,
     cfg: TuningConfig,
-) -> PeftModel:
+) -> 'peft.PeftModel':
     "The backbone's model with a fresh adapter, initialised from `cfg.seed`; changes the model in place."
-    if isinstance(backbone.model, PeftModel):
+    import peft    # here, because it takes five seconds that no table needs
+    if isinstance(backbone.model, peft.PeftModel):
         raise LlmrecError(f'The backbone {backbone.identity} already carries an adapter; load it afresh before tuning.')
     targets = cfg.target_modules if cfg.target_modules == 'all-linear' else list(cfg.target_modules)
-    lora = LoraConfig(r=cfg.lora_r, lora_alpha=cfg.lora_alpha, lora_dropout=cfg.lora_dropout, target_modules=targets,
-                      bias='none', task_type='CAUSAL_LM')
-    set_seed(cfg.seed)
-    try: return get_peft_model(backbone.model, lora)
+    lora = peft.LoraConfig(r=cfg.lora_r, lora_alpha=cfg.lora_alpha, lora_dropout=cfg.lora_dropout, target_modules=targets,
+                           bias='none', task_type='CAUSAL_LM')
+    transformers.set_seed(cfg.seed)
+    try: return peft.get_peft_model(backbone.model, lora)
     except ValueError as e:
         raise LlmrecError(f"The adapter cannot be put on {cfg.target_modules} of {type(backbone.model).__name__} ({str(e).splitlines()[0]}); "
                           "name modules that exist, or set target_modules='all-linear'.") from None
 
-# %% ../../nbs/44_tuning.ipynb #68a0e126
-def adapter_weights(model: PeftModel) -> dict:
+# %% ../../nbs/44_tuning.ipynb #e22745fa
+def adapter_weights(model: 'peft.PeftModel') -> dict:
     "The adapter's tensors by name, as they are saved."
-    return {k: v.detach().cpu() for k, v in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+    import peft    # here, because it takes five seconds that no table needs
+    return {k: v.detach().cpu() for k, v in peft.get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+
+# %% ../../nbs/44_tuning.ipynb #078afcc4
+def put_weights(
+    model,          # with an adapter
+    weights: dict,  # from `adapter_weights`
+) -> bool:
+    "Put an adapter's tensors into `model`; whether it then holds exactly those."
+    import peft    # here, because it takes five seconds that no table needs
+    peft.set_peft_model_state_dict(model, weights)
+    now = adapter_weights(model)
+    return sorted(now) == sorted(weights) and all(torch.equal(now[k].to(v.dtype), v) for k, v in weights.items())
 
 # %% ../../nbs/44_tuning.ipynb #1aa886ec
 def base_name(identity: str) -> str:
@@ -335,12 +347,12 @@ def check_base(
     if '/' in made_for and '/' in here and made_for.split('@')[0] != here.split('@')[0]:
         warnings.warn(f'The adapter in {folder} names {made_for} as its base model and is put on {here}; the shapes agree.', stacklevel=2)
 
-# %% ../../nbs/44_tuning.ipynb #79c8e502
+# %% ../../nbs/44_tuning.ipynb #989660b4
 def continue_from(
-    model: PeftModel,   # with a fresh adapter, from `add_lora`
+    model,              # with a fresh adapter, from `add_lora`
     folder,             # the adapter to go on with
     cfg: TuningConfig,
-) -> PeftModel:
+) -> 'peft.PeftModel':
     "`model` with the values of the adapter in `folder`; an `LlmrecError` when rank, scale or targets differ from `cfg`."
     config, weights = read_adapter(folder)
     for name, want in (('r', cfg.lora_r), ('lora_alpha', cfg.lora_alpha)):
@@ -349,9 +361,7 @@ def continue_from(
     if sorted(weights) != sorted(adapter_weights(model)):
         raise LlmrecError(f"The adapter in {folder} corrects {config.get('target_modules')} and the settings {cfg.target_modules}; set TuningConfig.target_modules to the same.")
     check_learnt(weights, f'in {folder}')
-    set_peft_model_state_dict(model, weights)
-    now = adapter_weights(model)
-    if not all(torch.equal(now[k].to(v.dtype), v) for k, v in weights.items()):
+    if not put_weights(model, weights):
         raise LlmrecError(f'The adapter in {folder} could not be put into the model; peft and its file do not fit together.')
     return model
 
@@ -432,9 +442,17 @@ def portion(
     first = distributed.get_rank() // together * together
     return mine[0] * together / torch.cat(counts)[first:first + together].sum()
 
-# %% ../../nbs/44_tuning.ipynb #d848d215
-class RankerTrainer(Trainer):
-    "The trainer of transformers with our loss and our evaluation."
+# %% ../../nbs/44_tuning.ipynb #89cfc5cd
+def on(
+    cls,        # a class without a base
+    base: str,  # a class of transformers
+):
+    "`cls` as a subclass of the class of transformers."
+    return type(cls.__name__, (cls, getattr(transformers, base)), {})
+
+# %% ../../nbs/44_tuning.ipynb #2aafb674
+class RankerTrainer:
+    "Our loss and our evaluation, to stand on the trainer of transformers."
     loss_is_scaled_for_ga = False  # the loss is a mean over the batch
 
     def __init__(self, backbone: Backbone, measure, together: int = 1, **kw):
@@ -458,9 +476,9 @@ class RankerTrainer(Trainer):
     @property
     def select(self) -> str: return self.args.metric_for_best_model
 
-# %% ../../nbs/44_tuning.ipynb #a5675667
-class Schedule(TrainerCallback):
-    "Tell the dataset the epoch, and have the last step evaluated."
+# %% ../../nbs/44_tuning.ipynb #84dcc521
+class Schedule:
+    "A callback: tell the dataset the epoch, and have the last step evaluated."
     def __init__(self, dataset, last: bool): self.dataset, self.last = dataset, last
 
     def on_epoch_begin(self, args, state, control, **kw):
@@ -482,12 +500,12 @@ def checkpointing(
 ) -> dict:
     "The trainer's arguments for gradient checkpointing, whose name differs between versions of transformers."
     if not on: return {}
-    name = 'activation' if 'activation_checkpointing' in {f.name for f in dataclasses.fields(TrainingArguments)} else 'gradient'
+    name = 'activation' if 'activation_checkpointing' in {f.name for f in dataclasses.fields(transformers.TrainingArguments)} else 'gradient'
     return {f'{name}_checkpointing': True, f'{name}_checkpointing_kwargs': dict(use_reentrant=in_eight_bits(model))}
 
-# %% ../../nbs/44_tuning.ipynb #75554d65
-class InputGradients(TrainerCallback):
-    "Let the embedding's output require gradients while training, once."
+# %% ../../nbs/44_tuning.ipynb #606d3666
+class InputGradients:
+    "A callback: let the embedding's output require gradients while training, once."
     def on_train_begin(self, args, state, control, model=None, **kw):
         model.disable_input_require_grads()
         model.enable_input_require_grads()
@@ -499,11 +517,11 @@ def arguments(
     work,             # folder of the checkpoints
     evaluates: bool,  # whether there is an evaluation to select by
     progress: bool = False,
-) -> TrainingArguments:
+) -> 'transformers.TrainingArguments':
     "The settings of transformers' trainer."
     on_cpu = backbone.model.device.type == 'cpu'
     every = dict(eval_strategy='steps' if evaluates else 'no', load_best_model_at_end=evaluates, save_strategy='steps')
-    return TrainingArguments(
+    return transformers.TrainingArguments(
         str(work), **every, eval_steps=cfg.eval_steps, save_steps=cfg.eval_steps, save_total_limit=2, logging_steps=math.gcd(10, cfg.eval_steps),
         metric_for_best_model=cfg.select, greater_is_better=True, restore_callback_states_from_checkpoint=True,
         per_device_train_batch_size=cfg.batch_size, gradient_accumulation_steps=cfg.accumulation, num_train_epochs=cfg.epochs,
@@ -521,7 +539,7 @@ def check_optimiser(cfg: TuningConfig, backbone: Backbone) -> None:
 # %% ../../nbs/44_tuning.ipynb #bae281cc
 def trainer_for(
     backbone: Backbone,
-    model: PeftModel,
+    model: 'peft.PeftModel',
     dataset,
     evaluate,          # model -> metrics by name, or None
     cfg: TuningConfig,
@@ -534,12 +552,13 @@ def trainer_for(
     mine = share(cfg, processes())
     args = arguments(mine, backbone, work, evaluate is not None, progress)
     args._n_gpu = min(args.n_gpu, 1)
-    own = [Schedule(dataset, cfg.evaluate_last and evaluate is not None)]
-    if evaluate is not None: own.append(EarlyStoppingCallback(cfg.patience))
-    if cfg.gradient_checkpointing and in_eight_bits(model): own.append(InputGradients())
-    trainer = RankerTrainer(backbone, evaluate, cfg.batch_size // mine.batch_size, model=model, args=args, train_dataset=dataset, eval_dataset=dataset,
-                            data_collator=partial(collate, pad_id=backbone.tokenizer.pad_token_id), callbacks=own + list(callbacks))
-    trainer.remove_callback(PrinterCallback)
+    own = [on(Schedule, 'TrainerCallback')(dataset, cfg.evaluate_last and evaluate is not None)]
+    if evaluate is not None: own.append(transformers.EarlyStoppingCallback(cfg.patience))
+    if cfg.gradient_checkpointing and in_eight_bits(model): own.append(on(InputGradients, 'TrainerCallback')())
+    trainer = on(RankerTrainer, 'Trainer')(
+        backbone, evaluate, cfg.batch_size // mine.batch_size, model=model, args=args, train_dataset=dataset, eval_dataset=dataset,
+        data_collator=partial(collate, pad_id=backbone.tokenizer.pad_token_id), callbacks=own + list(callbacks))
+    trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 
 # %% ../../nbs/44_tuning.ipynb #fb5c3d82
@@ -568,9 +587,9 @@ def last_checkpoint(
         shutil.rmtree(folder)
     return None
 
-# %% ../../nbs/44_tuning.ipynb #b29e593f
+# %% ../../nbs/44_tuning.ipynb #96dae8bf
 def stopped(
-    state: TrainerState,
+    state: 'transformers.TrainerState',
     cfg: TuningConfig,
 ) -> bool:
     "Whether training had come to its end at this checkpoint: by its steps or by patience."
@@ -590,20 +609,18 @@ def claim(
         raise LlmrecError(f'{path} describes another tuning than this one; choose another folder, or delete this one.')
     write_atomic(path, text)
 
-# %% ../../nbs/44_tuning.ipynb #de42f646
+# %% ../../nbs/44_tuning.ipynb #7841e77f
 def restore_best(
-    model: PeftModel,
-    state: TrainerState,
+    model: 'peft.PeftModel',
+    state: 'transformers.TrainerState',
     work,  # folder of the checkpoints
 ) -> None:
     "Put the best step's adapter into `model` (the last one's when nothing was evaluated) and check that it is there."
     step = state.best_global_step or state.global_step
     saved = load_file(Path(work) / f'checkpoint-{step}' / 'adapter_model.safetensors')
-    set_peft_model_state_dict(model, saved)
-    now = adapter_weights(model)
-    if sorted(now) != sorted(saved) or not all(torch.equal(now[k].to(v.dtype), v) for k, v in saved.items()):
+    if not put_weights(model, saved):
         raise LlmrecError(f'The adapter of step {step} could not be put back into the model; peft and transformers do not fit together.')
-    check_learnt(now, f'of step {step}')
+    check_learnt(saved, f'of step {step}')
 
 # %% ../../nbs/44_tuning.ipynb #be5f4936
 def plain_folder(
@@ -636,9 +653,9 @@ def reopened_logits(model, backbone: Backbone, folder, row: dict) -> torch.Tenso
         model.set_adapter('default')
         model.delete_adapter('reopened')
 
-# %% ../../nbs/44_tuning.ipynb #96c1e139
+# %% ../../nbs/44_tuning.ipynb #a7cb0652
 def save_adapter(
-    model: PeftModel,
+    model: 'peft.PeftModel',
     backbone: Backbone,
     folder,      # where to write it
     row: dict,   # a training row to compare scores on
@@ -659,8 +676,9 @@ def with_adapter(
     folder,  # a peft adapter folder
 ) -> Backbone:
     "`backbone` with the adapter in `folder`; its model is changed in place."
+    import peft    # here, because it takes five seconds that no table needs
     check_base(backbone, folder)
-    model = PeftModel.from_pretrained(backbone.model, str(folder)).eval()
+    model = peft.PeftModel.from_pretrained(backbone.model, str(folder)).eval()
     weights = Path(folder) / 'adapter_model.safetensors'
     saved, now = load_file(weights), adapter_weights(model)
     if sorted(saved) != sorted(now): raise LlmrecError(f'The adapter in {folder} does not fit the backbone {backbone.identity}; load the backbone it was tuned on.')
@@ -678,19 +696,19 @@ def kept_randomness():
         random.setstate(python)
         np.random.set_state(numpy)
 
-# %% ../../nbs/44_tuning.ipynb #6a428fdb
-def train(trainer: RankerTrainer, cfg: TuningConfig, work) -> TrainerState:
+# %% ../../nbs/44_tuning.ipynb #548a517f
+def train(trainer: RankerTrainer, cfg: TuningConfig, work) -> 'transformers.TrainerState':
     "Train from the newest checkpoint, unless it is the last one; returns the trainer's state."
     last = from_first(lambda: last_checkpoint(work))
-    state = TrainerState.load_from_json(str(last / 'trainer_state.json')) if last else None
+    state = transformers.TrainerState.load_from_json(str(last / 'trainer_state.json')) if last else None
     if state is None or not stopped(state, cfg):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
         state = trainer.state
     from_first(lambda: None)    # all are done with the checkpoints
     return state
 
-# %% ../../nbs/44_tuning.ipynb #88409ee6
-def hand_back(model: PeftModel) -> None:
+# %% ../../nbs/44_tuning.ipynb #749df28e
+def hand_back(model: 'peft.PeftModel') -> None:
     "Take the adapter off the base model, and what the trainer has switched on there."
     base = model.unload()
     if base.is_gradient_checkpointing: base.gradient_checkpointing_disable()
@@ -705,17 +723,17 @@ def adapted(backbone: Backbone, cfg: TuningConfig, start):
     try: yield model if start is None else continue_from(model, start, cfg)
     finally: hand_back(model)
 
-# %% ../../nbs/44_tuning.ipynb #c5fdd643
-def history(state: TrainerState) -> list[dict]:
+# %% ../../nbs/44_tuning.ipynb #d31ddcce
+def history(state: 'transformers.TrainerState') -> list[dict]:
     "Losses and metrics by step, without what was measured on a clock."
     clock = ('train_runtime', 'train_samples_per_second', 'train_steps_per_second', 'total_flos', 'train_loss')
     return [h for h in state.log_history if not any(k in h for k in clock)] + [dict(best_step=state.best_global_step, best=state.best_metric)]
 
-# %% ../../nbs/44_tuning.ipynb #ad2b6984
+# %% ../../nbs/44_tuning.ipynb #6bc2d4a1
 def finish(
-    model: PeftModel,
+    model: 'peft.PeftModel',
     backbone: Backbone,
-    state: TrainerState,
+    state: 'transformers.TrainerState',
     out,         # folder of this tuning
     row: dict,   # a training row to compare scores on
 ) -> None:
