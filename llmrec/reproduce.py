@@ -308,8 +308,9 @@ def pool(jobs: int, notebooks: int, scheduler: str = '') -> Iterator[dict]:
     from distributed import LocalCluster
     logging.getLogger('bitsandbytes').setLevel(logging.ERROR)    # the scheduler, in this process, imports what the runs need
     quiet = dict(OMP_NUM_THREADS='1', LLMREC_WORKER_LOG=os.devnull)
-    trim = {'distributed.nanny.pre-spawn-environ': {}}    # by default Dask gives memory back so eagerly that torch spends a third of its time getting it again
-    with dask.config.set(trim), LocalCluster(n_workers=0, threads_per_worker=1, memory_limit=0, dashboard_address='127.0.0.1:0', silence_logs=logging.CRITICAL,
+    lean = {'distributed.nanny.pre-spawn-environ': {},    # by default Dask gives memory back so eagerly that torch spends a third of its time getting it again
+            'distributed.worker.profile.enabled': False}  # nor is anybody to look at the workers a hundred times a second
+    with dask.config.set(lean), LocalCluster(n_workers=0, threads_per_worker=1, memory_limit=0, dashboard_address='127.0.0.1:0', silence_logs=logging.CRITICAL,
                       preload='llmrec.grid', env=quiet) as cluster:
         cluster.scale(jobs)    # the workers start while the notebooks do
         yield dict(LLMREC_SCHEDULER=cluster.scheduler_address, LLMREC_JOBS=str(jobs), OMP_NUM_THREADS='1')    # what notebooks compute themselves stands beside the workers
