@@ -50,7 +50,9 @@ test: setup
 	@LLMREC_JOBS=1 $(BIN)/nbdev_test --n_workers 2
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 
+# compiled once, not by each of thirty processes where PYTHONDONTWRITEBYTECODE is set
 reproduce: setup
+	@$(BIN)/python -m compileall -q llmrec
 	@$(BIN)/llmrec_reproduce --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
 
 verify: setup
