@@ -15,7 +15,7 @@ export LLMREC_DATA
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test reproduce verify site bundle lab readme clean
+.PHONY: help setup compiled test reproduce verify site bundle lab readme clean
 
 help:
 	@echo 'make setup      create .venv from requirements.lock (the other commands do it when needed)'
@@ -41,18 +41,20 @@ $(BIN)/.installed: requirements.lock setup.py settings.ini
 	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
 	@touch $@
 
+# once, not by each of the many processes where PYTHONDONTWRITEBYTECODE is set
+compiled: setup
+	@$(BIN)/python -m compileall -q llmrec
+
 # pytest comes last, so that the output ends with its count
 test: export OMP_NUM_THREADS := 1
-test: setup
+test: compiled
 	@echo 'Is llmrec/ what the notebooks export?'
 	@$(BIN)/python tools/sync.py
 	@echo 'Running every notebook (nbdev_test; cells marked slow or gpu are skipped) ...'
 	@LLMREC_JOBS=1 $(BIN)/nbdev_test --n_workers 2
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 
-# compiled once, not by each of thirty processes where PYTHONDONTWRITEBYTECODE is set
-reproduce: setup
-	@$(BIN)/python -m compileall -q llmrec
+reproduce: compiled
 	@$(BIN)/llmrec_reproduce --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
 
 verify: setup

@@ -31,14 +31,16 @@ def project(folder: Path, artefacts: int) -> Path:
     return folder
 
 
-for artefacts in (1, 4):
+for artefacts in map(int, sys.argv[1:] or (1, 4)):
     with tempfile.TemporaryDirectory() as d:
         where, out = project(Path(d) / 'project', artefacts), Path(d) / 'out'
         environment = os.environ | dict(LLMREC_OUT=str(out), OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
-        start = time.perf_counter()
+        start, began = time.perf_counter(), time.time()
         subprocess.run([*MAIN, '--profile', 'mine', '--jobs', str(RUNS_AT_ONCE)], cwd=where, env=environment, check=True, stdout=subprocess.DEVNULL)
         wall = time.perf_counter() - start
-        spent = [json.loads(p.read_text())['seconds']['total'] for p in (out / 'data' / 'records' / 'mine').glob('*.provenance.json')]
+        records = list((out / 'data' / 'records' / 'mine').glob('*.provenance.json'))
+        spent, ends = [json.loads(p.read_text())['seconds']['total'] for p in records], [p.stat().st_mtime - began for p in records]
         assert len(spent) == COUNT
         runs = sum(spent) / RUNS_AT_ONCE
-        print(f'{artefacts} artefact(s), {COUNT} runs of {SECONDS} s, {RUNS_AT_ONCE} at a time: {wall:.1f} s, of which {runs:.1f} s in runs; outside {1 - runs / wall:.1%}', flush=True)
+        print(f'{artefacts} artefact(s), {COUNT} runs of {SECONDS} s, {RUNS_AT_ONCE} at a time: {wall:.1f} s, of which {runs:.1f} s in runs; outside {1 - runs / wall:.1%} '
+              f'({min(ends) - SECONDS:.1f} s before the first run, {wall - max(ends):.1f} s after the last)', flush=True)
