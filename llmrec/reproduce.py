@@ -16,8 +16,9 @@ import sys
 # %% ../nbs/90_reproduce.ipynb #cfdc36b1
 sys.modules.setdefault('rfc3987_syntax', None)    # for jsonschema it is then not installed, which it allows
 
-# %% ../nbs/90_reproduce.ipynb #bc01e4c7
+# %% ../nbs/90_reproduce.ipynb #69cac403
 import argparse
+import asyncio
 import ast
 import contextlib
 import copy
@@ -26,6 +27,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -221,10 +223,18 @@ def state(artefact: str, profile: str, values: dict) -> tuple[str, list[str]]:
     if stamp is None: return ('stale', ['its stamp cannot be read']) if stamp_path(artefact, profile).exists() else ('missing', why)
     return 'failed' if stamp.get('failed') else 'stale' if why else 'fresh', why
 
-# %% ../nbs/90_reproduce.ipynb #3cdf9954
+# %% ../nbs/90_reproduce.ipynb #3e65dc1c
 class QuietKernel(AsyncKernelManager):
-    "A kernel whose own messages (not those of the cells) go nowhere: at its end asyncio may complain about a task."
+    "A kernel whose own messages (not those of the cells) go nowhere, and which is ended at once when its notebook is through."
     async def start_kernel(self, **how): return await super().start_kernel(**how, stderr=subprocess.DEVNULL)
+
+    async def shutdown_kernel(self, now: bool = False, restart: bool = False):
+        await self.signal_kernel(signal.SIGTERM)    # to all its processes; joblib's tracker does not heed it and cleans up
+        with contextlib.suppress(TimeoutError): await asyncio.wait_for(self.gone(), 2)
+        if await self.is_alive(): await super().shutdown_kernel(now=True)
+
+    async def gone(self):
+        while await self.is_alive(): await asyncio.sleep(.01)
 
 def run_notebook(artefact: str, values: dict, executed: Path) -> None:
     "Execute the artefact's notebook with papermill; what was executed is kept as `executed`, also when a cell fails."
