@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'write_atomic', 'tell', 'Record', 'record_key', 'save_record', 'load_record', 'versions', 'commit',
            'provenance', 'one_thread', 'Busy', 'NotRecorded', 'without_waiting', 'only_reading', 'lock', 'locked',
-           'usable', 'set_aside', 'run_once', 'find_record', 'RunFailed', 'Failed']
+           'usable', 'set_aside', 'sweep', 'run_once', 'find_record', 'RunFailed', 'Failed']
 
 # %% ../nbs/02_records.ipynb #ea21dc87
 import contextlib
@@ -223,6 +223,11 @@ def set_aside(path: Path, why: str) -> None:
     said = f'{why} It is now called {path.name}.aside, and the run is repeated.'
     logging.getLogger(__name__).warning(said); tell(note=said)
 
+# %% ../nbs/02_records.ipynb #b85b7bd2
+def sweep(path: Path) -> None:
+    "Delete what a killed process has left half-written beside the file at `path`; whoever calls holds its lock."
+    for left in path.parent.glob(f'{path.stem}.*.tmp-*'): left.unlink(missing_ok=True)
+
 # %% ../nbs/02_records.ipynb #25edf29d
 def run_once(
     experiment: str,  # name of the experiment
@@ -243,6 +248,7 @@ def run_once(
         record, wrong = usable(path, version)
         if record: return record
         if wrong: set_aside(path, wrong)
+        sweep(path)
         start = time.perf_counter()
         metrics, arrays, seconds = compute()
         seconds = dict(seconds, total=round(time.perf_counter() - start, 2))

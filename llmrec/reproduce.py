@@ -51,7 +51,7 @@ from .data.datasets import DATASETS, dataset_checksum
 from .data.yesno import YESNO_DATASETS, yesno_checksum
 from .grid import connect
 from .paths import LlmrecError, figures_dir, known, output_root, records_dir, root
-from .records import lock, provenance, write_atomic
+from .records import lock, provenance, sweep, write_atomic
 
 # %% ../nbs/90_reproduce.ipynb #d2ae4e7a
 @lru_cache(None)
@@ -223,18 +223,25 @@ def state(artefact: str, profile: str, values: dict) -> tuple[str, list[str]]:
     if stamp is None: return ('stale', ['its stamp cannot be read']) if stamp_path(artefact, profile).exists() else ('missing', why)
     return 'failed' if stamp.get('failed') else 'stale' if why else 'fresh', why
 
-# %% ../nbs/90_reproduce.ipynb #3e65dc1c
+# %% ../nbs/90_reproduce.ipynb #3632fc87
 class QuietKernel(AsyncKernelManager):
-    "A kernel whose own messages (not those of the cells) go nowhere, and which is ended at once when its notebook is through."
+    "A kernel whose own messages (not those of the cells) go nowhere, and whose processes end when its notebook does."
     async def start_kernel(self, **how): return await super().start_kernel(**how, stderr=subprocess.DEVNULL)
 
-    async def shutdown_kernel(self, now: bool = False, restart: bool = False):
-        await self.signal_kernel(signal.SIGTERM)    # to all its processes; joblib's tracker does not heed it and cleans up
-        with contextlib.suppress(TimeoutError): await asyncio.wait_for(self.gone(), 2)
-        if await self.is_alive(): await super().shutdown_kernel(now=True)
+    def end_processes(self):
+        with contextlib.suppress(ProcessLookupError): os.killpg(self.provisioner.pgid, signal.SIGTERM)    # joblib's tracker does not heed it and cleans up
 
     async def gone(self):
         while await self.is_alive(): await asyncio.sleep(.01)
+
+    async def shutdown_kernel(self, now: bool = False, restart: bool = False):    # asked to go, a kernel waits for that tracker, which waits for it
+        self.end_processes()
+        with contextlib.suppress(TimeoutError): await asyncio.wait_for(self.gone(), 2)
+        if await self.is_alive(): await super().shutdown_kernel(now=True)
+
+    async def cleanup_resources(self, restart: bool = False):
+        self.end_processes()    # of a kernel that was killed
+        await super().cleanup_resources(restart)
 
 def run_notebook(artefact: str, values: dict, executed: Path) -> None:
     "Execute the artefact's notebook with papermill; what was executed is kept as `executed`, also when a cell fails."
@@ -288,6 +295,7 @@ def execute(artefact: str, profile: str, values: dict, force: bool = False) -> d
     with lock(executed):
         if not force and state(artefact, profile, values)[0] == 'fresh': return happened(artefact, profile) | dict(seconds=0.)
         os.environ['LLMREC_EVENTS'] = str(write_atomic(events_path(artefact, profile), ''))
+        sweep(stamp_path(artefact, profile))
         try:
             run_notebook(artefact, values, executed)
             told = write_stamp(artefact, profile, values, round(time.perf_counter() - start, 1))

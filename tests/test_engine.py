@@ -148,6 +148,10 @@ def family(process):
     with contextlib.suppress(psutil.NoSuchProcess): return psutil.Process(process.pid).children(recursive=True)
     return []
 
+def cmdline(process):
+    with contextlib.suppress(psutil.NoSuchProcess): return process.cmdline()
+    return []
+
 def victim(process, what):
     "The command itself, a worker of its pool, or a notebook's kernel; None when there is none at the moment."
     if what == 'command': return psutil.Process(process.pid)
@@ -163,6 +167,28 @@ def check_nothing_is_broken(out, undisturbed):
     assert {k: v for k, v in found.items() if undisturbed[1][k] != v} == {}
     assert {k: v for k, v in figures(out).items() if '.tmp-' not in k and undisturbed[0][k] != v} == {}
     return {name for name in found if name.endswith('.json')}
+
+
+def left_by_joblib():
+    "Joblib's workers and trackers, and what they share, on this machine."
+    workers = [p.pid for p in psutil.process_iter(['cmdline']) if 'loky' in ' '.join(p.info['cmdline'] or ())]
+    return {*workers, *(p.name for p in Path('/dev/shm').glob('*') if 'loky' in p.name or 'joblib' in p.name)}
+
+@pytest.mark.skipif(not Path('/dev/shm').is_dir(), reason='looks at shared memory in /dev/shm')
+@pytest.mark.parametrize('killed', [False, True])
+def test_a_single_notebook_takes_its_workers_with_it(tmp_path, project, killed):
+    before = left_by_joblib()
+    process = subprocess.Popen(**command(project, tmp_path / 'out', 'beyond/one', '-p', 'seconds=.5', '--jobs', '2'), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    mine, ending = {}, time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < ending:
+        mine |= {p.pid: p for p in family(process) if 'popen_loky' in ' '.join(cmdline(p))}
+        if killed and len(records(tmp_path / 'out')) >= 4 and (kernel := victim(process, 'kernel')): kernel.kill(); killed = False
+        time.sleep(.05)
+    assert len(mine) == 2 and not killed
+    assert psutil.wait_procs(mine.values(), timeout=5)[1] == []
+    until = time.monotonic() + 5
+    while left_by_joblib() - before and time.monotonic() < until: time.sleep(.1)
+    assert left_by_joblib() - before == set()
 
 
 def test_ten_kills_at_random_moments(tmp_path, project, undisturbed):
@@ -189,7 +215,9 @@ def test_ten_kills_at_random_moments(tmp_path, project, undisturbed):
         have = now
     assert len(killed) >= 7 and {'command', 'worker', 'kernel'} == set(killed)
     reproduce(project, out, '--jobs', '2')
-    assert (figures(out), records(out)) == undisturbed
+    for now, once in zip((figures(out), records(out)), undisturbed):
+        assert sorted(now) == sorted(once)
+        assert [name for name in now if now[name] != once[name]] == []
     assert not list(out.rglob('*.ipynb.tmp-*')) and not [p for p in (out / 'figures' / 'executed' / 'mine').glob('*.tmp-*')]
 
 
@@ -253,6 +281,17 @@ def test_a_damaged_record_is_set_aside_and_made_again(tmp_path, project, undistu
     assert one.name in done.stdout and 'is repeated' in done.stdout and '1 runs computed' in done.stdout
     assert one.with_name(f'{one.name}.aside').read_bytes() == broken and one.read_bytes() == before
     assert figures(out) == {k: v for k, v in undisturbed[0].items() if '/one.' in k}
+
+
+def test_what_a_killed_process_left_half_written_is_deleted(tmp_path, project, undisturbed):
+    out = tmp_path / 'out'
+    reproduce(project, out, '--jobs', '1')
+    record = sorted((out / 'data' / 'records' / 'mine').glob('toy-*.json'))[0]
+    left = [record.with_suffix('.npz.tmp-1-2'), out / 'figures' / 'mine' / 'beyond' / 'one.csv.tmp-1-2']
+    for path in left: path.write_text('half')
+    record.unlink()
+    reproduce(project, out, '--jobs', '1', '--force')
+    assert not any(path.exists() for path in left) and (figures(out), records(out)) == undisturbed
 
 
 def test_a_record_of_an_older_version_is_made_again(tmp_path, project, undisturbed):
