@@ -229,7 +229,9 @@ class QuietKernel(AsyncKernelManager):
     async def start_kernel(self, **how): return await super().start_kernel(**how, stderr=subprocess.DEVNULL)
 
     def end_processes(self):
-        with contextlib.suppress(ProcessLookupError): os.killpg(self.provisioner.pgid, signal.SIGTERM)    # joblib's tracker does not heed it and cleans up
+        group = getattr(self.provisioner, 'pgid', None)    # None where it could not be started
+        if not group: return
+        with contextlib.suppress(ProcessLookupError): os.killpg(group, signal.SIGTERM)    # joblib's tracker does not heed it and cleans up
 
     async def gone(self):
         while await self.is_alive(): await asyncio.sleep(.01)
