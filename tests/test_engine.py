@@ -184,7 +184,7 @@ def test_a_single_notebook_takes_its_workers_with_it(tmp_path, project, killed):
         mine |= {p.pid: p for p in family(process) if 'popen_loky' in ' '.join(cmdline(p))}
         if killed and len(records(tmp_path / 'out')) >= 4 and (kernel := victim(process, 'kernel')): kernel.kill(); killed = False
         time.sleep(.05)
-    assert len(mine) == 2 and not killed
+    assert len(mine) >= 2 and not killed
     assert psutil.wait_procs(mine.values(), timeout=5)[1] == []
     until = time.monotonic() + 5
     while left_by_joblib() - before and time.monotonic() < until: time.sleep(.1)
