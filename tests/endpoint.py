@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 DEFAULTS = dict(busy=0, retry_after='0.05', status=0, hang=0., delay=0., refuse='', logprobs='give', key='', html=False)
-
+NONE = dict(requests=0, answers=0, asked_logprobs=0)
 
 def app(folder):
     "OpenAI's chat and completions over the causal language model in `folder`; POST /behave changes DEFAULTS, GET /count counts."
@@ -21,7 +21,7 @@ def app(folder):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     torch.set_num_threads(1)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
-    out, state, count, lock = FastAPI(), dict(DEFAULTS), dict(requests=0, answers=0, asked_logprobs=0), threading.Lock()
+    out, state, counts, lock = FastAPI(), dict(DEFAULTS), [NONE.copy()], threading.Lock()
 
     def steps(prompt, n, top):
         "n greedy tokens with the `top` most probable ones at each position."
@@ -49,6 +49,7 @@ def app(folder):
 
     def answer(request, body, chat):
         with lock:
+            count = counts[-1]    # a late answer belongs to the test that has asked for it
             count['requests'] += 1
             count['asked_logprobs'] += bool(body.get('logprobs'))
             stop = obstacle(request, body)
@@ -74,10 +75,10 @@ def app(folder):
     @out.post('/v1/completions')
     def completions(request: Request, body: dict): return answer(request, body, False)
     @out.get('/count')
-    def counted(): return count
+    def counted(): return counts[-1]
     @out.post('/behave')
     def behave(changes: dict):
-        count.update(dict.fromkeys(count, 0)); state.update(DEFAULTS | changes)
+        with lock: counts.append(NONE.copy()); state.update(DEFAULTS | changes)
         return state
     return out
 
