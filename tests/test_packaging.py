@@ -121,3 +121,10 @@ def test_readme_spreads_tallrec_over_k(project):
     text = (project / 'README.md').read_text()
     assert '| dataset | method | K=16 | paper | K=64 | paper | seeds |' in text
     assert '| toy | A | 51.23 [48, 53.50] | 49.07 | 52 [49, 54] | – | 5 |' in text and '70' not in text
+
+
+def test_reading_a_table_imports_no_trainer():
+    heavy = "{'peft', 'bitsandbytes', 'accelerate', 'transformers.trainer', 'distributed'}"
+    code = f'import sys, llmrec.experiments.study, llmrec.experiments.tallrec_study, llmrec.llm.tuning; print(sorted({heavy} & set(sys.modules)))'
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == '[]\n', done.stdout + done.stderr
