@@ -7,11 +7,11 @@ __all__ = ['GENRES', 'MOODS', 'VERSION', 'CONSONANTS', 'VOWELS', 'CODAS', 'GENRE
            'IMPLICIT_SPREAD', 'HOUR', 'DAY', 'NUMBERS', 'PLAIN_TASKS', 'TASKS', 'OF_BOOKS', 'WorldConfig', 'coin_words',
            'coin_titles', 'catalogue', 'make_films', 'isbn', 'make_books', 'implicit_share', 'make_users', 'attention',
            'afresh', 'onward', 'choice_weights', 'next_item_law', 'walk', 'opinions', 'make_ratings', 'book_notes',
-           'World', 'make_world', 'ml_100k_files', 'ml_latest_files', 'bookcrossing_files', 'amazon_files',
-           'tell_genre', 'tell_mood', 'tell_author', 'tell_year', 'describe', 'is_genre', 'is_mood', 'is_author',
-           'are_alike', 'is_among', 'pick_genre', 'repeat', 'count', 'sort_years', 'end_letter', 'is_earlier',
-           'which_shelf', 'belongs', 'instruction_records', 'instructions', 'world_files', 'write_world', 'checksum_of',
-           'ensure_world', 'world_checksum', 'like_chance', 'all_people', 'posterior_like']
+           'World', 'peopled', 'make_world', 'other_people', 'ml_100k_files', 'ml_latest_files', 'bookcrossing_files',
+           'amazon_files', 'tell_genre', 'tell_mood', 'tell_author', 'tell_year', 'describe', 'is_genre', 'is_mood',
+           'is_author', 'are_alike', 'is_among', 'pick_genre', 'repeat', 'count', 'sort_years', 'end_letter',
+           'is_earlier', 'which_shelf', 'belongs', 'instruction_records', 'instructions', 'world_files', 'write_world',
+           'checksum_of', 'ensure_world', 'world_checksum', 'like_chance', 'all_people', 'posterior_like']
 
 # %% ../../nbs/14_miniature.ipynb #a53f4bd6
 import dataclasses
@@ -242,6 +242,18 @@ class World:
 
 HOUR, DAY = 3600, 86_400
 
+def peopled(
+    cfg: WorldConfig,
+    films: pl.DataFrame,
+    books: pl.DataFrame,
+    rngs,                 # three generators: of who the people are, of what they watch, of what they read
+) -> World:
+    "A world with this catalogue, and `cfg.n_users` people who rate in it."
+    users = make_users(rngs[0], cfg)
+    watched = make_ratings(rngs[1], cfg, users, films, within=2 * HOUR, between=14 * DAY)
+    read = make_ratings(rngs[2], cfg, users, books, within=1.5 * DAY, between=40 * DAY)
+    return World(cfg, films, books, users, watched.with_columns(pl.col('stars').alias(RATING)), read.with_columns(book_notes(rngs[2], users, read)))
+
 def make_world(cfg: WorldConfig = WorldConfig()) -> World:
     "The world that `cfg` describes; equal configurations make equal worlds."
     if min(cfg.n_users, cfg.n_films, cfg.n_books) < 40: raise LlmrecError('A world needs at least 40 users, films and books.')
@@ -251,10 +263,17 @@ def make_world(cfg: WorldConfig = WorldConfig()) -> World:
     split, names = 2 * cfg.n_films, words[-n_names:]
     films = make_films(rngs[1], cfg, coin_titles(rngs[1], words[:split], cfg.two_words))
     books = make_books(rngs[2], cfg, coin_titles(rngs[2], words[split:-n_names], cfg.two_words), names)
-    users = make_users(rngs[3], cfg)
-    watched = make_ratings(rngs[4], cfg, users, films, within=2 * HOUR, between=14 * DAY)
-    read = make_ratings(rngs[5], cfg, users, books, within=1.5 * DAY, between=40 * DAY)
-    return World(cfg, films, books, users, watched.with_columns(pl.col('stars').alias(RATING)), read.with_columns(book_notes(rngs[5], users, read)))
+    return peopled(cfg, films, books, rngs[3:])
+
+# %% ../../nbs/14_miniature.ipynb #8102fc04
+def other_people(
+    world: World,
+    n: int,        # how many
+    seed: int = 0, # other seeds, other people
+) -> World:
+    "The catalogue of `world` with other people, drawn by the same law."
+    rngs = np.random.SeedSequence([world.config.seed, 1, seed]).spawn(3)
+    return peopled(dataclasses.replace(world.config, n_users=n), world.films, world.books, [np.random.default_rng(s) for s in rngs])
 
 # %% ../../nbs/14_miniature.ipynb #2d676a82
 def _crlf(lines) -> str: return ''.join(f'{line}\r\n' for line in lines)

@@ -4,18 +4,23 @@
 
 # %% auto #0
 __all__ = ['PHRASINGS', 'YEAR', 'Phrasing', 'sides', 'prose', 'NativeConfig', 'native', 'spoken', 'native_prompt', 'parted',
-           'encode_native', 'NativeRun', 'compute', 'run', 'catalogue_places', 'reader_scores']
+           'encode_native', 'NativeRun', 'ask', 'checked', 'run', 'catalogue_places', 'reader_scores', 'CrowdRun',
+           'crowd', 'run_crowd']
 
 # %% ../../nbs/59_native.ipynb #70906730
 import html
 import re
-from dataclasses import dataclass, field
+import tempfile
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import polars as pl
 
 from ..config import from_dict
-from ..data.miniature import World, all_people, like_chance, opinions, posterior_like
+from ..data.miniature import World, all_people, bookcrossing_files, like_chance, make_world, ml_100k_files, opinions, other_people, posterior_like
 from ..data.yesno import YesNoData, load_yesno, yesno_checksum
 from .in_context import auc_or_none
 from .tallrec import chosen_rows
@@ -24,7 +29,7 @@ from ..llm.backbones import BackboneConfig, backbone_identity, load_backbone
 from ..llm.prompts import prompt_ids
 from ..llm.yesno import shared_prefix
 from ..paths import AUTHOR, ITEM, TITLE, USER, LlmrecError, known
-from ..records import Record, one_thread, run_once
+from ..records import Record, one_thread, run_once, write_atomic
 
 # %% ../../nbs/59_native.ipynb #deabd52c
 @dataclass(frozen=True)
@@ -120,18 +125,27 @@ class NativeRun:
     backbone: BackboneConfig
     asked: NativeConfig = field(default_factory=NativeConfig)
 
-def compute(cfg: NativeRun, progress: bool) -> tuple[dict, dict, dict]:
-    "Ask; metrics, arrays and seconds of the record."
-    data, backbone = load_yesno(cfg.dataset, cfg.asked.protocol), load_backbone(cfg.backbone)
-    rows = chosen_rows(data.splits['test'].height, cfg.asked.rows)
+def ask(
+    data: YesNoData,
+    model: BackboneConfig,
+    cfg: NativeConfig,
+    progress: bool,
+) -> tuple[dict, dict]:  # metrics and arrays of a record
+    "Ask about the test rows of `data`."
+    backbone, rows = load_backbone(model), chosen_rows(data.splits['test'].height, cfg.rows)
     samples = data.splits['test'][rows]
-    texts = [native_prompt(data, s, cfg.asked) for s in samples.iter_rows(named=True)]
-    prompts, ids = encode_native(backbone.tokenizer, texts, cfg.asked.words)
+    texts = [native_prompt(data, s, cfg) for s in samples.iter_rows(named=True)]
+    prompts, ids = encode_native(backbone.tokenizer, texts, cfg.words)
     scores, labels = score_answers(backbone, prompts, ids, progress=progress), samples['label'].to_numpy().astype(np.int8)
     arrays = dict(row=rows.astype(np.int32), user=samples[USER].to_numpy().astype(np.int32), label=labels, score=scores)
-    return dict(auc=auc_or_none(labels, scores), rows=len(rows), ids=list(ids), note=data.note), arrays, {}
+    return dict(auc=auc_or_none(labels, scores), rows=len(rows), ids=list(ids), note=data.note), arrays
 
 # %% ../../nbs/59_native.ipynb #7194c7ae
+def checked(cfg: NativeConfig) -> NativeConfig:
+    "`cfg`, unless it asks about nothing."
+    if cfg.rows is not None and cfg.rows < 1: raise LlmrecError(f'NativeConfig.rows is {cfg.rows}; ask at least one row, or None for all.')
+    return cfg
+
 def run(
     cfg: NativeConfig,
     dataset: str,
@@ -140,10 +154,9 @@ def run(
     progress: bool = True,
 ) -> Record:
     "The record of one model and phrasing; arrays row, user, label, score, one value a row asked."
-    whole = NativeRun(dataset, backbone, cfg)
-    if cfg.rows is not None and cfg.rows < 1: raise LlmrecError(f'NativeConfig.rows is {cfg.rows}; ask at least one row, or None for all.')
+    whole = NativeRun(dataset, backbone, checked(cfg))
     def once():
-        with one_thread(): return compute(whole, progress)
+        with one_thread(): return *ask(load_yesno(dataset, cfg.protocol), backbone, cfg, progress), {}
     return run_once('native', whole, once, yesno_checksum(dataset, cfg.protocol), profile, backbone_identity(backbone))
 
 # %% ../../nbs/59_native.ipynb #e895e8c1
@@ -169,3 +182,46 @@ def reader_scores(
     chances, prior = np.ascontiguousarray(like_chance(mean, world.config, 'film' if film else 'book', implicit).T), people['prior'].to_numpy()
     samples = data.splits['test'] if rows is None else data.splits['test'][rows]
     return np.array([posterior_like(chances, prior, place[s['history']], np.array(s['history_labels']), place[s[ITEM]]) for s in samples.iter_rows(named=True)])
+
+# %% ../../nbs/59_native.ipynb #778e0122
+@dataclass(frozen=True)
+class CrowdRun:
+    "One model, asked in its own prose about people who are in no split of the miniature."
+    dataset: Literal['films', 'books']
+    backbone: BackboneConfig
+    asked: NativeConfig = field(default_factory=NativeConfig)
+    people: int = 3000
+    seed: int = 0
+
+@lru_cache(maxsize=4)
+def crowd(
+    dataset: str,   # 'films' or 'books'
+    protocol: str,
+    people: int,
+    seed: int,
+) -> tuple[YesNoData, World]:
+    "Other people of the miniature world; all their rows are test rows."
+    world = other_people(make_world(), people, seed)
+    with tempfile.TemporaryDirectory() as d:
+        for name, file in dict(films=ml_100k_files, books=bookcrossing_files)[dataset](world).items(): write_atomic(Path(d) / name, file)
+        data = load_yesno.__wrapped__(dataset, protocol, Path(d))
+    return replace(data, splits=dict(test=pl.concat(data.splits.values()))), world
+
+# %% ../../nbs/59_native.ipynb #478c2747
+def run_crowd(
+    cfg: NativeConfig,
+    dataset: str,           # 'films' or 'books'
+    backbone: BackboneConfig,
+    profile: str,           # where the record is kept
+    people: int = 3000,     # who are drawn; some have too few ratings for a row
+    seed: int = 0,
+    progress: bool = True,
+) -> Record:
+    "As `run`, asked about a crowd; a further array `reader`, what the reader's oracle answers."
+    known('dataset with a crowd', dataset, ('films', 'books'))
+    whole = CrowdRun(dataset, backbone, checked(cfg), people, seed)
+    def once():
+        data, world = crowd(dataset, cfg.protocol, people, seed)
+        with one_thread(): metrics, arrays = ask(data, backbone, cfg, progress)
+        return metrics, arrays | dict(reader=reader_scores(data, world, arrays['row'])), {}
+    return run_once('native-crowd', whole, once, yesno_checksum(dataset, cfg.protocol), profile, backbone_identity(backbone))
