@@ -7,7 +7,7 @@ __all__ = ['SEARCHED', 'METRICS', 'PRINTED', 'PROTOCOL', 'LlamaRecStudy', 'study
            'settings', 'search_records', 'choice', 'choices', 'retrieval_records', 'variant_records', 'ranking_records',
            'rows', 'rows_of', 'first', 'backbone_of', 'ranker_name', 'retrieved', 'retriever_rows', 'ranker_rows',
            'frame', 'interval_text', 'line', 'wide', 'sources', 'best_of_ours', 'drop_empty', 'save_long',
-           'study_caption']
+           'how_trained', 'study_caption']
 
 # %% ../../nbs/53_llamarec_study.ipynb #8d9b4e44
 import itertools
@@ -264,9 +264,17 @@ def save_long(long: pl.DataFrame, s: LlamaRecStudy, artefact: str) -> None:
 PROTOCOL = ('leave-one-out, all items ranked, whole history hidden in test, ties by item id, means over users and seeds, '
             '95 % bootstrap intervals over users')
 
+def how_trained(s: LlamaRecStudy) -> str:
+    "For a caption: where training differs from the preset, and what was searched; '' if neither."
+    def plain(settings): return ', '.join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
+    def lists(found): return ' x '.join(f"{name.replace('_', ' ')} {{{', '.join(map(str, values))}}}" for name, values in found.items())
+    searched = '; '.join(f'{DATASETS[d].label} {lists(found)}' for d, found in s.search.items() if found)
+    return ' '.join(x for x in (f'Training: {plain(s.training)}.' if s.training else '',
+                                f'Searched alike for every trained model with the first seed, chosen by validation Recall@10: {searched}.' if searched else '') if x)
+
 def study_caption(s: LlamaRecStudy, note: str = '', protocol: str = PROTOCOL) -> str:
     "The caption of an artefact of this study."
     data = {DATASETS[d].label: dataset_checksum(d) for d in s.datasets}
     fewer = [f'{DATASETS[d].label}: {", ".join(map(str, s.seeds_of(d)))}' for d in s.datasets if s.seeds_of(d) != s.seeds]
-    note = ' '.join(x for x in (f'Fewer seeds on {"; ".join(fewer)}.' if fewer else '', f'Preset {s.preset}.', note) if x)
+    note = ' '.join(x for x in (f'Fewer seeds on {"; ".join(fewer)}.' if fewer else '', f'Preset {s.preset}.', how_trained(s), note) if x)
     return caption(s.profile, data, backbone_of(s), s.seeds, protocol, note)
