@@ -43,6 +43,7 @@ class LlamaRecStudy:
     training: dict = field(default_factory=dict)   # changes to TrainingConfig
     variants: dict = field(default_factory=dict)   # name -> changes to LRURecConfig, run with the first seed
     methods: tuple[str, ...] = tuple(retrieval.METHODS)  # rows beside the ranker
+    methods_by_dataset: dict = field(default_factory=dict)  # dataset -> methods, where they are not `methods`
     search: dict = field(default_factory=dict)     # dataset -> lists of values for weight_decay and dropout; none: published ones
     backbone: str = 'tiny'                         # 'tiny', 'miniature', a folder, or a hub id
     quantisation: Literal['none', '8bit', '4bit'] = 'none'
@@ -53,6 +54,7 @@ class LlamaRecStudy:
     max_valid_users: int | None = None             # see llamarec.RankingConfig
 
     def seeds_of(self, dataset: str) -> tuple: return tuple(self.seeds_by_dataset.get(dataset, self.seeds))
+    def methods_of(self, dataset: str) -> tuple: return tuple(self.methods_by_dataset.get(dataset, self.methods))
 
 # %% ../../nbs/53_llamarec_study.ipynb #61344bad
 SEARCHED = ('weight_decay', 'dropout')  # the paper's grid (4.0.4)
@@ -61,10 +63,10 @@ def study(**values) -> LlamaRecStudy:
     "The study that a result notebook's parameters describe, checked."
     out = from_dict(LlamaRecStudy, values)
     for name in (*out.datasets, *out.ranker_datasets): known('dataset', name, DATASETS)
-    for name in out.methods: known('retriever', name, retrieval.METHODS)
+    for name in itertools.chain(out.methods, *out.methods_by_dataset.values()): known('retriever', name, retrieval.METHODS)
     for d, lists in out.search.items():
         for name in lists: known(f'setting to search on {d}', name, SEARCHED)
-    for name in (*out.ranker_datasets, *out.seeds_by_dataset, *out.search): known('dataset of the study', name, out.datasets)
+    for name in (*out.ranker_datasets, *out.seeds_by_dataset, *out.methods_by_dataset, *out.search): known('dataset of the study', name, out.datasets)
     for name in out.ranker_datasets:
         for seed in out.ranker_seeds: known(f'retriever seed on {name}', seed, out.seeds_of(name))
     return out
@@ -90,9 +92,9 @@ def settings(s: LlamaRecStudy, dataset: str, method: str) -> list[dict]:
     lists = s.search.get(dataset, {}) if retrieval.METHODS[method][0] in retrieval.MODELS else {}
     return [dict(zip(lists, values)) for values in itertools.product(*lists.values())]
 
-def search_records(s: LlamaRecStudy, methods: tuple) -> dict:
-    "(dataset, method) -> records of its settings with the first seed, where there is more than one setting."
-    keys = [(d, m, i) for d in s.datasets for m in methods for i in range(len(settings(s, d, m))) if len(settings(s, d, m)) > 1]
+def search_records(s: LlamaRecStudy, methods: tuple | None = None) -> dict:
+    "(dataset, method) -> records of its settings with the first seed, where there is more than one; for the study's methods or these."
+    keys = [(d, m, i) for d in s.datasets for m in methods or s.methods_of(d) for i in range(len(settings(s, d, m))) if len(settings(s, d, m)) > 1]
     found = run_all(retrieval.run, [retrieval_config(s, d, m, s.seeds_of(d)[0], **settings(s, d, m)[i]) for d, m, i in keys], s.profile, 'search')
     return {(d, m): [r for r, key in zip(found, keys) if key[:2] == (d, m)] for d, m, _ in keys}
 
@@ -106,7 +108,7 @@ def choice(s: LlamaRecStudy, dataset: str, method: str) -> dict:
 def choices(s: LlamaRecStudy) -> pl.DataFrame:
     "dataset, method, weight_decay, dropout, validation Recall@10 of every setting that was searched, and which was chosen."
     out = []
-    for (d, m), found in search_records(s, s.methods).items():
+    for (d, m), found in search_records(s).items():
         best = choice(s, d, m)
         out += [dict(dataset=d, method=m) | tried | dict(valid=r.metrics['training']['best_valid'], chosen=tried == best) for tried, r in zip(settings(s, d, m), found)]
     return pl.DataFrame(out)
@@ -114,10 +116,9 @@ def choices(s: LlamaRecStudy) -> pl.DataFrame:
 # %% ../../nbs/53_llamarec_study.ipynb #f96bdb17
 def retrieval_records(s: LlamaRecStudy, methods: tuple | None = None) -> dict:
     "(dataset, method, seed) -> record, for the study's methods or these; what only counts has no seed and is run once, as seed 0."
-    methods = s.methods if methods is None else methods
     search_records(s, methods)    # all of them side by side, before one is chosen
-    counted = [m for m in methods if retrieval.METHODS[m][0] in retrieval.COUNTED]
-    keys = [(d, m, seed) for d in s.datasets for m in methods for seed in ((0,) if m in counted else s.seeds_of(d))]
+    def seeds(d, m): return (0,) if retrieval.METHODS[m][0] in retrieval.COUNTED else s.seeds_of(d)
+    keys = [(d, m, seed) for d in s.datasets for m in methods or s.methods_of(d) for seed in seeds(d, m)]
     chosen = {(d, m): choice(s, d, m) for d, m, _ in keys}
     return dict(zip(keys, run_all(retrieval.run, [retrieval_config(s, d, m, seed, **chosen[d, m]) for d, m, seed in keys], s.profile, 'retrievers')))
 
@@ -204,8 +205,8 @@ def frame(
     "dataset, method, metric, value, low, high, seed_sd, seeds, records: all methods of the study."
     found, ranked, out = retrieval_records(s), ranking_records(s), []
     for d in s.datasets:
-        runs = {m: [r for (name, method, _), r in found.items() if (name, method) == (d, m)] for m in s.methods}
-        for m in s.methods: out += rows_of(d, m, runs[m] + (runs['LRURec'] if subset else []), lambda: retriever_rows(d, m, runs, subset))
+        runs = {m: [r for (name, method, _), r in found.items() if (name, method) == (d, m)] for m in s.methods_of(d)}
+        for m in runs: out += rows_of(d, m, runs[m] + (runs['LRURec'] if subset else []), lambda: retriever_rows(d, m, runs, subset))
         if d not in s.ranker_datasets: continue
         both = [ranked[d, seed] for seed in s.ranker_seeds]
         for name in ('Retriever order', ranker_name(s)): out += rows_of(d, name, both, lambda: ranker_rows(d, name, both, subset))
