@@ -269,9 +269,9 @@ def how_trained(s: LlamaRecStudy) -> str:
     "For a caption: where training differs from the preset, and what was searched; '' if neither."
     def plain(settings): return ', '.join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
     def lists(found): return ' x '.join(f"{name.replace('_', ' ')} {{{', '.join(map(str, values))}}}" for name, values in found.items())
-    searched = '; '.join(f'{DATASETS[d].label} {lists(found)}' for d, found in s.search.items() if found)
-    return ' '.join(x for x in (f'Training: {plain(s.training)}.' if s.training else '',
-                                f'Searched alike for every trained model with the first seed, chosen by validation Recall@10: {searched}.' if searched else '') if x)
+    def told(several): return '; '.join(f'{DATASETS[d].label} {lists(found)}' for d, found in s.search.items() if found and several == any(len(x) > 1 for x in found.values()))
+    return ' '.join(x for x in (f'Training: {plain(s.training)}.' if s.training else '', f'Set for every trained model: {told(False)}.' if told(False) else '',
+                                f'Searched alike for every trained model with the first seed, chosen by validation Recall@10: {told(True)}.' if told(True) else '') if x)
 
 def study_caption(s: LlamaRecStudy, note: str = '', protocol: str = PROTOCOL) -> str:
     "The caption of an artefact of this study."
