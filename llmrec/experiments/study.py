@@ -276,6 +276,6 @@ def how_trained(s: LlamaRecStudy) -> str:
 def study_caption(s: LlamaRecStudy, note: str = '', protocol: str = PROTOCOL) -> str:
     "The caption of an artefact of this study."
     data = {DATASETS[d].label: dataset_checksum(d) for d in s.datasets}
-    fewer = [f'{DATASETS[d].label}: {", ".join(map(str, s.seeds_of(d)))}' for d in s.datasets if s.seeds_of(d) != s.seeds]
-    note = ' '.join(x for x in (f'Fewer seeds on {"; ".join(fewer)}.' if fewer else '', f'Preset {s.preset}.', how_trained(s), note) if x)
+    other = [f'{DATASETS[d].label}: {", ".join(map(str, s.seeds_of(d)))}' for d in s.datasets if s.seeds_of(d) != s.seeds]
+    note = ' '.join(x for x in (f'Seeds on {"; ".join(other)}.' if other else '', f'Preset {s.preset}.', how_trained(s), note) if x)
     return caption(s.profile, data, backbone_of(s), s.seeds, protocol, note)
