@@ -111,6 +111,7 @@ def _stem(paper: str, artefact: str, profile: str) -> Path:
             raise LlmrecError(f"'{name}' cannot name a file of figures/<profile>/<paper>/<artefact>; use letters, digits and hyphens.")
     return figures_dir(profile, paper) / artefact
 
+# %% ../nbs/03_artefacts.ipynb #de6b4dc4
 NUMBER = re.compile(r'[-+<]?\d[\d.,]*k?( to [-+]?\d[\d.,]*)?')    # also as text: printed counts, intervals
 
 def _sources(frame: pl.DataFrame, source) -> pl.DataFrame:
@@ -123,6 +124,7 @@ def _sources(frame: pl.DataFrame, source) -> pl.DataFrame:
              if text[name] is not None and (name in numbers or source and NUMBER.fullmatch(text[name]) and source(row, name))]
     return pl.DataFrame(cells, schema=dict(row=pl.Int64, column=pl.String, value=pl.String, source=pl.String))
 
+# %% ../nbs/03_artefacts.ipynb #f40a891d
 def save_table(
     frame: pl.DataFrame,         # plain columns: text, numbers, booleans
     paper: str, artefact: str,   # e.g. 'llamarec', 'table1'

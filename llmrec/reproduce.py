@@ -245,6 +245,7 @@ class QuietKernel(AsyncKernelManager):
         self.end_processes()    # of a kernel that was killed
         await super().cleanup_resources(restart)
 
+# %% ../nbs/90_reproduce.ipynb #55f4e636
 def run_notebook(artefact: str, values: dict, executed: Path) -> None:
     "Execute the artefact's notebook with papermill; what was executed is kept as `executed`, also when a cell fails."
     logging.getLogger('papermill').setLevel(logging.CRITICAL)
@@ -361,6 +362,7 @@ def left(told: dict, profile: str) -> tuple[int, int, float]:
     before = sum((load_stamp(a, profile) or {}).get('seconds', 0) for a in not_begun)
     return planned, finished, before + (planned - finished) * seconds / max(1, sum(t['computed'] for t in told.values()))
 
+# %% ../nbs/90_reproduce.ipynb #e0e85e5f
 @contextlib.contextmanager
 def progress(todo: list, profile: str, jobs: int) -> Iterator[dict]:
     "A bar over the runs of a batch; what happened with the artefacts that are made is to be entered into the context's value."

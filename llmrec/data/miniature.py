@@ -254,6 +254,7 @@ def peopled(
     read = make_ratings(rngs[2], cfg, users, books, within=1.5 * DAY, between=40 * DAY)
     return World(cfg, films, books, users, watched.with_columns(pl.col('stars').alias(RATING)), read.with_columns(book_notes(rngs[2], users, read)))
 
+# %% ../../nbs/14_miniature.ipynb #c9e9f2b3
 def make_world(cfg: WorldConfig = WorldConfig()) -> World:
     "The world that `cfg` describes; equal configurations make equal worlds."
     if min(cfg.n_users, cfg.n_films, cfg.n_books) < 40: raise LlmrecError('A world needs at least 40 users, films and books.')

@@ -241,6 +241,7 @@ def wide(
             out.append(dict(dataset=DATASETS[d].label, method=m) | line(m, ours, paper, metrics, intervals))
     return drop_empty(pl.DataFrame(out, infer_schema_length=None))
 
+# %% ../../nbs/53_llamarec_study.ipynb #4cd7e17a
 def sources(long: pl.DataFrame):
     "For `save_table`: the records behind a number of ours in a table from `wide`."
     names = {(DATASETS[r['dataset']].label, r['method'], r['metric']): r['records'] for r in long.iter_rows(named=True)}
