@@ -44,11 +44,11 @@ def notebook_map(root: Path) -> str:
 
 
 def number(text: str) -> str:
-    "A number as a reader wants it: counts whole, the rest with four digits."
+    "A number as a reader wants it: counts whole, the rest with four digits or four decimals."
     if text in ('', 'NaN'): return '–'
     value = float(text)
     if value == round(value) and abs(value) >= 1: return f'{value:,.0f}'
-    return f'{value:.4g}' if abs(value) < .01 else f'{value:.4f}' if abs(value) < 10 else f'{value:.2f}'
+    return f'{value:.4g}' if abs(value) < .001 else f'{value:.4f}' if abs(value) < 10 else f'{value:.2f}'
 
 
 def long_rows(path: Path) -> list[dict]:
