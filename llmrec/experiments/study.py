@@ -220,12 +220,15 @@ def interval_text(low, high) -> str | None:
     return None if low is None or not np.isfinite(low) else f'{low:.4f} to {high:.4f}'
 
 def line(name: str, ours: pl.DataFrame, paper: pl.DataFrame, metrics, intervals) -> dict:
-    "The cells of one method of one dataset."
+    "The cells of one method of one dataset: what has an interval first, the paper's number beside each of ours."
     found = {r['metric']: r for r in ours.filter(method=name).iter_rows(named=True)}
     printed = dict(paper.filter(method=name).select('metric', 'value').iter_rows())
-    return ({m: found[m]['value'] if found else None for m in metrics}
-            | {f'{m}, 95 %': interval_text(found[m]['low'], found[m]['high']) if found else None for m in intervals}
-            | {'seeds': next(iter(found.values()))['seeds'] if found else None} | {f'{m} (paper)': printed.get(m) for m in metrics})
+    out = {'seeds': next(iter(found.values()))['seeds'] if found else None}
+    for m in sorted(metrics, key=lambda m: m not in intervals):
+        out[m] = found[m]['value'] if found else None
+        if m in intervals: out[f'{m}, 95 %'] = interval_text(found[m]['low'], found[m]['high']) if found else None
+        out[f'{m} (paper)'] = printed.get(m)
+    return out
 
 def wide(
     long: pl.DataFrame,             # from `frame`
@@ -233,7 +236,7 @@ def wide(
     metrics=(*PRINTED, 'Recall@20'),
     intervals=('NDCG@10', 'Recall@10'),
 ) -> pl.DataFrame:
-    "dataset, method, our metrics, their intervals and seeds, the paper's numbers where it has the dataset."
+    "dataset, method, seeds, and for each metric ours, its interval, and the paper's number where it has the dataset."
     printed, out = paper_numbers('llamarec').filter(artefact=artefact), []
     for d in long['dataset'].unique(maintain_order=True):
         ours, paper = long.filter(dataset=d), printed.filter(dataset=d)
