@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STRIP', 'NARMConfig', 'by_length', 'unroll', 'NextItems', 'next_items', 'latest', 'walk', 'strip_attention',
-           'prefix_attention', 'NARM', 'build', 'cross_entropy', 'next_item_loss', 'make_loss', 'padded_batch',
-           'padded_cross_entropy', 'padded_loss', 'score']
+           'prefix_attention', 'last_attention', 'NARM', 'build', 'cross_entropy', 'next_item_loss', 'make_loss',
+           'padded_batch', 'padded_cross_entropy', 'padded_loss', 'score']
 
 # %% ../../nbs/35_narm.ipynb #380137da
 from collections.abc import Callable
@@ -123,6 +123,10 @@ def prefix_attention(asks: torch.Tensor, offers: torch.Tensor, values: torch.Ten
     ends = range(step := max(1, strip // length), length + step, step)
     return torch.cat([strip_attention(asks[:, e - step:e], offers[:, :e], values[:, :e], *rest) for e in ends], 1)
 
+def last_attention(asks: torch.Tensor, offers: torch.Tensor, values: torch.Tensor, *rest) -> torch.Tensor:
+    "The local context (n, 1, hidden) of the whole sequences alone; arguments as in `strip_attention`."
+    return strip_attention(asks[:, -1:], offers, values, *rest)
+
 # %% ../../nbs/35_narm.ipynb #b5938c1a
 class NARM(nn.Module):
     "NARM (Li et al. 2017): global and local context of every prefix."
@@ -137,15 +141,17 @@ class NARM(nn.Module):
         self.dropout = nn.Dropout(cfg.dropout)
         self.context_dropout = nn.Dropout(cfg.dropout if cfg.context_dropout is None else cfg.context_dropout)
 
-    def local(self, h, shapes):
+    def local(self, h, shapes, attend):
         sizes = [n * length for n, length in shapes]
         parts = zip(shapes, *(x.split(sizes) for x in (self.asks(h), self.offers(h), h)))
-        return torch.cat([prefix_attention(*(x.view(*s, -1) for x in part), self.v.weight[0], self.cfg.gate, self.cfg.normalised).flatten(0, 1)
+        return torch.cat([attend(*(x.view(*s, -1) for x in part), self.v.weight[0], self.cfg.gate, self.cfg.normalised).flatten(0, 1)
                           for s, *part in parts])
 
-    def forward(self, items, shapes):
+    def forward(self, items, shapes, wanted=None):  # wanted: places of the sequences' last items, where only those are asked for
         h = walk(self.gru, self.dropout(self.embedding(items)), shapes)
-        return self.bilinear(self.context_dropout(torch.cat([h, self.local(h, shapes)], -1)))
+        if wanted is None: local = self.local(h, shapes, prefix_attention)
+        else: local, h = self.local(h, shapes, last_attention)[wanted.argsort().argsort()], h[wanted]
+        return self.bilinear(self.context_dropout(torch.cat([h, local], -1)))
 
 # %% ../../nbs/35_narm.ipynb #ffbebffc
 def build(n_items: int, cfg: NARMConfig) -> NARM:
@@ -218,4 +224,4 @@ def score(model: nn.Module, histories: list) -> torch.Tensor:
     model.eval()
     items, shapes, last = latest(histories, model.cfg.max_length)
     where = model.embedding.weight.device
-    return model(items.to(where), shapes)[last.to(where)] @ model.embedding.weight.T
+    return model(items.to(where), shapes, wanted=last.to(where)) @ model.embedding.weight.T

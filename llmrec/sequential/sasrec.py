@@ -160,11 +160,11 @@ class SASRec(nn.Module):
             if 'layer_norm' not in name: nn.init.trunc_normal_(p, std=.02, a=-.04, b=.04)
         with torch.no_grad(): self.embedding.weight[0] = 0
 
-    def forward(self, items, shapes, real=None):
+    def forward(self, items, shapes, real=None, wanted=None):  # wanted: the places that are asked for; None: all
         place = self.positions(positions(shapes).to(items.device))
         x = self.dropout(self.embedding(items) * self.cfg.hidden ** .5 + place)
         for block in self.blocks: x = block(x, shapes, real)
-        return self.layer_norm(x)
+        return self.layer_norm(x if wanted is None else x[wanted])
 
 # %% ../../nbs/36_sasrec.ipynb #0b07380b
 def build(n_items: int, cfg: SASRecConfig) -> SASRec:
