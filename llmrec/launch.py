@@ -107,6 +107,7 @@ def part(args: argparse.Namespace) -> None:
     cfg = from_first(lambda: read_config(args.experiment, args.config))
     if here.is_main_process: lead(args.experiment, cfg, args.profile, wait=not args.said)
     else: help_first(cfg)
+    here.destroy_process_group()    # while Python is whole: its threads, left to the end of the process, may abort it
 
 # %% ../nbs/94_launch.ipynb #b8c9bd7b
 def main(argv=None) -> int:
