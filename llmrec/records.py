@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'write_atomic', 'tell', 'Record', 'record_key', 'save_record', 'load_record', 'versions', 'commit',
-           'provenance', 'one_thread', 'Busy', 'NotRecorded', 'without_waiting', 'only_reading', 'lock', 'locked',
-           'usable', 'set_aside', 'sweep', 'run_once', 'find_record', 'RunFailed', 'Failed']
+           'provenance', 'one_thread', 'watch_memory', 'Busy', 'NotRecorded', 'without_waiting', 'only_reading', 'lock',
+           'locked', 'usable', 'set_aside', 'sweep', 'run_once', 'find_record', 'RunFailed', 'Failed']
 
 # %% ../nbs/02_records.ipynb #ea21dc87
 import contextlib
@@ -25,8 +25,10 @@ import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 from filelock import FileLock, Timeout
 from threadpoolctl import threadpool_limits
 
@@ -165,6 +167,20 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(1)
         try: yield
         finally: torch.set_num_threads(n)
+
+# %% ../nbs/02_records.ipynb #a44dc8ea
+@contextlib.contextmanager
+def watch_memory(every: float = .001) -> Iterator[SimpleNamespace]:
+    "Resident bytes of this process: `before` the block, and the most within it (`peak`), read by a thread each `every` seconds and at the end."
+    process, over = psutil.Process(), threading.Event()
+    seen = SimpleNamespace(before=process.memory_info().rss, peak=0)
+    def look(): seen.peak = max(seen.peak, process.memory_info().rss)
+    def watch():
+        while not over.wait(every): look()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try: yield seen
+    finally: over.set(); watcher.join(); look()
 
 # %% ../nbs/02_records.ipynb #b040cac0
 class Busy(Exception):

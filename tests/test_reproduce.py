@@ -1,6 +1,7 @@
 "The command: complaints, what it writes, what it leaves alone, and going on after a kill. Everything on tiny settings, in folders of its own."
 import ast
 import gzip
+import json
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import papermill
+import polars as pl
 import psutil
 import pytest
 import torch
@@ -276,3 +278,32 @@ def test_every_profile_names_methods_that_its_notebooks_know(profile):
         text = (ROOT / 'nbs' / notebook).read_text(encoding='utf-8')
         known = METHODS if 'llmrec.experiments.study' in text else (*BINARY, *SIMPLE)
         assert set(asked) <= set(known), (artefact, sorted(set(asked) - set(known)))
+
+
+# --- Figure 3 measures a model that is too large for a test, here in a small shape
+
+LLAMA = ['measure_7b=true', 'device_7b=cpu', 'dtype_7b=bfloat16', 'title_tokens=[5, 8]', 'calibrate=5', 'history=3', 'candidates=3']
+SMALL = 'shape={hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 4}'
+
+def test_figure3_measures_a_fresh_llama_length_by_length_and_goes_on(tmp_path):
+    succeeded(reproduce(tmp_path, 'llamarec/figure3', *pairs([*LLAMA, SMALL])))
+    paths = sorted((tmp_path / 'data/records/miniature').glob('ranking-time-*[0-9a-f].json'))
+    found = {p: json.loads(p.read_text()) for p in paths}
+    fresh = [p for p in paths if found[p]['config'].get('device')]
+    assert sorted(found[p]['config']['title_tokens'] for p in fresh) == [[5], [8]] and len(paths) == 3
+    for p in fresh:  # the small Llama in bfloat16: two bytes a weight of blocks and head
+        counted = found[p]['metrics']['model']
+        assert counted['blocks'] == 2 * (4 * 32 * 32 + 3 * 32 * 64) and counted['itemsize'] == 2 and counted['vocabulary'] == 32_000
+        assert set(found[p]['metrics']['bytes']) == {'generation', 'verbalizer'}
+    table = pl.read_csv(tmp_path / 'figures/miniature/llamarec/figure3.csv')
+    assert table['model'].to_list()[2:] == ['a Llama of another shape, freshly initialised'] * 2 and table['title tokens'].to_list() == [5, 8] * 2
+    assert table['generation, GiB'].is_null().to_list() == [True, True, False, False]
+    before = {p: p.stat().st_mtime_ns for p in paths}
+    fresh[1].unlink()
+    succeeded(reproduce(tmp_path, 'llamarec/figure3', '--force', *pairs([*LLAMA, SMALL])))
+    assert [p for p in paths if p.stat().st_mtime_ns != before[p]] == [fresh[1]]
+
+
+def test_figure3_says_how_much_memory_a_large_llama_needs(tmp_path):
+    said = complaint(tmp_path, 'llamarec/figure3', *pairs([*LLAMA, 'shape={hidden_size: 65536, intermediate_size: 131072}']))
+    assert 'GiB of memory are needed' in said and 'switch measure_7b off' in said
