@@ -72,6 +72,7 @@ def occupied(group: list) -> torch.Tensor:  # (sequences, longest)
     return torch.arange(group[0][1]) < lengths[:, None]
 
 @lru_cache(maxsize=2)
+@torch.inference_mode(False)    # what is kept must do for training, wherever it was asked for first
 def rectangles(
     shapes: tuple,       # ((number, length), ...), the longest first
     spare: int = SPARE,
