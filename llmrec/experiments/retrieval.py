@@ -86,7 +86,8 @@ def fit_model(
     def validate(model):
         r = ranks(partial(module.score, model), split.valid_history, split.valid, cfg.training.valid_mask, length)
         return float(recall(r, 10)[split.valid > 0].mean())
-    return model, fit(model, loss, validate, lrurec.windows(split.train, length), cfg.training, checkpoint, progress)
+    examples = narm.prefixes if getattr(arch, 'apart', False) else lrurec.windows
+    return model, fit(model, loss, validate, examples(split.train, length), cfg.training, checkpoint, progress)
 
 # %% ../../nbs/51_retrieval.ipynb #7f4bf837
 def retriever(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STRIP', 'NARMConfig', 'by_length', 'unroll', 'NextItems', 'next_items', 'latest', 'walk', 'strip_attention',
            'prefix_attention', 'last_attention', 'NARM', 'build', 'cross_entropy', 'next_item_loss', 'make_loss',
-           'padded_batch', 'padded_cross_entropy', 'padded_loss', 'score']
+           'prefixes', 'padded_batch', 'padded_cross_entropy', 'padded_loss', 'score']
 
 # %% ../../nbs/35_narm.ipynb #380137da
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
+from ..config import later
 from ..data.interactions import Sequences
 from .lru import layout
 from .lrurec import CHUNK
@@ -33,6 +34,7 @@ class NARMConfig:
     gate: Literal['hard', 'sigmoid'] = 'hard'  # sigma; 'hard' as in the authors' code, 'sigmoid' as in the paper
     normalised: bool = True    # weights of a prefix sum to one (authors' code); False: left as they are (the paper's formula)
     max_length: int = 50       # latest items that the model sees; 200 for ml-100k
+    apart: bool = later(False) # every prefix an example by itself (authors' code), so that a batch holds as many users
 
     @classmethod
     def as_published(cls, **changes): return cls(**dict(embedding=50, dropout=.25, context_dropout=.5) | changes)
@@ -187,8 +189,22 @@ def make_loss(
     cfg: NARMConfig,
     seed: int = 0,  # not used: dropout follows PyTorch's generator, which the training loop seeds, saves and restores
 ) -> Callable:      # (model, spans) -> scalar
-    "Full cross-entropy at the end of every prefix."
-    return next_item_loss(train, cfg.max_length, cross_entropy)
+    "Full cross-entropy at the end of every prefix; with `apart`, at the end of the spans alone."
+    if not cfg.apart: return next_item_loss(train, cfg.max_length, cross_entropy)
+    def loss(model, spans):
+        items, shapes, last = latest([train.items[b:e - 1] for b, e in spans], cfg.max_length)
+        targets, where = torch.from_numpy(train.items[spans[:, 1] - 1].astype(np.int64)), model.embedding.weight.device
+        return cross_entropy(model(items.to(where), shapes, last.to(where)), model.embedding.weight, targets.to(where))
+    return loss
+
+# %% ../../nbs/35_narm.ipynb #07131342
+def prefixes(
+    train: Sequences,
+    max_length: int,
+) -> np.ndarray:  # (examples, 2)
+    "Spans of the training items that end with the item after a prefix, and hold the latest `max_length` items before it."
+    start, end = np.repeat(train.offsets[:-1], train.lengths), np.arange(len(train.items)) + 1
+    return np.stack([np.maximum(start, end - 1 - max_length), end], 1)[end - start > 1]
 
 # %% ../../nbs/35_narm.ipynb #f4a024e6
 def padded_batch(
