@@ -87,3 +87,10 @@ def test_the_interval_covers_or_not():
                          'value': [70., 60.], 'low': [66., 58.], 'high': [74., 62.]})
     assert ar.beside_paper(ours, 'tallrec', 'table3')['covered'].to_list() == [True, False]
     with pytest.raises(LlmrecError): ar.beside_paper(ours.drop('setting'), 'tallrec', 'table3')
+
+
+def test_a_public_run_averages_over_batches():
+    "38 batches of 16 users and one of 2: a hit counts 1/624 or eight times as much, never 1/610."
+    runs = ar.paper_numbers('public_runs').filter(pl.col('dataset') == 'ml-100k', pl.col('metric').str.starts_with('Recall'))
+    hits = runs['value'].to_numpy()
+    assert len(hits) == 3 and abs(hits * 624 - (hits * 624).round()).max() < 1e-9 and abs(hits * 610 - (hits * 610).round()).min() > .1
