@@ -45,7 +45,7 @@ class RetrievalConfig:
     architecture: LRURecConfig | SASRecConfig | BERT4RecConfig | NARMConfig = field(default_factory=LRURecConfig)  # not read where nothing is trained
     training: TrainingConfig = field(default_factory=TrainingConfig)
     core: int = 5                         # least interactions of a user and of an item
-    ties: str = 'item'                    # rule for equal timestamps, see data.interactions
+    ties: str = 'item'                    # rule for equal timestamps, see data.datasets.load_dataset
     tie_seed: int = 0                     # for its random rules
     split: Literal['leave-one-out', 'global-time'] = 'leave-one-out'
 
