@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIES', 'drop_untitled', 'k_core', 'Sequences', 'from_lists', 'random_places', 'order_in_time', 'Indexed', 'index',
-           'rising_runs', 'day_weights', 'day_shares', 'draw_days', 'guess_days', 'statistics', 'Split', 'heads',
-           'leave_one_out', 'global_time_split']
+           'rising_runs', 'log_sums', 'day_weights', 'day_shares', 'draw_days', 'guess_days', 'statistics', 'Split',
+           'heads', 'leave_one_out', 'global_time_split']
 
 # %% ../../nbs/16_interactions.ipynb #09669f87
 from dataclasses import dataclass
@@ -113,18 +113,22 @@ def rising_runs(
     users: np.ndarray,   # (n,) whose interaction it is; each user's stand together
     places: np.ndarray,  # (n,) place of the item in the order that sorted the days
 ) -> np.ndarray:
-    "Lengths of the longest stretches within a user where `places` rise, in their order; they sum to n."
+    "Lengths of the longest stretches within a user where `places` do not fall, in their order; they sum to n."
     border = (users[1:] != users[:-1]) | (places[1:] < places[:-1])
     return np.diff(np.concatenate([[0], np.flatnonzero(border) + 1, [len(users)]]))
 
 # %% ../../nbs/16_interactions.ipynb #ba9c61bc
+def log_sums(a: np.ndarray, b: np.ndarray, m: int) -> float:
+    "The logarithm of the sum of exp(a[i] + b[m - i]) over i = 0, ..., m."
+    return np.logaddexp.reduce(a[:m + 1] + b[m::-1])
+
 def day_weights(
     shares: np.ndarray,  # (n + 1,) (1 - q) p(k) for a day of k items; shares[0] is 0
-) -> tuple[np.ndarray, np.ndarray]:  # w, Z, both (n + 1,)
-    "Weight of a day of k items, and of all ways to cut a run of m items into days, up to a factor per item."
-    k = np.arange(len(shares))
-    w, z = shares * np.exp(gammaln(k + 1) - k * np.log(len(k))), np.ones(len(k))
-    for m in k[1:]: z[m] = w[1:m + 1] @ z[m - 1::-1]
+) -> tuple[np.ndarray, np.ndarray]:  # log w, log Z, both (n + 1,)
+    "Weight of a day of k items, and of all ways to cut a run of m items into days."
+    with np.errstate(divide='ignore'): w = np.log(shares) + gammaln(np.arange(len(shares)) + 1)
+    z = np.where(np.arange(len(w)) > 0, -np.inf, 0.)
+    for m in range(1, len(w)): z[m] = log_sums(w, z, m)
     return w, z
 
 # %% ../../nbs/16_interactions.ipynb #087d5eb3
@@ -134,15 +138,15 @@ def day_shares(
     steps: int = 2000,        # at most
     tolerance: float = 1e-7,  # least change of a share to go on
 ) -> np.ndarray:              # (longest + 1,)
-    "Maximum-likelihood estimate of (1 - q) p(k), k = 0, 1, ..., from rising runs."
-    counts = np.bincount(runs).astype(float)
+    "Estimate of (1 - q) p(k), k = 0, 1, ..., from rising runs."
+    counts = np.bincount(runs)
     k = np.arange(len(counts))
     shares = np.where(k > 0, 1 / len(k), 0)
     for _ in range(steps):
-        w, z = day_weights(shares)
-        around, rest = counts / z, np.convolve(z, z)[:len(k)]
-        days = w * [around[i:] @ rest[:len(k) - i] for i in k]
-        old, shares = shares, days / days.sum() * (1 - n_users / days.sum())
+        (w, z), days = day_weights(shares), np.zeros(len(k))
+        rest = np.array([log_sums(z, z, m) for m in k])
+        for m in np.flatnonzero(counts): days[1:m + 1] += counts[m] * np.exp(w[1:m + 1] + rest[m - 1::-1] - z[m])
+        old, shares = shares, days / days.sum() * max(1 - n_users / days.sum(), 1e-9)
         if np.abs(shares - old).max() < tolerance: break
     return shares
 
@@ -154,13 +158,13 @@ def draw_days(
 ) -> np.ndarray:
     "Sizes of days drawn for `runs`, in their order; they sum to the same."
     w, z = day_weights(shares)
-    first = [None, *(np.cumsum(w[1:m + 1] * z[m - 1::-1]) / z[m] for m in range(1, len(w)))]
+    first = [None, *(np.cumsum(np.exp(w[1:m + 1] + z[m - 1::-1] - z[m])) for m in range(1, len(w)))]
     def cut(m):
         while m:
             k = min(int(np.searchsorted(first[m], rng.random(), side='right')) + 1, m)
             yield k
             m -= k
-    return np.array([k for m in runs.tolist() for k in cut(m)])
+    return np.array([k for m in runs.tolist() for k in cut(m)], np.int64)
 
 # %% ../../nbs/16_interactions.ipynb #a8294c96
 def guess_days(
@@ -168,7 +172,9 @@ def guess_days(
     places: np.ndarray,          # (len(interactions),) place of the item in the order that sorts a day
     seed: int = 0,
 ) -> pl.DataFrame:
-    "`interactions` sorted by user, time and place, with days drawn from that order alone for timestamps."
+    "`interactions` sorted by user, time and place, with days drawn from that order alone for timestamps; they compare within a user only."
+    if not len(interactions) or len(places) != len(interactions):
+        raise LlmrecError(f'Days are guessed from a place for each interaction; got {len(places)} places for {len(interactions)} interactions.')
     frame = interactions.with_columns(place=pl.Series(places)).sort(USER, TIMESTAMP, 'place')
     runs = rising_runs(frame[USER].rank('dense').to_numpy(), frame['place'].to_numpy())
     days = draw_days(runs, day_shares(runs, frame[USER].n_unique()), np.random.default_rng([seed, 1]))

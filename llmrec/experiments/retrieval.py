@@ -18,7 +18,7 @@ from ..config import from_dict
 from ..data.datasets import DATASETS, Dataset, dataset_checksum, load_dataset
 from ..data.interactions import Split, global_time_split, leave_one_out
 from ..evaluation.ranking import recall, summary
-from ..paths import checkpoints_dir, known
+from ..paths import LlmrecError, checkpoints_dir, known
 from ..records import Record, one_thread, record_key, run_once
 from ..sequential import bert4rec, lrurec, narm, sasrec
 from ..sequential.bert4rec import BERT4RecConfig
@@ -66,6 +66,8 @@ def for_dataset(
 # %% ../../nbs/51_retrieval.ipynb #3cbda44c
 def make_split(cfg: RetrievalConfig, data: Dataset) -> Split:
     "The split that `cfg` asks for."
+    if cfg.split == 'global-time' and cfg.ties == 'guessed':
+        raise LlmrecError("split is 'global-time' and ties is 'guessed', but guessed days compare within a user only; take another rule for ties, or leave-one-out.")
     if cfg.split == 'global-time': return global_time_split(data.indexed)
     return leave_one_out(data.indexed.sequences, data.indexed.users)
 

@@ -34,7 +34,7 @@ class NARMConfig:
     gate: Literal['hard', 'sigmoid'] = 'hard'  # sigma; 'hard' as in the authors' code, 'sigmoid' as in the paper
     normalised: bool = True    # weights of a prefix sum to one (authors' code); False: left as they are (the paper's formula)
     max_length: int = 50       # latest items that the model sees; 200 for ml-100k
-    apart: bool = later(False) # every prefix an example by itself (authors' code), so that a batch holds as many users
+    apart: bool = later(False) # every prefix an example by itself (authors' code): `prefixes` for the training loop's spans
 
     @classmethod
     def as_published(cls, **changes): return cls(**dict(embedding=50, dropout=.25, context_dropout=.5) | changes)
