@@ -117,6 +117,17 @@ def test_absent_data_say_what_to_get_and_where_to_put_it(tmp_path):
     for part in ('llamarec/table2', 'ml-latest-small/ratings.csv', 'https://', '$LLMREC_DATA/ml-latest-small/ratings.csv'): assert part in text
 
 
+@pytest.mark.parametrize('artefact', ['beyond/lrurec-exact', 'beyond/tie-order'])
+def test_records_of_real_data_are_enough_for_their_tables(tmp_path, artefact):
+    "What a notebook does with the real datasets, on a machine that has none of their files."
+    kept = ROOT / 'data/records/real-cpu'
+    (tmp_path / 'data/records').mkdir(parents=True)
+    shutil.copytree(kept, tmp_path / 'data/records/real-cpu', copy_function=os.symlink)
+    succeeded(reproduce(tmp_path, artefact, '--profile', 'real-cpu', '--jobs', '1', LLMREC_DATA=None, LLMREC_OFFLINE='1'))
+    made = tmp_path / f'figures/real-cpu/{artefact}.csv'
+    assert made.read_text(encoding='utf-8') == (ROOT / f'figures/real-cpu/{artefact}.csv').read_text(encoding='utf-8')
+
+
 def test_a_damaged_file_is_named(tmp_path):
     there = tmp_path / 'data'
     for dataset in ('beauty', 'ml-latest-small'): (there / dataset).mkdir(parents=True)
