@@ -173,8 +173,9 @@ def guess_days(
     seed: int = 0,
 ) -> pl.DataFrame:
     "`interactions` sorted by user, time and place, with days drawn from that order alone for timestamps; they compare within a user only."
-    if not len(interactions) or len(places) != len(interactions):
-        raise LlmrecError(f'Days are guessed from a place for each interaction; got {len(places)} places for {len(interactions)} interactions.')
+    known_places = int(np.isfinite(places).sum())
+    if not len(interactions) or len(places) != len(interactions) or known_places < len(places):
+        raise LlmrecError(f'Days are guessed from a place for each interaction; got {len(places)} places, {known_places} of them known, for {len(interactions)} interactions.')
     frame = interactions.with_columns(place=pl.Series(places)).sort(USER, TIMESTAMP, 'place')
     runs = rising_runs(frame[USER].rank('dense').to_numpy(), frame['place'].to_numpy())
     days = draw_days(runs, day_shares(runs, frame[USER].n_unique()), np.random.default_rng([seed, 1]))
