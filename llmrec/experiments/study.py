@@ -7,7 +7,7 @@ __all__ = ['SEARCHED', 'METRICS', 'PRINTED', 'PROTOCOL', 'LlamaRecStudy', 'study
            'settings', 'search_records', 'choice', 'choices', 'retrieval_records', 'variant_records', 'ranking_records',
            'rows', 'rows_of', 'first', 'backbone_of', 'ranker_name', 'retrieved', 'retriever_rows', 'ranker_rows',
            'frame', 'interval_text', 'line', 'wide', 'sources', 'best_of_ours', 'drop_empty', 'save_long',
-           'how_trained', 'study_caption']
+           'how_trained', 'afterwards', 'study_caption']
 
 # %% ../../nbs/53_llamarec_study.ipynb #8d9b4e44
 import itertools
@@ -276,6 +276,11 @@ def how_trained(s: LlamaRecStudy) -> str:
     def told(several): return '; '.join(f'{DATASETS[d].label} {lists(found)}' for d, found in s.search.items() if found and several == any(len(x) > 1 for x in found.values()))
     return ' '.join(x for x in (f'Training: {plain(s.training)}.' if s.training else '', f'Set for every trained model: {told(False)}.' if told(False) else '',
                                 f'Searched alike for every trained model with the first seed, chosen by validation Recall@10: {told(True)}.' if told(True) else '') if x)
+
+def afterwards(s: LlamaRecStudy) -> str:
+    "For a caption: which of the study's methods knew the test before they were chosen; '' if none."
+    late = [m for m in retrieval.AFTERWARDS if any(m in s.methods_of(d) for d in s.datasets)]
+    return f"Put together after such settings had been seen on the test of the real data: {', '.join(late)}." if late else ''
 
 def study_caption(s: LlamaRecStudy, note: str = '', protocol: str = PROTOCOL) -> str:
     "The caption of an artefact of this study."
