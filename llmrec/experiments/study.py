@@ -66,7 +66,8 @@ def study(**values) -> LlamaRecStudy:
     for name in itertools.chain(out.methods, *out.methods_by_dataset.values()): known('retriever', name, retrieval.METHODS)
     for d, lists in out.search.items():
         for name in lists: known(f'setting to search on {d}', name, SEARCHED)
-    for name in (*out.ranker_datasets, *out.seeds_by_dataset, *out.methods_by_dataset, *out.search): known('dataset of the study', name, out.datasets)
+    for which in ('ranker_datasets', 'seeds_by_dataset', 'methods_by_dataset', 'search'):
+        for name in getattr(out, which): known(f"dataset in '{which}', which may hold those of 'datasets' only:", name, out.datasets)
     for name in out.ranker_datasets:
         for seed in out.ranker_seeds: known(f'retriever seed on {name}', seed, out.seeds_of(name))
     return out
