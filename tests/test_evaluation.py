@@ -80,6 +80,58 @@ def test_bootstrap_does_not_depend_on_the_chunk(monkeypatch):
     assert whole[1] < whole[0] < whole[2]
 
 
+def plain_interval(values, level, n, seed):
+    "The percentile bootstrap as it is written down: every resample drawn and averaged."
+    values, rng = np.asarray(values, float), np.random.default_rng(seed)
+    means = values[rng.integers(0, len(values), (n, len(values)))].mean(axis=1)
+    return float(values.mean()), *map(float, np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
+
+
+def kinds_of_values(n_users, rng):
+    "Per-user values as they occur, and some that invite rounding errors."
+    ranks = rng.geometric(.03, (3, n_users)) * (rng.random((3, n_users)) < .7)
+    hits, gains = rk.recall(ranks, 20), rk.ndcg(ranks, 20)
+    return {'hits of one seed': hits[0], 'hits of three seeds': hits.mean(0), 'gains of three seeds': gains.mean(0),
+            'a difference': gains[0] - gains[1], 'normal': rng.normal(size=n_users), 'all alike': np.full(n_users, .1),
+            'nothing': np.zeros(n_users), 'tiny': 1e-300 * rng.random(n_users),
+            'wide': rng.normal(size=n_users) * 10. ** rng.integers(-12, 12, n_users), 'integers': rng.integers(0, 3, n_users)}
+
+
+@pytest.mark.parametrize('n_users', [1, 2, 3, 9, 129, 610, 3001])
+def test_the_bounds_are_those_of_the_plain_bootstrap_to_the_last_bit(n_users):
+    for kind, values in kinds_of_values(n_users, np.random.default_rng(n_users)).items():
+        for level, n, seed in [(.95, 2000, 0), (.9, 400, 3), (1., 100, 0), (0., 51, 1), (.5, 1, 2), (.95, 2, 0)]:
+            assert iv.bootstrap_interval(values, level, n, seed) == plain_interval(values, level, n, seed), (kind, level, n, seed)
+
+
+def test_the_means_behind_the_bounds_need_the_second_look():
+    values = np.random.default_rng(5).random(610)
+    counts, _ = iv._drawn(610, 2000, 0)
+    close = np.quantile(iv._close_means(values, counts), [.025, .975])
+    plain = np.array(plain_interval(values, .95, 2000, 0)[1:])
+    assert (close != plain).any() and close == pytest.approx(plain, rel=1e-12)
+
+
+def test_means_that_tie_at_a_bound_are_all_looked_at_again():
+    means = np.array([0., 1., 1., 1. + 1e-9, 2., 3., 4., 4., 5.])
+    assert iv._undecided(means, .5, 1e-6).tolist() == [1, 2, 3, 6, 7]
+    assert iv._undecided(means, 1., 1e-6).tolist() == [0, 1, 2, 3, 8]
+    assert len(iv._undecided(np.full(9, np.nan), .5, 1e-6)) == 9
+
+
+def test_a_table_of_draws_that_would_be_too_large_is_not_made(monkeypatch):
+    values = np.random.default_rng(6).random(50)
+    whole = iv.bootstrap_interval(values, n=300)
+    monkeypatch.setattr(iv, 'TABLE', 50 * 300 - 1)
+    monkeypatch.setattr(iv, '_drawn', lambda *_: pytest.fail('a table was made'))
+    assert iv.bootstrap_interval(values, n=300) == whole
+
+
+def test_an_interval_leaves_the_draws_of_the_next_as_they_were():
+    counts, _ = iv._drawn(40, 30, 0)
+    with pytest.raises(ValueError): counts[0, 0] = 1
+
+
 def test_repeating_rows_of_a_user_does_not_narrow_the_interval():
     values = np.random.default_rng(4).random(30)
     once = iv.clustered_interval(lambda rows: values[rows].mean(), np.arange(30), n=500)
