@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SEARCHED', 'METRICS', 'PRINTED', 'PROTOCOL', 'LlamaRecStudy', 'study', 'retrieval_config', 'ranking_config',
-           'settings', 'search_records', 'choice', 'choices', 'retrieval_records', 'variant_records', 'ranking_records',
-           'rows', 'rows_of', 'first', 'backbone_of', 'ranker_name', 'retrieved', 'retriever_rows', 'ranker_rows',
-           'frame', 'interval_text', 'line', 'wide', 'sources', 'best_of_ours', 'drop_empty', 'save_long',
-           'how_trained', 'afterwards', 'study_caption']
+           'settings', 'search_records', 'best_setting', 'choice', 'choices', 'retrieval_records', 'variant_records',
+           'ranking_records', 'rows', 'rows_of', 'first', 'backbone_of', 'ranker_name', 'retrieved', 'retriever_rows',
+           'ranker_rows', 'frame', 'interval_text', 'line', 'wide', 'sources', 'best_of_ours', 'drop_empty',
+           'save_long', 'how_trained', 'afterwards', 'study_caption']
 
 # %% ../../nbs/53_llamarec_study.ipynb #8d9b4e44
 import itertools
@@ -99,28 +99,36 @@ def search_records(s: LlamaRecStudy, methods: tuple | None = None) -> dict:
     found = run_all(retrieval.run, [retrieval_config(s, d, m, s.seeds_of(d)[0], **settings(s, d, m)[i]) for d, m, i in keys], s.profile, 'search')
     return {(d, m): [r for r, key in zip(found, keys) if key[:2] == (d, m)] for d, m, _ in keys}
 
+def best_setting(
+    s: LlamaRecStudy, dataset: str, method: str,
+    found: dict,  # from `search_records`, for this method at least
+) -> dict:
+    "The setting with the best validation; the first of equals, and the only one where none was searched."
+    if (dataset, method) not in found: return settings(s, dataset, method)[0]
+    valid = [r.metrics['training']['best_valid'] for r in found[dataset, method]]
+    return settings(s, dataset, method)[int(np.argmax(valid))]
+
 def choice(s: LlamaRecStudy, dataset: str, method: str) -> dict:
-    "The setting with the best validation; the first of equals."
-    found = search_records(replace(s, datasets=(dataset,)), (method,))
-    if not found: return settings(s, dataset, method)[0]
-    return settings(s, dataset, method)[int(np.argmax([r.metrics['training']['best_valid'] for r in found[dataset, method]]))]
+    "`best_setting` for one who has not read the records of the search."
+    return best_setting(s, dataset, method, search_records(replace(s, datasets=(dataset,)), (method,)))
 
 # %% ../../nbs/53_llamarec_study.ipynb #e7d9f76a
 def choices(s: LlamaRecStudy) -> pl.DataFrame:
     "dataset, method, weight_decay, dropout, validation Recall@10 of every setting that was searched, and which was chosen."
     out = []
-    for (d, m), found in search_records(s).items():
-        best = choice(s, d, m)
+    searched = search_records(s)
+    for (d, m), found in searched.items():
+        best = best_setting(s, d, m, searched)
         out += [dict(dataset=d, method=m) | tried | dict(valid=r.metrics['training']['best_valid'], chosen=tried == best) for tried, r in zip(settings(s, d, m), found)]
     return pl.DataFrame(out)
 
 # %% ../../nbs/53_llamarec_study.ipynb #f96bdb17
 def retrieval_records(s: LlamaRecStudy, methods: tuple | None = None) -> dict:
     "(dataset, method, seed) -> record, for the study's methods or these; what only counts has no seed and is run once, as seed 0."
-    search_records(s, methods)    # all of them side by side, before one is chosen
+    searched = search_records(s, methods)    # all of them side by side, before one is chosen
     def seeds(d, m): return (0,) if retrieval.METHODS[m][0] in retrieval.COUNTED else s.seeds_of(d)
     keys = [(d, m, seed) for d in s.datasets for m in methods or s.methods_of(d) for seed in seeds(d, m)]
-    chosen = {(d, m): choice(s, d, m) for d, m, _ in keys}
+    chosen = {(d, m): best_setting(s, d, m, searched) for d, m, _ in keys}
     return dict(zip(keys, run_all(retrieval.run, [retrieval_config(s, d, m, seed, **chosen[d, m]) for d, m, seed in keys], s.profile, 'retrievers')))
 
 # %% ../../nbs/53_llamarec_study.ipynb #2de0c2f9
