@@ -17,7 +17,7 @@ import polars as pl
 
 from ..artefacts import beside_paper, caption
 from ..config import from_dict
-from ..data.yesno import YESNO_DATASETS, load_yesno
+from ..data.yesno import NOTES, YESNO_DATASETS, yesno_checksum
 from ..evaluation.auc import auc, auc_summary, compare, seed_t_test
 from ..evaluation.intervals import holm, seed_interval
 from . import binary, in_context, tallrec
@@ -277,11 +277,11 @@ PROTOCOL = ('K training rows drawn once a seed and the same for every method; po
 
 def study_caption(s: TallrecStudy, note: str = '', llm: bool = True, others=(), protocol: str = PROTOCOL) -> str:
     "The caption of an artefact of this study; `others` are studies of further protocols in the same artefact."
-    data = {(d, x.protocol): load_yesno(d, x.protocol) for x in (s, *others) for d in x.datasets}
+    data = {(d, x.protocol): yesno_checksum(d, x.protocol) for x in (s, *others) for d in x.datasets}
     seeds = f"The language model has seed{'s' * (len(s.llm_seeds) > 1)} {', '.join(map(str, s.llm_seeds))}." if llm and s.llm_seeds != s.seeds else ''
     presets = f"Preset{'s' * bool(others)} {', '.join(x.protocol for x in (s, *others))}."
-    note = ' '.join(x for x in (presets, seeds, *dict.fromkeys(d.note for d in data.values()), note) if x)
-    sums = {f'{YESNO_DATASETS[d]}{" " + p if others else ""}': found.checksum for (d, p), found in data.items()}
+    note = ' '.join(x for x in (presets, seeds, *dict.fromkeys(NOTES.get(key, '') for key in data), note) if x)
+    sums = {f'{YESNO_DATASETS[d]}{" " + p if others else ""}': checksum for (d, p), checksum in data.items()}
     return caption(s.profile, sums, backbone_identity(s.language_model) if llm else '', s.seeds, protocol, note)
 
 # %% ../../nbs/58_tallrec_study.ipynb #c06c4f48

@@ -1,0 +1,60 @@
+"What the studies behind the tables read."
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+
+from llmrec.data import yesno
+from llmrec.experiments import study as st
+from llmrec.experiments import tallrec_study
+
+SEARCH = {'films': {'weight_decay': [0, .01], 'dropout': [.1, .5]}, 'books': {'dropout': [.1, .5]}}
+
+
+@pytest.fixture
+def searching(): return st.study(search=SEARCH, seeds=[0, 1], methods=['Popularity', 'SASRec', 'LRURec'])
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    "How often each run was asked for; its validation is best at dropout .5, and with weight decay."
+    seen = Counter()
+    def run_all(run, configs, profile, what):
+        seen.update(configs)
+        return [SimpleNamespace(config=c, metrics=dict(training=dict(best_valid=value(c)))) for c in configs]
+    def value(c): return getattr(c.architecture, 'dropout', 0) + c.training.weight_decay
+    monkeypatch.setattr(st, 'run_all', run_all)
+    return seen
+
+
+def test_what_was_searched_is_read_once_for_the_table_and_once_for_the_retrievers(searching, asked):
+    chosen = st.choices(searching).filter(chosen=True)
+    assert set(asked.values()) == {1} and len(asked) == 2 * (4 + 2)
+    assert chosen.select('dataset', 'method').rows() == [(d, m) for d in SEARCH for m in ('SASRec', 'LRURec')]
+    asked.clear()
+    st.retrieval_records(searching)
+    assert max(asked.values()) == 2    # in the search and, where it was chosen, as seed 0
+    assert sum(asked.values()) == 2 * (4 + 2) + 2 * (1 + 2 + 2)
+
+
+def test_the_choice_is_the_same_whoever_has_read_the_search(searching, asked):
+    for d, best in (('films', dict(weight_decay=.01, dropout=.5)), ('books', dict(dropout=.5))):
+        for m in ('SASRec', 'LRURec'):
+            assert st.choice(searching, d, m) == st.best_setting(searching, d, m, st.search_records(searching)) == best
+        assert st.choice(searching, d, 'Popularity') == {}
+    runs = st.retrieval_records(searching)
+    assert {runs['films', 'LRURec', seed].config.training.weight_decay for seed in (0, 1)} == {.01}
+    assert {runs['books', 'LRURec', seed].config.architecture.lru_dropout for seed in (0, 1)} == {.5}
+
+
+@pytest.mark.real_data('ml-100k-classic', 'bookcrossing', 'tallrec-book')
+def test_a_caption_says_of_the_data_what_their_samples_say_and_loads_none(monkeypatch):
+    published, corrected = (tallrec_study.study(datasets=['movie', 'book'], llm_tests=['movie', 'book'], protocol=p) for p in yesno.PROTOCOLS)
+    loaded = {(d, p): yesno.load_yesno(d, p) for p in yesno.PROTOCOLS for d in ('movie', 'book')}
+    for loader in ('load_films', 'load_books'): monkeypatch.setattr(yesno, loader, lambda *_, **__: pytest.fail('samples were loaded'))
+    yesno.load_yesno.cache_clear()
+    said = tallrec_study.study_caption(published, 'the end', llm=False, others=[corrected])
+    for (d, p), data in loaded.items():
+        assert f'{yesno.YESNO_DATASETS[d]} {p} (data {data.checksum})' in said
+        assert not data.note or said.count(data.note) == 1
+    assert loaded['book', 'corrected'].note and said.index(loaded['book', 'as_published'].note) < said.index(loaded['book', 'corrected'].note)
