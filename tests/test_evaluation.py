@@ -119,6 +119,12 @@ def test_means_that_tie_at_a_bound_are_all_looked_at_again():
     assert len(iv._undecided(np.full(9, np.nan), .5, 1e-6)) == 9
 
 
+def test_a_mean_within_both_errors_of_a_bound_is_looked_at_again():
+    means = np.array([-2.1, -1.9, 0., 1.9, 2.1])    # the bound at level 0 lies at the middle one, and the next
+    assert iv._undecided(means, 0., 1.).tolist() == [1, 2, 3, 4]
+    assert iv._undecided(means, 0., .01).tolist() == [2, 3]
+
+
 def test_a_table_of_draws_that_would_be_too_large_is_not_made(monkeypatch):
     values = np.random.default_rng(6).random(50)
     whole = iv.bootstrap_interval(values, n=300)
