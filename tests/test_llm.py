@@ -19,7 +19,8 @@ from llmrec.llm import backbones
 from llmrec.llm.backbones import BackboneConfig, byte_tokenizer, default_texts, file_fingerprint, load_backbone, metaspace_tokenizer
 from llmrec.llm.prompts import LlamaRecPromptConfig, encode_example, encode_prompt, fit_prompt, letters, render
 from llmrec.llm.ranking import rank_candidates, score_candidates
-from llmrec.llm.tuning import RankerRows, TuningConfig, collate, label_loss, last_checkpoint, sample_negatives, tune, with_adapter
+from llmrec.llm.loss import collate, label_loss
+from llmrec.llm.tuning import RankerRows, TuningConfig, last_checkpoint, sample_negatives, tune, with_adapter
 from llmrec.llm.verbalizer import letter_ids
 from llmrec.paths import LlmrecError
 

@@ -23,7 +23,8 @@ from llmrec.llm.backbones import BackboneConfig, byte_tokenizer, default_texts, 
 from llmrec.llm.prompts import prompt_ids
 from llmrec.llm.rec_tuning import (ALPACA_RECIPE, RECIPE, AlpacaTuningConfig, RecTuningConfig, alpaca_tune, for_rows, log_likelihood,
                                    rec_tune, validation_rows)
-from llmrec.llm.tuning import (TuningConfig, add_lora, can_gather, collate, continue_from, label_loss, read_adapter, tune, with_adapter)
+from llmrec.llm.loss import can_gather, collate, label_loss, labelled_tokens
+from llmrec.llm.tuning import TuningConfig, add_lora, continue_from, read_adapter, tune, with_adapter
 from llmrec.llm.yesno import (COMMENT, AlpacaRows, YesNoPromptConfig, YesNoRows, answer_form, context_of, encode_questions, question,
                               question_ids, record_of, wrap, yesno_ids)
 from llmrec.paths import LlmrecError, output_to
@@ -284,15 +285,19 @@ def test_a_prompt_beyond_the_context_is_refused_at_scoring_and_shortened_at_enco
     with pytest.raises(LlmrecError, match=r'Row 0 .* context'): generate_answers(tiny, [long])
 
 
-def test_the_loss_applies_the_head_to_labelled_positions_only(tiny):
+def test_the_loss_applies_the_head_to_labelled_positions_only(tiny, monkeypatch):
     rows = YesNoRows(DATA, range(20), tiny.tokenizer, YesNoPromptConfig(loss='prompt+answer'))
     batch, sizes = collate(list(rows), tiny.tokenizer.pad_token_id), []
     labelled = int((batch['labels'] != -100).sum())
     assert labelled < batch['labels'][:, 1:].numel()
-    handle = tiny.model.lm_head.register_forward_hook(lambda module, args, out: sizes.append(out.numel() // out.shape[-1]))
-    try: value = label_loss(tiny.model, batch, can_gather(tiny.model, rows[0]))
-    finally: handle.remove()
-    assert sizes[-1] == labelled
+    def counted(states, weight, bias=None):
+        sizes.append((len(states), len(weight)))
+        return torch.nn.functional.linear(states, weight, bias)
+    monkeypatch.setattr('llmrec.llm.loss.linear', counted)
+    monkeypatch.setattr('llmrec.llm.loss.CHUNK', 64 * len(tiny.tokenizer))
+    assert can_gather(tiny.model, rows[0])
+    value = label_loss(tiny.model, batch, True)
+    assert sum(states for states, _ in sizes) == labelled and max(states for states, _ in sizes) == 64
     assert abs(value.item() - tiny.model(**batch).loss.item()) < 1e-5
     answer = collate(list(YesNoRows(DATA, range(6), tiny.tokenizer, PROMPT)), tiny.tokenizer.pad_token_id)
     assert abs(label_loss(tiny.model, answer).item() - tiny.model(**answer).loss.item()) < 1e-5
@@ -311,7 +316,14 @@ def test_gradients_are_those_of_all_logits(place, loss):
         f(model, collate(rows, bb.tokenizer.pad_token_id)).backward()
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
     want = gradients(lambda model, batch: model(**batch).loss)
-    for gather in (True, False): assert (gradients(lambda model, batch: label_loss(model, batch, gather)) - want).abs().max() < 1e-5 * want.abs().max().clamp(min=1)
+    for gather in (True, False):
+        found = gradients(lambda model, batch: label_loss(model, batch, gather))
+        assert (found - want).abs().max() < 1e-5 * want.abs().max().clamp(min=1)
+    shared = collate(rows, pad := load(place).tokenizer.pad_token_id, share=True)
+    assert shared['start'].shape[1] > 40 and len(shared['input_ids'][0]) < len(collate(rows, pad)['input_ids'][0]) - 40
+    found = gradients(lambda model, batch: label_loss(model, shared, True))
+    assert (found - want).abs().max() < 1e-5 * want.abs().max().clamp(min=1)
+    assert labelled_tokens(shared) == labelled_tokens(collate(rows, pad))
 
 
 QUICK = dataclasses.replace(RECIPE, target_modules='all-linear', lr=1e-2, warmup_steps=5, eval_steps=10, max_steps=60)

@@ -54,11 +54,12 @@ def alpaca_config(protocol: str, changes: dict) -> AlpacaTuningConfig:
 
 # %% ../../nbs/55_tallrec_runs.ipynb #c5799f6a
 def make_run(train, test, variant: str, protocol: str, k: int, seed: int, backbone: BackboneConfig, tuning: dict, alpaca: dict,
-             valid_rows: int | None = None, test_rows: int | None = None) -> TallrecRun:
-    "The run of a study; `tuning` and `alpaca` are changes to the TuningConfig of the two stages."
+             valid_rows: int | None = None, test_rows: int | None = None, loss: str | None = None) -> TallrecRun:
+    "The run of a study; `tuning` and `alpaca` change the TuningConfig of the two stages, `loss` the tokens that rec-tuning learns."
     rec = getattr(RecTuningConfig, protocol)()
     changes = {} if variant == 'AT' else dict(tuning, seed=seed)
     rec = replace(rec, tuning=from_dict(type(rec.tuning), asdict(rec.tuning) | changes), valid_rows=None if variant == 'AT' else valid_rows)
+    if loss and variant != 'AT': rec = replace(rec, prompt=replace(rec.prompt, loss=loss))
     first = alpaca_config(protocol, alpaca) if variant != 'RT' else None
     return TallrecRun(variant, tuple(train), tuple(test), 0 if variant == 'AT' else k, seed, protocol, backbone, rec, first, test_rows)
 

@@ -11,16 +11,18 @@ import string
 from dataclasses import dataclass
 from typing import Literal
 
+from ..config import later
 from ..paths import LlmrecError
 
 # %% ../../nbs/41_prompts.ipynb #7076c6d0
 @dataclass(frozen=True)
 class LlamaRecPromptConfig:
-    "How much of history and titles a prompt may hold (LlamaRec section 4.0.4, facts B4)."
+    "How much of history and titles a prompt may hold (LlamaRec section 4.0.4), and which tokens are learnt."
     max_history: int = 20       # history items, the most recent ones
     max_title_tokens: int = 32  # tokens a title
     max_text_tokens: int = 1536  # tokens a prompt
     truncation: Literal['history', 'left'] = 'history'  # drop the oldest history items, or cut raw tokens on the left
+    loss: Literal['answer', 'prompt+answer'] = later('answer')  # the paper found no improvement from the prompt (3.2.2)
 
     @classmethod
     def as_published(cls):
@@ -135,11 +137,13 @@ def encode_example(
     letter: str,  # of the right candidate
     cfg: LlamaRecPromptConfig,
 ) -> tuple[list[int], list[int]]:
-    "Input ids and labels of one training row; all labels but letter and end token are -100."
+    """Input ids and labels of one training row; all labels but letter and end token are -100,
+    or all but the first token's where the loss covers the prompt."""
     if tokenizer.eos_token_id is None:
         raise LlmrecError(f'The tokenizer {tokenizer.name_or_path} has no end token, and the ranker learns to end after the letter; set tokenizer.eos_token.')
     left = cfg.truncation == 'left'
     before = prompt_ids(tokenizer, prompt) if left else encode_prompt(tokenizer, prompt, cfg)
     answer = [label_id(tokenizer, prompt, letter, before), tokenizer.eos_token_id]
     ids = before[-(cfg.max_text_tokens - 1):] if left else before
-    return ids + answer, [-100] * len(ids) + answer
+    learnt = ids[1:] if cfg.loss == 'prompt+answer' else []
+    return ids + answer, [-100] * (len(ids) - len(learnt)) + learnt + answer

@@ -23,8 +23,9 @@ from ..data.alpaca import FIELDS
 from ..evaluation.auc import auc
 from .answers import Score, score_answers
 from .backbones import Backbone
+from .loss import collate, label_loss
 from .ranking import length_batches, scoring
-from .tuning import TuningConfig, collate, label_loss, tune
+from .tuning import TuningConfig, tune
 from .yesno import AlpacaRows, YesNoPromptConfig, YesNoRows, context_of, encode_questions, shortened, yesno_ids
 from ..paths import LlmrecError
 from ..records import write_atomic

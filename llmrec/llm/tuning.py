@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['AdapterConfig', 'TuningConfig', 'training_rows', 'sample_negatives', 'draw_others', 'draw_candidates', 'RankerRows',
-           'check_rows', 'render_row', 'collate', 'gathered_logits', 'can_gather', 'label_loss', 'add_lora',
-           'adapter_weights', 'put_weights', 'base_name', 'own_identity', 'read_adapter', 'layer_sizes', 'misfit',
-           'check_base', 'continue_from', 'check_learnt', 'InFirst', 'processes', 'from_first', 'divides', 'share',
-           'within_forward', 'portion', 'on', 'RankerTrainer', 'Schedule', 'in_eight_bits', 'checkpointing',
-           'InputGradients', 'arguments', 'check_optimiser', 'trainer_for', 'random_states', 'last_checkpoint',
-           'stopped', 'claim', 'restore_best', 'plain_folder', 'probe_logits', 'reopened_logits', 'save_adapter',
-           'with_adapter', 'kept_randomness', 'train', 'hand_back', 'adapted', 'history', 'finish', 'determines',
-           'call', 'called', 'take_part', 'tune']
+           'check_rows', 'render_row', 'add_lora', 'adapter_weights', 'put_weights', 'base_name', 'own_identity',
+           'read_adapter', 'layer_sizes', 'misfit', 'check_base', 'continue_from', 'check_learnt', 'InFirst',
+           'processes', 'from_first', 'divides', 'share', 'within_forward', 'portion', 'on', 'RankerTrainer',
+           'Schedule', 'in_eight_bits', 'checkpointing', 'checkpoints', 'InputGradients', 'arguments',
+           'check_optimiser', 'trainer_for', 'random_states', 'last_checkpoint', 'stopped', 'claim', 'restore_best',
+           'plain_folder', 'probe_logits', 'reopened_logits', 'save_adapter', 'with_adapter', 'kept_randomness',
+           'train', 'hand_back', 'adapted', 'history', 'finish', 'determines', 'call', 'called', 'take_part', 'tune']
 
 # %% ../../nbs/44_tuning.ipynb #d89677bc
 import contextlib
@@ -39,8 +38,9 @@ from torch.utils.data import Dataset
 
 from ..config import to_dict
 from .backbones import Backbone, file_fingerprint, new_folder, precision
+from .loss import can_gather, can_share, collate, label_loss, labelled_tokens
 from .prompts import LlamaRecPromptConfig, encode_example, fit_prompt, letters
-from .ranking import accepted, head_rows, inner, kept_logits, left_padded, scoring
+from .ranking import kept_logits, scoring
 from .verbalizer import Verbalizer
 from ..paths import LlmrecError
 from ..records import write_atomic
@@ -207,57 +207,6 @@ def render_row(
     shown = history[-rows.prompt.max_history:]
     prompt = fit_prompt(rows.tokenizer, [rows.titles[j] for j in shown], [rows.titles[j] for j in pool], rows.prompt)
     return prompt, letters(len(pool))[int(np.flatnonzero(pool == target)[0])]
-
-# %% ../../nbs/44_tuning.ipynb #1443456a
-def collate(
-    rows,         # items of a `RankerRows`
-    pad_id: int,
-) -> dict:
-    "One left-padded batch with labels; padding has label -100."
-    batch = left_padded([r['input_ids'] for r in rows], pad_id)
-    return batch | dict(labels=left_padded([r['labels'] for r in rows], -100)['input_ids'])
-
-# %% ../../nbs/44_tuning.ipynb #a2c8fe15
-def gathered_logits(
-    model,
-    inputs: dict,           # a batch without labels, on the model's device
-    rows: torch.Tensor,     # (m,)
-    columns: torch.Tensor,  # (m,)
-) -> torch.Tensor:
-    "Logits (m, vocabulary) at the pairs (rows, columns); for models whose head is a plain linear layer."
-    body = inner(model).base_model
-    hidden = body(**accepted(body, inputs | dict(use_cache=False))).last_hidden_state
-    return inner(model).get_output_embeddings()(hidden[rows, columns])
-
-# %% ../../nbs/44_tuning.ipynb #0238a455
-def can_gather(
-    model,
-    row: dict,  # a training row: input_ids and labels
-) -> bool:
-    "Whether the head is a plain linear layer whose output are the model's own logits on `row`."
-    if head_rows(model, torch.tensor([0], device=model.device)) is None: return False
-    inputs = {k: v.to(model.device) for k, v in left_padded([row['input_ids']], 0).items()}
-    last = torch.tensor([len(row['input_ids']) - 1], device=model.device)
-    own, ours = kept_logits(model, inputs, last)[0].float(), gathered_logits(model, inputs, last * 0, last).float()
-    exact = own.dtype == ours.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
-    return bool((own - ours).abs().max() <= (1e-4 if exact else 2e-2) * own.abs().max().clamp(min=1))
-
-# %% ../../nbs/44_tuning.ipynb #7563427a
-def label_loss(
-    model,
-    batch: dict,  # from `collate`, on the model's device
-    gather: bool | None = None,  # whether labels may be gathered before the head, from `can_gather`; None looks at the head only
-) -> torch.Tensor:
-    "Mean cross-entropy over the labelled tokens, without logits at other positions where the model can avoid them."
-    inputs, labels = {k: v for k, v in batch.items() if k != 'labels'}, batch['labels']
-    labelled = labels[:, 1:] != -100
-    columns = labelled.any(0).nonzero()[:, 0]
-    if gather is None: gather = head_rows(model, torch.tensor([0], device=labels.device)) is not None
-    if gather and labelled.sum() < len(labels) * len(columns):
-        rows, before = labelled.nonzero(as_tuple=True)
-        return torch.nn.functional.cross_entropy(gathered_logits(model, inputs, rows, before).float(), labels[rows, before + 1])
-    logits = kept_logits(model, inputs, columns)
-    return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels[:, columns + 1].flatten(), ignore_index=-100)
 
 # %% ../../nbs/44_tuning.ipynb #54f84bec
 def add_lora(
@@ -432,12 +381,13 @@ def within_forward(
 
 # %% ../../nbs/44_tuning.ipynb #373e4ba2
 def portion(
-    labels: torch.Tensor,  # of this process's part of a pass
-    together: int,         # processes that share a pass
+    batch: dict,    # this process's part of a pass, from `collate`
+    together: int,  # processes that share a pass
 ) -> torch.Tensor | float:
     "What this part's mean is multiplied by, so that the mean over all processes is that over whole passes."
     if together == 1: return 1.
-    mine, counts = (labels[:, 1:] != -100).sum()[None], [torch.zeros(1, dtype=torch.int64, device=labels.device) for _ in range(processes())]
+    mine = labelled_tokens(batch)[None]
+    counts = [torch.zeros_like(mine) for _ in range(processes())]
     distributed.all_gather(counts, mine)
     first = distributed.get_rank() // together * together
     return mine[0] * together / torch.cat(counts)[first:first + together].sum()
@@ -459,15 +409,22 @@ class RankerTrainer:
         self.backbone, self.measure, self.together = backbone, measure, together
         super().__init__(**kw)
         self.model_accepts_loss_kwargs = False
-        with scoring(dataclasses.replace(backbone, model=self.model)): self.gather = can_gather(self.model, self.train_dataset[0])
+        pad, few = backbone.tokenizer.pad_token_id, range(min(4, len(self.train_dataset)))
+        rows = [self.train_dataset[i] for i in few]
+        with scoring(dataclasses.replace(backbone, model=self.model)):
+            self.gather = can_gather(self.model, rows[0])
+            share = self.gather and not checkpoints(self.args) and can_share(self.model, rows, pad)
+        self.data_collator = partial(collate, pad_id=pad, share=share)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        part = portion(inputs['labels'], self.together)
-        with precision(self.backbone): return within_forward(model, lambda m, batch: label_loss(m, batch, self.gather) * part, inputs)
+        part = portion(inputs, self.together)
+        with precision(self.backbone):
+            return within_forward(model, lambda m, batch: label_loss(m, batch, self.gather) * part, inputs)
 
     def evaluate(self, *args, **kw) -> dict:
         with torch.random.fork_rng(): found = from_first(lambda: self.measure(self.model))
-        if self.select not in found: raise LlmrecError(f"The evaluation returns {', '.join(found)} and not '{self.select}', by which the best step is selected.")
+        if self.select not in found:
+            raise LlmrecError(f"The evaluation returns {', '.join(found)} and not '{self.select}', by which the best step is selected.")
         metrics = {f'eval_{k}': float(v) for k, v in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -502,6 +459,10 @@ def checkpointing(
     if not on: return {}
     name = 'activation' if 'activation_checkpointing' in {f.name for f in dataclasses.fields(transformers.TrainingArguments)} else 'gradient'
     return {f'{name}_checkpointing': True, f'{name}_checkpointing_kwargs': dict(use_reentrant=in_eight_bits(model))}
+
+def checkpoints(args: 'transformers.TrainingArguments') -> bool:
+    "Whether the trainer recomputes activations; then a start cannot be kept apart, because its keys and values would be dropped."
+    return bool(getattr(args, 'activation_checkpointing', False) or getattr(args, 'gradient_checkpointing', False))
 
 # %% ../../nbs/44_tuning.ipynb #606d3666
 class InputGradients:
@@ -557,7 +518,7 @@ def trainer_for(
     if cfg.gradient_checkpointing and in_eight_bits(model): own.append(on(InputGradients, 'TrainerCallback')())
     trainer = on(RankerTrainer, 'Trainer')(
         backbone, evaluate, cfg.batch_size // mine.batch_size, model=model, args=args, train_dataset=dataset, eval_dataset=dataset,
-        data_collator=partial(collate, pad_id=backbone.tokenizer.pad_token_id), callbacks=own + list(callbacks))
+        callbacks=own + list(callbacks))
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 
