@@ -50,10 +50,13 @@ class LlamaRecStudy:
     dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
     ranker_datasets: tuple[str, ...] = ('films', 'books')  # the ranker is run on these
     ranker_seeds: tuple[int, ...] = (0,)           # each with the retriever of the same seed
+    ranker_seeds_by_dataset: dict = field(default_factory=dict)  # dataset -> seeds, where they are not `ranker_seeds`
+    loss: Literal['answer', 'prompt+answer'] = 'answer'  # tokens that the ranker learns
     tuning: dict = field(default_factory=dict)     # changes to TuningConfig
     max_valid_users: int | None = None             # see llamarec.RankingConfig
 
     def seeds_of(self, dataset: str) -> tuple: return tuple(self.seeds_by_dataset.get(dataset, self.seeds))
+    def ranker_seeds_of(self, dataset: str) -> tuple: return tuple(self.ranker_seeds_by_dataset.get(dataset, self.ranker_seeds))
     def methods_of(self, dataset: str) -> tuple: return tuple(self.methods_by_dataset.get(dataset, self.methods))
 
 # %% ../../nbs/53_llamarec_study.ipynb #61344bad
@@ -66,10 +69,10 @@ def study(**values) -> LlamaRecStudy:
     for name in itertools.chain(out.methods, *out.methods_by_dataset.values()): known('retriever', name, retrieval.METHODS)
     for d, lists in out.search.items():
         for name in lists: known(f'setting to search on {d}', name, SEARCHED)
-    for which in ('ranker_datasets', 'seeds_by_dataset', 'methods_by_dataset', 'search'):
+    for which in ('ranker_datasets', 'seeds_by_dataset', 'ranker_seeds_by_dataset', 'methods_by_dataset', 'search'):
         for name in getattr(out, which): known(f"dataset in '{which}', which may hold those of 'datasets' only:", name, out.datasets)
     for name in out.ranker_datasets:
-        for seed in out.ranker_seeds: known(f'retriever seed on {name}', seed, out.seeds_of(name))
+        for seed in out.ranker_seeds_of(name): known(f'retriever seed on {name}', seed, out.seeds_of(name))
     return out
 
 # %% ../../nbs/53_llamarec_study.ipynb #ee14e42b
@@ -85,7 +88,8 @@ def ranking_config(s: LlamaRecStudy, dataset: str, seed: int) -> llamarec.Rankin
     "The run of the ranker on top of LRURec with the same seed."
     backbone = BackboneConfig(s.backbone, quantisation=s.quantisation, dtype=s.dtype)
     cfg = llamarec.PRESETS[s.preset](retrieval_config(s, dataset, 'LRURec', seed, **choice(s, dataset, 'LRURec')), backbone, seed=seed, **s.tuning)
-    return replace(cfg, tuning=from_dict(TuningConfig, asdict(cfg.tuning)), max_valid_users=s.max_valid_users)
+    prompt = replace(cfg.prompt, loss=s.loss)
+    return replace(cfg, prompt=prompt, tuning=from_dict(TuningConfig, asdict(cfg.tuning)), max_valid_users=s.max_valid_users)
 
 # %% ../../nbs/53_llamarec_study.ipynb #952d0f1d
 def settings(s: LlamaRecStudy, dataset: str, method: str) -> list[dict]:
@@ -140,7 +144,7 @@ def variant_records(s: LlamaRecStudy) -> dict:
 
 def ranking_records(s: LlamaRecStudy) -> dict:
     "(dataset, seed) -> record of the ranker."
-    keys = [(d, seed) for d in s.ranker_datasets for seed in s.ranker_seeds]
+    keys = [(d, seed) for d in s.ranker_datasets for seed in s.ranker_seeds_of(d)]
     return dict(zip(keys, run_all(llamarec.run, [ranking_config(s, *k) for k in keys], s.profile, 'rankers')))
 
 # %% ../../nbs/53_llamarec_study.ipynb #273e1d2f
@@ -217,7 +221,7 @@ def frame(
         runs = {m: [r for (name, method, _), r in found.items() if (name, method) == (d, m)] for m in s.methods_of(d)}
         for m in runs: out += rows_of(d, m, runs[m] + (runs['LRURec'] if subset else []), lambda: retriever_rows(d, m, runs, subset))
         if d not in s.ranker_datasets: continue
-        both = [ranked[d, seed] for seed in s.ranker_seeds]
+        both = [ranked[d, seed] for seed in s.ranker_seeds_of(d)]
         for name in ('Retriever order', ranker_name(s)): out += rows_of(d, name, both, lambda: ranker_rows(d, name, both, subset))
     return pl.DataFrame(out)
 
