@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..config import schema
 from ..data.yesno import YESNO_DATASETS, YesNoArrays, YesNoData, arrays, few_shot, load_yesno, yesno_checksum
 from ..evaluation.auc import auc
 from .retrieval import device
@@ -23,6 +24,7 @@ from ..sequential.binary import BINARY, BinaryConfig, Fitted, fit_binary, reads_
 from ..sequential.counting import SIMPLE, simple_scores
 
 # %% ../../nbs/54_binary_runs.ipynb #10bb5745
+@schema('binary', 1)
 @dataclass(frozen=True)
 class BinaryRun:
     "One run of a method that answers yes or no without a language model."

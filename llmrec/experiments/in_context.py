@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from ..config import from_dict
+from ..config import from_dict, schema
 from ..data.alpaca import INPUT, INSTRUCTION
 from ..data.yesno import load_yesno, yesno_checksum
 from ..evaluation.auc import auc, auc_summary
@@ -30,6 +30,7 @@ from ..paths import USER, LlmrecError, checkpoints_dir, known
 from ..records import Record, find_record, one_thread, run_once
 
 # %% ../../nbs/57_in_context.ipynb #8ff22a0e
+@schema('in-context', 1)
 @dataclass(frozen=True)
 class InContextRun:
     "One model, asked the test questions of one domain."

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..config import schema
 from ..data.datasets import DATASETS, dataset_checksum, load_dataset
 from ..data.interactions import Sequences
 from ..evaluation.ranking import recall, summary
@@ -28,6 +29,7 @@ from ..records import Record, lock, one_thread, record_key, run_once
 from ..sequential.candidates import Candidates, Score, ranks, recommend
 
 # %% ../../nbs/52_llamarec.ipynb #a42fe86d
+@schema('llamarec', 1)
 @dataclass(frozen=True)
 class RankingConfig:
     "One run of LlamaRec: a retriever, a backbone, and how it is tuned and asked."

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from ..config import from_dict
+from ..config import from_dict, schema
 from ..data.miniature import World, all_people, bookcrossing_files, like_chance, make_world, ml_100k_files, opinions, other_people, posterior_like
 from ..data.yesno import YesNoData, load_yesno, yesno_checksum
 from .in_context import auc_or_none
@@ -118,6 +118,7 @@ def encode_native(tokenizer, texts: list[str], words: tuple[str, str]) -> tuple[
     return [prompt for prompt, _ in found], found[0][1]
 
 # %% ../../nbs/59_native.ipynb #abd5ec89
+@schema('native', 1)
 @dataclass(frozen=True)
 class NativeRun:
     "One model, asked about the test rows of one domain in its own prose."
@@ -184,6 +185,7 @@ def reader_scores(
     return np.array([posterior_like(chances, prior, place[s['history']], np.array(s['history_labels']), place[s[ITEM]]) for s in samples.iter_rows(named=True)])
 
 # %% ../../nbs/59_native.ipynb #778e0122
+@schema('native-crowd', 1)
 @dataclass(frozen=True)
 class CrowdRun:
     "One model, asked in its own prose about people who are in no split of the miniature."

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ..config import from_dict
+from ..config import from_dict, schema
 from ..data.datasets import DATASETS, Dataset, dataset_checksum, load_dataset
 from ..data.interactions import Split, global_time_split, leave_one_out
 from ..evaluation.ranking import recall, summary
@@ -39,6 +39,7 @@ MASKED = {('BERT4Rec-MLM', 'beauty'): .6, ('BERT4Rec-MLM', 'games'): .5}    # sh
 AFTERWARDS = ('BERT4Rec-MLM',)    # put together after such settings had been seen on the test of the real data
 
 # %% ../../nbs/51_retrieval.ipynb #b5160329
+@schema('retrieval', 1)
 @dataclass(frozen=True)
 class RetrievalConfig:
     "One run of a retriever."

@@ -8,12 +8,14 @@ __all__ = ['StatisticsConfig', 'run']
 # %% ../../nbs/50_statistics.ipynb #29eaec57
 from dataclasses import dataclass
 
+from ..config import schema
 from ..data.datasets import dataset_checksum, load_dataset, load_raw
 from ..data.interactions import statistics
 from ..paths import ITEM, TITLE, USER
 from ..records import Record, run_once
 
 # %% ../../nbs/50_statistics.ipynb #a3f25f16
+@schema('statistics', 1)
 @dataclass(frozen=True)
 class StatisticsConfig:
     "What is counted."

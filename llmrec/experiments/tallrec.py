@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..config import digest, from_dict
+from ..config import digest, from_dict, keyed, schema
 from ..data.alpaca import load_alpaca
 from ..data.miniature import ensure_world, world_checksum
 from ..data.raw import data_checksum
@@ -31,6 +31,7 @@ from ..paths import checkpoints_dir
 from ..records import Record, lock, one_thread, record_key, run_once
 
 # %% ../../nbs/55_tallrec_runs.ipynb #6a95dba5
+@schema('tallrec', 1)
 @dataclass(frozen=True)
 class TallrecRun:
     "One language model, tuned and tested."
@@ -78,14 +79,14 @@ def instructions_checksum(source: str) -> str: return data_checksum('alpaca') if
 # %% ../../nbs/55_tallrec_runs.ipynb #fbd5fa82
 def alpaca_adapter(backbone: Backbone, cfg: AlpacaTuningConfig, source: str, profile: str, progress: bool = False) -> Path:
     "The adapter after alpaca tuning; made when it is not there."
-    folder = checkpoints_dir(profile) / f'alpaca-{digest(cfg, backbone.identity, instructions_checksum(source))}'
+    folder = checkpoints_dir(profile) / f'alpaca-{digest(keyed(cfg), backbone.identity, instructions_checksum(source))}'
     with lock(folder), one_thread(): return alpaca_tune(backbone, instruction_records(source), cfg, folder, progress=progress)
 
 # %% ../../nbs/55_tallrec_runs.ipynb #8dbcf937
 def alpaca_lora(cfg: BackboneConfig, alpaca: AlpacaTuningConfig, datasets, profile: str) -> tuple:
     "The recipe of the alpaca adapter as a fingerprint, and a function that returns its folder."
     source = instructions_of(datasets)
-    return digest(alpaca, backbone_identity(cfg), instructions_checksum(source)), lambda: alpaca_adapter(load_backbone(cfg), alpaca, source, profile)
+    return digest(keyed(alpaca), backbone_identity(cfg), instructions_checksum(source)), lambda: alpaca_adapter(load_backbone(cfg), alpaca, source, profile)
 
 # %% ../../nbs/55_tallrec_runs.ipynb #82b51f4e
 def chosen_rows(n: int, most: int | None) -> np.ndarray:

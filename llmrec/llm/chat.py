@@ -26,11 +26,12 @@ import numpy as np
 import openai
 from tqdm.auto import tqdm
 
-from ..config import digest
+from ..config import digest, keyed, schema
 from ..paths import LlmrecError
 from ..records import write_atomic
 
 # %% ../../nbs/56_chat.ipynb #1c924644
+@schema('endpoint', 1)
 @dataclass(frozen=True)
 class EndpointConfig:
     "A model behind an OpenAI-compatible endpoint."
@@ -242,7 +243,7 @@ def answer_path(
     prompt: str,
 ) -> Path:
     "Where the answer to `prompt` is kept."
-    asked = replace(as_asked(endpoint), missing='bound')
+    asked = keyed(replace(as_asked(endpoint), missing='bound'))
     key = hashlib.sha256(json.dumps([digest(asked, length=64), prompt]).encode()).hexdigest()
     return Path(cache) / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', endpoint.model)[-60:]}-{digest(asked)}" / f'{key}.json'
 

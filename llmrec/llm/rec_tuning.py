@@ -18,7 +18,7 @@ import polars as pl
 import torch
 from torch.utils.data import ConcatDataset
 
-from ..config import digest, to_dict
+from ..config import digest, keyed, schema
 from ..data.alpaca import FIELDS
 from ..evaluation.auc import auc
 from .answers import Score, score_answers
@@ -55,6 +55,7 @@ class RecTuningConfig:
 ALPACA_RECIPE = TuningConfig(lora_alpha=16, lr=3e-4, warmup_steps=100, batch_size=4, accumulation=32, epochs=3, eval_steps=200,
                              patience=1_000_000, select='log_likelihood')
 
+@schema('alpaca-tuning', 1)
 @dataclass(frozen=True)
 class AlpacaTuningConfig:
     "How a model is tuned on general instructions (TALLRec 2.2, facts A4)."
@@ -115,7 +116,7 @@ def rows_note(
 ) -> dict:
     "What determines a rec-tuning besides the tuner's settings: prompts, rows and validation, by fingerprint."
     rows = [[data.name, data.protocol, data.checksum, np.asarray(rows).tolist()] for data, rows in train]
-    return dict(rec_tuning=to_dict(cfg), train=digest(rows), valid=[valid.name, valid.protocol, valid.checksum])
+    return dict(rec_tuning=keyed(cfg), train=digest(rows), valid=[valid.name, valid.protocol, valid.checksum])
 
 # %% ../../nbs/47_rec_tuning.ipynb #62103b7c
 def prompt_report(
@@ -193,5 +194,5 @@ def alpaca_tune(
     rows, kept = encode(train), encode(valid)
     if rows.left_out: log.warning('%d of %d instruction records fill a row of %d tokens by themselves and are left out.', rows.left_out, len(train), cfg.prompt.max_tokens)
     measure = lambda model: dict(log_likelihood=log_likelihood(dataclasses.replace(backbone, model=model), kept))
-    about = dict(alpaca_tuning=to_dict(cfg), records=digest(records.select(FIELDS).rows()))
+    about = dict(alpaca_tuning=keyed(cfg), records=digest(records.select(FIELDS).rows()))
     return tune(backbone, rows, measure if len(kept) else None, for_rows(cfg.tuning, len(rows)), out_dir, callbacks=callbacks, progress=progress, about=about)

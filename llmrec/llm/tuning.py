@@ -36,7 +36,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
-from ..config import to_dict
+from ..config import keyed
 from .backbones import Backbone, file_fingerprint, new_folder, precision
 from .loss import can_gather, can_share, collate, label_loss, labelled_tokens
 from .prompts import LlamaRecPromptConfig, encode_example, fit_prompt, letters
@@ -706,7 +706,7 @@ def finish(
 # %% ../../nbs/44_tuning.ipynb #2a476630
 def determines(cfg: TuningConfig, backbone: Backbone, rows: int, start, about: dict | None) -> dict:
     "What is noted in `tuning.json`."
-    note = dict(cfg=to_dict(cfg), backbone=backbone.identity, rows=rows) | dict(about or {})
+    note = dict(cfg=keyed(cfg), backbone=backbone.identity, rows=rows) | dict(about or {})
     return note if start is None else note | dict(start=file_fingerprint(Path(start) / 'adapter_model.safetensors'))
 
 # %% ../../nbs/44_tuning.ipynb #80e64341

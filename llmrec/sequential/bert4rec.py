@@ -16,13 +16,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..config import later
+from ..config import schema
 from ..data.interactions import Sequences
 from ..paths import LlmrecError
 from .narm import by_length, cross_entropy, latest, unroll
 from .sasrec import attention, positions
 
 # %% ../../nbs/37_bert4rec.ipynb #a8496e5f
+@schema('bert4rec', 1)
 @dataclass(frozen=True)
 class BERT4RecConfig:
     "The architecture of BERT4Rec (Sun et al. 2019; facts D4) and its cloze."
@@ -35,7 +36,7 @@ class BERT4RecConfig:
     last_item_share: float = 1 / 11  # share of the sequences in which only the last item is masked
     places: Literal['start', 'end'] = 'start'  # where position numbers count from
     max_length: int = 50           # latest items that the model sees, the mask included; 200 for ml-100k
-    unmasked_share: float = later(0.)  # share of the gaps that show no mask; .2 for BERT's 80/10/10 rule
+    unmasked_share: float = 0.  # share of the gaps that show no mask; .2 for BERT's 80/10/10 rule
 
 # %% ../../nbs/37_bert4rec.ipynb #031140d7
 def cloze(

@@ -16,10 +16,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..config import schema
 from ..data.interactions import Sequences
 from .lru import layout, scan_packed, scan_padded
 
 # %% ../../nbs/32_lrurec.ipynb #152b3db2
+@schema('lrurec', 1)
 @dataclass(frozen=True)
 class LRURecConfig:
     "The architecture of LRURec (facts C1; LlamaRec's settings)."

@@ -18,12 +18,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from ..config import later
+from ..config import schema
 from ..data.interactions import Sequences
 from .lru import layout
 from .lrurec import CHUNK
 
 # %% ../../nbs/35_narm.ipynb #02151bc7
+@schema('narm', 1)
 @dataclass(frozen=True)
 class NARMConfig:
     "The architecture of NARM (Li et al. 2017; facts D4)."
@@ -34,7 +35,7 @@ class NARMConfig:
     gate: Literal['hard', 'sigmoid'] = 'hard'  # sigma; 'hard' as in the authors' code, 'sigmoid' as in the paper
     normalised: bool = True    # weights of a prefix sum to one (authors' code); False: left as they are (the paper's formula)
     max_length: int = 50       # latest items that the model sees; 200 for ml-100k
-    apart: bool = later(False) # every prefix an example by itself (authors' code): `prefixes` for the training loop's spans
+    apart: bool = False  # every prefix an example by itself (authors' code): `prefixes` for the training loop's spans
 
     @classmethod
     def as_published(cls, **changes): return cls(**dict(embedding=50, dropout=.25, context_dropout=.5) | changes)

@@ -19,11 +19,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..config import schema
 from ..data.interactions import Sequences
 from ..paths import LlmrecError, known
 from .narm import by_length, cross_entropy, next_item_loss, padded_batch, padded_cross_entropy, score, unroll
 
 # %% ../../nbs/36_sasrec.ipynb #71fef806
+@schema('sasrec', 1)
 @dataclass(frozen=True)
 class SASRecConfig:
     "The architecture of SASRec (Kang and McAuley 2018; facts D4) and its loss."

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..config import digest
+from ..config import digest, keyed
 from ..paths import LlmrecError
 from ..records import write_atomic
 
@@ -150,7 +150,7 @@ def fit(
 ) -> State:
     "Train `model` in place; it ends with its best weights. The state holds the curve and the seconds."
     torch.manual_seed(cfg.seed)
-    opt, key = optimiser(model, cfg), digest(cfg, len(spans))
+    opt, key = optimiser(model, cfg), digest(keyed(cfg), len(spans))
     state, best = (load_state(checkpoint, model, opt, key) if checkpoint else None) or (State(), {})
     todo, last = schedule(len(spans), cfg, state.iteration), math.ceil(len(spans) / cfg.batch_size) * cfg.epochs
     bar = tqdm(total=last, initial=state.iteration, disable=not progress, desc='training', leave=False, mininterval=1)
