@@ -11,7 +11,6 @@ import string
 from dataclasses import dataclass
 from typing import Literal
 
-from ..config import later
 from ..paths import LlmrecError
 
 # %% ../../nbs/41_prompts.ipynb #7076c6d0
@@ -22,7 +21,7 @@ class LlamaRecPromptConfig:
     max_title_tokens: int = 32  # tokens a title
     max_text_tokens: int = 1536  # tokens a prompt
     truncation: Literal['history', 'left'] = 'history'  # drop the oldest history items, or cut raw tokens on the left
-    loss: Literal['answer', 'prompt+answer'] = later('answer')  # the paper found no improvement from the prompt (3.2.2)
+    loss: Literal['answer', 'prompt+answer'] = 'answer'  # the paper found no improvement from the prompt (3.2.2)
 
     @classmethod
     def as_published(cls):
