@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TallrecRun', 'alpaca_config', 'make_run', 'instructions_of', 'instruction_records', 'instructions_checksum',
-           'alpaca_adapter', 'alpaca_lora', 'chosen_rows', 'ask', 'adapters', 'compute', 'best_validation', 'data_of',
-           'run']
+           'alpaca_adapter', 'alpaca_lora', 'chosen_rows', 'ask', 'data_of', 'adapter_folder', 'best_validation',
+           'training_draw', 'tuned', 'compute', 'run']
 
 # %% ../../nbs/55_tallrec_runs.ipynb #2594f08d
 import json
@@ -104,40 +104,54 @@ def ask(backbone: Backbone, dataset: str, cfg: TallrecRun) -> dict:
                 label=samples['label'].to_numpy().astype(np.int8), score=scores, dropped=np.asarray(dropped, np.int16))
 
 # %% ../../nbs/55_tallrec_runs.ipynb #d882dfc6
-def adapters(cfg: TallrecRun, backbone: Backbone, profile: str, folder: Path, rows: dict, progress: bool) -> Path:
-    "The adapter of the run's last stage."
-    first = alpaca_adapter(backbone, cfg.alpaca, instructions_of(cfg.train), profile, progress) if cfg.alpaca else None
-    if cfg.variant == 'AT': return first
-    train = [(load_yesno(d, cfg.protocol), rows[d]) for d in cfg.train]
-    return rec_tune(backbone, train, train[0][0], cfg.rec, folder, start=first, progress=progress)
-
-def compute(cfg: TallrecRun, profile: str, folder: Path, progress: bool):
-    "Tune and ask; metrics, arrays and seconds of a record."
-    backbone = load_backbone(cfg.backbone)
-    rows = {d: few_shot(load_yesno(d, cfg.protocol).splits['train'].height, cfg.k, cfg.seed) for d in cfg.train} if cfg.k else {}
-    start = time.perf_counter()
-    tuned = with_adapter(backbone, adapters(cfg, backbone, profile, folder, rows, progress))
-    seconds, found = time.perf_counter() - start, {d: ask(tuned, d, cfg) for d in cfg.test}
-    arrays = {f'{d}_{name}': a for d, answers in found.items() for name, a in answers.items()}
-    metrics = dict(auc={d: auc(a['label'], a['score']) for d, a in found.items()}, rows={d: r.tolist() for d, r in rows.items()},
-                   dropped={d: int(a['dropped'].sum()) for d, a in found.items()}, valid_auc=best_validation(folder), adapter=tuned.identity)
-    return metrics, arrays, dict(tune=round(seconds, 2))
-
-# %% ../../nbs/55_tallrec_runs.ipynb #88c8552a
-def best_validation(folder: Path) -> float | None:
-    "The selected step's AUC on the validation rows; None where nothing was selected."
-    path = Path(folder) / 'history.json'
-    return json.loads(path.read_text(encoding='utf-8'))[-1]['best'] if path.exists() else None
-
 def data_of(cfg: TallrecRun) -> str:
     "Checksum of everything the run reads."
     parts = [yesno_checksum(d, cfg.protocol) for d in (*cfg.train, *cfg.test)]
     return digest(parts, instructions_checksum(instructions_of(cfg.train)) if cfg.alpaca else '')
 
+def adapter_folder(cfg: TallrecRun, profile: str) -> Path:
+    "Where the run is tuned; runs that differ in their tests alone share it."
+    untested = replace(cfg, test=(), test_rows=None)
+    return checkpoints_dir(profile) / f'tallrec-{record_key(untested, data_of(untested), backbone_identity(cfg.backbone))}'
+
+def best_validation(folder: Path) -> float | None:
+    "The selected step's AUC on the validation rows; None where nothing was selected."
+    path = Path(folder) / 'history.json'
+    return json.loads(path.read_text(encoding='utf-8'))[-1]['best'] if path.exists() else None
+
+# %% ../../nbs/55_tallrec_runs.ipynb #15de2f86
+def training_draw(cfg: TallrecRun) -> dict[str, np.ndarray]:
+    "The K row numbers of each dataset that the run is tuned on; none where K is 0."
+    if not cfg.k: return {}
+    return {d: few_shot(load_yesno(d, cfg.protocol).splits['train'].height, cfg.k, cfg.seed) for d in cfg.train}
+
+def tuned(cfg: TallrecRun, profile: str, progress: bool = False) -> Backbone:
+    "The backbone with the adapter of the run's last stage, which is made when it is not there."
+    backbone, folder, rows = load_backbone(cfg.backbone), adapter_folder(cfg, profile), training_draw(cfg)
+    first = alpaca_adapter(backbone, cfg.alpaca, instructions_of(cfg.train), profile, progress) if cfg.alpaca else None
+    if cfg.variant == 'AT': return with_adapter(backbone, first)
+    train = [(load_yesno(d, cfg.protocol), rows[d]) for d in cfg.train]
+    with lock(folder):
+        adapter = rec_tune(backbone, train, train[0][0], cfg.rec, folder, start=first, progress=progress)
+    return with_adapter(backbone, adapter)
+
+# %% ../../nbs/55_tallrec_runs.ipynb #fa7d9b33
+def compute(cfg: TallrecRun, profile: str, progress: bool):
+    "Tune and ask; metrics, arrays and seconds of a record."
+    start = time.perf_counter()
+    model = tuned(cfg, profile, progress)
+    seconds = time.perf_counter() - start
+    found = {d: ask(model, d, cfg) for d in cfg.test}
+    arrays = {f'{d}_{name}': a for d, answers in found.items() for name, a in answers.items()}
+    metrics = dict(auc={d: auc(a['label'], a['score']) for d, a in found.items()},
+                   rows={d: r.tolist() for d, r in training_draw(cfg).items()},
+                   dropped={d: int(a['dropped'].sum()) for d, a in found.items()},
+                   valid_auc=best_validation(adapter_folder(cfg, profile)), adapter=model.identity)
+    return metrics, arrays, dict(tune=round(seconds, 2))
+
+# %% ../../nbs/55_tallrec_runs.ipynb #88c8552a
 def run(cfg: TallrecRun, profile: str, progress: bool = True) -> Record:
     "The record of one run; arrays <dataset>_user, _label, _score, _row, _dropped, one value a test row asked."
-    data, backbone = data_of(cfg), backbone_identity(cfg.backbone)
-    folder = checkpoints_dir(profile) / f'tallrec-{record_key(cfg, data, backbone)}'
     def once():
-        with one_thread(): return compute(cfg, profile, folder, progress)
-    return run_once('tallrec', cfg, once, data, profile, backbone)
+        with one_thread(): return compute(cfg, profile, progress)
+    return run_once('tallrec', cfg, once, data_of(cfg), profile, backbone_identity(cfg.backbone))
