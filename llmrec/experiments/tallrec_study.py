@@ -62,6 +62,7 @@ class TallrecStudy:
     valid_rows: int | None = None             # validation rows that select the step, None for all
     test_rows: int | None = None              # test rows that the language model is asked, None for all
     endpoints: tuple[dict, ...] = ()          # remote models for the in-context rows, see notebook 57
+    further_backbones: tuple[str, ...] = ()   # local models that are asked too
 
     @property
     def language_model(self) -> BackboneConfig: return BackboneConfig(self.backbone, quantisation=self.quantisation, dtype=self.dtype)
@@ -206,11 +207,14 @@ def llm_cells(s: TallrecStudy, domains=None, ks=None) -> list[tuple[tuple, Cell]
 # %% ../../nbs/58_tallrec_study.ipynb #53be8605
 def alpaca_lora(s: TallrecStudy) -> dict:
     "Name -> (recipe, function that returns the adapter's folder), as notebook 57 wants it."
-    return {llm_name(s, 'Alpaca-LoRA'): tallrec.alpaca_lora(s.language_model, tallrec.alpaca_config(s.protocol, s.alpaca), s.datasets, s.profile)}
+    recipe = tallrec.alpaca_config(s.protocol, s.alpaca)
+    return {llm_name(s, 'Alpaca-LoRA'): tallrec.alpaca_lora(s.language_model, recipe, s.datasets, s.profile)}
 
 def asked(s: TallrecStudy, dataset: str) -> list[in_context.Asked]:
     "The lines of all models that are only asked, on one dataset."
-    return in_context.line_up(dataset, s.protocol, s.language_model, list(s.endpoints), s.profile, s.test_rows, alpaca_lora(s))
+    more = [replace(s, backbone=name) for name in s.further_backbones]
+    return in_context.line_up(dataset, s.protocol, s.language_model, list(s.endpoints), s.profile, s.test_rows, alpaca_lora(s),
+                              more=[(x.language_model, alpaca_lora(x)) for x in more])
 
 def in_context_cells(s: TallrecStudy) -> tuple[list[Cell], list[str]]:
     "A cell for every model that was only asked, and the names of those that could not be."
