@@ -191,8 +191,8 @@ LOSSES = {'answer': 'loss on the answer', 'prompt+answer': 'loss on prompt and a
 
 def llm_name(s: TallrecStudy, variant: str) -> str:
     "How a variant is called in a table: with its backbone, unless that is the paper's, and its loss, unless that is the preset's."
-    model = backbone_label(s.backbone)
-    said = [model] * (model != s.backbone) + [LOSSES[s.loss]] * (s.loss != 'preset' and variant in ('RT', 'TALLRec'))
+    said = [backbone_label(s.backbone)] if backbone_label(s.backbone) != s.backbone else []
+    if s.loss in LOSSES and variant in ('RT', 'TALLRec'): said.append(LOSSES[s.loss])
     return f"{variant} ({', '.join(said)})" if said else variant
 
 def llm_cells(s: TallrecStudy, domains=None, ks=None) -> list[tuple[tuple, Cell]]:
