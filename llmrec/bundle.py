@@ -36,7 +36,7 @@ from .reproduce import executed_path, load_profile, load_stamp, manifest, output
 
 # %% ../nbs/93_bundle.ipynb #124bb4a2
 TREE = ('CITATION.cff', 'LICENSE', 'MANIFEST.in', 'Makefile', 'artefacts.yaml', 'requirements.lock', 'settings.ini', 'setup.py', 'profiles/*.yaml',
-        'nbs/*.ipynb', 'llmrec/**/*.py', 'tests/*.py', 'tools/*.py', 'data/paper_numbers/*.csv', 'data/miniature/llama/*')
+        'nbs/*.ipynb', 'llmrec/**/*.py', 'tests/*.json', 'tests/*.py', 'tools/*.py', 'data/paper_numbers/*.csv', 'data/miniature/llama/*')
 
 def tree_files() -> dict[str, bytes]:
     "Name in the bundle -> content, for the files of the project."

@@ -30,19 +30,21 @@ import numpy as np
 import polars as pl
 
 from llmrec.artefacts import caption, figure_style, save_figure, save_table
+from llmrec.config import schema
 from llmrec.grid import run_all
 from llmrec.records import run_once
 '''
 RUNS = '''
+@schema('toy', version)
 @dataclass(frozen=True)
-class Toy: n: int; size: int; version: int = 1
+class Toy: n: int; size: int
 
 def run(cfg, profile, progress=False):
     def compute():
         time.sleep(seconds)
         value = 100 // cfg.n
         return {'value': value}, {'x': np.random.default_rng(cfg.n).random(cfg.size)}, {}
-    return run_once('toy', Toy(cfg.n, cfg.size), compute, 'data', profile, version=version)
+    return run_once('toy', Toy(cfg.n, cfg.size), compute, 'data', profile)
 
 records = run_all(run, [Toy(n, size) for n in numbers], profile)
 '''
@@ -295,11 +297,18 @@ def test_what_a_killed_process_left_half_written_is_deleted(tmp_path, project, u
     assert not any(path.exists() for path in left) and (figures(out), records(out)) == undisturbed
 
 
-def test_a_record_of_an_older_version_is_made_again(tmp_path, project, undisturbed):
+def test_a_newer_version_of_an_experiment_leaves_the_older_records_where_they_are(tmp_path, project, undisturbed):
     out = tmp_path / 'out'
     reproduce(project, out, '--jobs', '1')
-    done = reproduce(project, out, 'beyond/one', '-p', 'version=2', '--jobs', '1')
-    assert 'of version 1 of its experiment, which is now at 2' in done.stdout and '6 runs computed' in done.stdout
+    older = records(out)
+    assert '6 runs computed' in reproduce(project, out, 'beyond/one', '-p', 'version=2', '--jobs', '1').stdout
+    newer = {name: text for name, text in records(out).items() if name not in older}
+    assert len(newer) == 2 * 6 and records(out) == older | newer
+    for name in newer:
+        if name.endswith('.json'): assert json.loads(newer[name])['version'] == 2
+    table, sources = 'beyond/one.csv', 'beyond/one.sources.csv'
+    assert figures(out)[table] == undisturbed[0][table] and figures(out)[sources] != undisturbed[0][sources]
+    assert 'runs computed' not in reproduce(project, out, 'beyond/one', '--jobs', '1').stdout    # the older version's are found again
     assert figures(out) == undisturbed[0]
 
 
