@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['USER', 'ITEM', 'RATING', 'TIMESTAMP', 'TITLE', 'AUTHOR', 'SCORE', 'RANK', 'LlmrecError', 'known', 'root',
-           'output_root', 'data_dir', 'raw_dir', 'miniature_dir', 'records_dir', 'checkpoints_dir', 'figures_dir',
-           'output_to']
+           'output_root', 'data_dir', 'raw_dir', 'miniature_dir', 'models_dir', 'records_dir', 'checkpoints_dir',
+           'figures_dir', 'output_to']
 
 # %% ../nbs/00_paths.ipynb #1c69aa63
 import contextlib
@@ -47,6 +47,7 @@ def output_root() -> Path:
 def data_dir() -> Path: return output_root() / 'data'
 def raw_dir() -> Path: return data_dir() / 'raw'
 def miniature_dir() -> Path: return data_dir() / 'miniature'
+def models_dir() -> Path: return data_dir() / 'models'
 def records_dir(profile: str) -> Path: return data_dir() / 'records' / profile
 def checkpoints_dir(profile: str) -> Path: return data_dir() / 'checkpoints' / profile
 def figures_dir(profile: str, paper: str) -> Path: return output_root() / 'figures' / profile / paper

@@ -164,7 +164,7 @@ class Asked:
 
 def local_name(cfg: BackboneConfig) -> str:
     "How a local model is called in a figure."
-    return backbone_label(cfg.name)
+    return backbone_label(cfg)
 
 # %% ../../nbs/57_in_context.ipynb #e48029d4
 def ask_endpoint(endpoint: EndpointConfig, base: InContextRun, profile: str, progress: bool = True) -> Asked:

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from ..config import digest
 from .backbones import BackboneConfig, backbone_identity, folder_identity, is_folder, load_backbone
+from .pretrained import load_checked, one_sentence
 from .ranking import accepted, inner, length_batches, scoring
 from ..paths import LlmrecError, checkpoints_dir
 from ..records import lock, one_thread, write_atomic
@@ -111,12 +112,11 @@ def load_encoder(
         loaded = load_backbone(needs_backbone(cfg, backbone))
         return Encoder(inner(loaded.model).base_model, loaded.tokenizer, identity, loaded.dtype, skip_special=True)
     source, revision = encoder_source(cfg), cfg.revision or 'main'
-    try:
+    remedy = ("give EncoderConfig.name a folder with config.json, weights and tokenizer, a hub id this machine can reach, "
+              "or 'minilm'")
+    with one_sentence(f"The encoder '{cfg.name}'", remedy):
+        model = load_checked(transformers.AutoModel, source, headless=True, revision=revision, dtype=torch.float32)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
-        model = transformers.AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32)
-    except (OSError, ValueError, ImportError) as e:
-        raise LlmrecError(f"The encoder '{cfg.name}' cannot be loaded ({str(e).strip().splitlines()[0]}); give EncoderConfig.name a folder "
-                          "with config.json, weights and tokenizer, a hub id this machine can reach, or 'minilm'.") from e
     return Encoder(model.to('cuda:0' if torch.cuda.is_available() else 'cpu').requires_grad_(False).eval(), tokenizer, identity)
 
 # %% ../../nbs/49_encoders.ipynb #c7d7404e
