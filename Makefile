@@ -13,6 +13,10 @@ ifneq ($(strip $(LLMREC_DATA)),)
 override LLMREC_DATA := $(shell cd '$(LLMREC_DATA)' 2>/dev/null && pwd || printf '%s' '$(LLMREC_DATA)')
 export LLMREC_DATA
 endif
+ifneq ($(strip $(LLMREC_MODELS)),)
+override LLMREC_MODELS := $(shell cd '$(LLMREC_MODELS)' 2>/dev/null && pwd || printf '%s' '$(LLMREC_MODELS)')
+export LLMREC_MODELS
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup compiled test reproduce verify site bundle lab readme clean
@@ -27,7 +31,7 @@ help:
 	@echo 'make lab        open the notebooks in JupyterLab'
 	@echo 'make readme     fill the generated parts of README.md'
 	@echo 'make clean      remove .venv and caches; data, records and figures stay'
-	@echo 'Set LLMREC_DATA to a folder with the real data, see README.md.'
+	@echo 'Set LLMREC_DATA to a folder with the real data and LLMREC_MODELS to one with pretrained models, see README.md.'
 
 setup: $(BIN)/.installed
 	@echo '.venv is ready.'

@@ -513,7 +513,7 @@ QUIET = dict(TRANSFORMERS_VERBOSITY='error', HF_HUB_DISABLE_PROGRESS_BARS='1', T
 def main(argv=None) -> int:
     "Entry point of `llmrec_reproduce`; a complaint is one sentence on standard error and exit status 1."
     args = parse(argv)
-    os.environ |= {k: str(Path(os.environ[k]).resolve()) for k in ('LLMREC_DATA', 'LLMREC_OUT') if os.environ.get(k)}    # notebooks run in nbs/
+    os.environ |= {k: str(Path(os.environ[k]).resolve()) for k in ('LLMREC_DATA', 'LLMREC_MODELS', 'LLMREC_OUT') if os.environ.get(k)}    # notebooks run in nbs/
     os.environ |= {k: v for k, v in QUIET.items() if k not in os.environ}
     show = 'inputs' if args.list else 'cost' if args.dry_run else ''
     try: failed = reproduce(args.artefacts, args.profile, overrides(args.parameter), args.only, show, args.force,

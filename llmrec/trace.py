@@ -478,7 +478,7 @@ def summary(found: list, profiles: list, counts: list, strict: bool) -> int:
 def run_verify(argv=None) -> int:
     "Entry point of `llmrec_verify`; a complaint is one sentence on standard error and exit status 1."
     args = parse(argv)
-    os.environ |= {k: str(Path(os.environ[k]).resolve()) for k in ('LLMREC_DATA', 'LLMREC_OUT') if os.environ.get(k)}    # notebooks run in nbs/
+    os.environ |= {k: str(Path(os.environ[k]).resolve()) for k in ('LLMREC_DATA', 'LLMREC_MODELS', 'LLMREC_OUT') if os.environ.get(k)}    # notebooks run in nbs/
     os.environ |= {k: v for k, v in QUIET.items() if k not in os.environ} | dict(LLMREC_JOBS='1')
     for name in ('LLMREC_SCHEDULER', 'LLMREC_EVENTS'): os.environ.pop(name, None)
     try: return verify_all(args)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['COMMON', 'PHRASES', 'TINY', 'SHAPE', 'NO_PART', 'LABELS', 'BackboneConfig', 'Backbone', 'precision', 'byte_tokenizer',
            'with_byte_tokens', 'metaspace_tokenizer', 'default_texts', 'new_folder', 'tiny_backbone',
-           'file_fingerprint', 'folder_identity', 'miniature_llama', 'shipped_folder', 'is_folder', 'is_gguf',
-           'backbone_identity', 'backbone_label', 'prepare_tokenizer', 'prepare_quantised', 'bits', 'load_model',
-           'backbone_source', 'load_backbone']
+           'file_fingerprint', 'model_type', 'folder_identity', 'miniature_llama', 'shipped_folder', 'is_folder',
+           'is_gguf', 'backbone_identity', 'backbone_label', 'prepare_tokenizer', 'prepare_quantised', 'bits',
+           'load_model', 'backbone_source', 'load_backbone']
 
 # %% ../../nbs/40_backbones.ipynb #e6f8d599
 import contextlib
@@ -187,12 +187,18 @@ def file_fingerprint(
 # %% ../../nbs/40_backbones.ipynb #bf3b0fa0
 NO_PART = (RECIPE_FILE, NOTE)  # of a model: how it was made (notebook 48), and its checksums (notebook 95)
 
+def model_type(folder) -> str:
+    "The type of model that config.json in `folder` names; an `LlmrecError` when the file cannot be read."
+    path = Path(folder) / 'config.json'
+    try: return json.loads(path.read_text(encoding='utf-8')).get('model_type', 'model')
+    except (OSError, ValueError, AttributeError) as e:
+        raise LlmrecError(f'{path} cannot be read ({type(e).__name__}); get the folder of the model again.') from None
+
 def folder_identity(folder) -> str:
     "Model type and fingerprint of the model and tokenizer files in `folder`."
     kinds = ('.json', '.safetensors', '.bin', '.model', '.txt')
     files = sorted(p for p in Path(folder).iterdir() if p.suffix in kinds and p.name not in NO_PART)
-    kind = json.loads((Path(folder) / 'config.json').read_text(encoding='utf-8')).get('model_type', 'model')
-    return f'{kind}-{digest([[p.name, file_fingerprint(p)] for p in files])}'
+    return f'{model_type(folder)}-{digest([[p.name, file_fingerprint(p)] for p in files])}'
 
 # %% ../../nbs/40_backbones.ipynb #1d20a0bb
 def miniature_llama() -> Path:
@@ -318,6 +324,6 @@ def load_backbone(
     remedy = ("give BackboneConfig.name a folder that holds config.json, weights and tokenizer, a hub id this machine can "
               f"reach, a GGUF file, {', '.join(map(repr, RECIPES))}, 'miniature', or 'tiny'")
     with one_sentence(f"The backbone '{cfg.name}'", remedy):
+        model = load_model(source, cfg)    # first, because it checks the files of the tokenizer, too
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=cfg.revision or 'main')
-        model = load_model(source, cfg)
     return Backbone(model, prepare_tokenizer(tokenizer), identity, cfg.dtype, getattr(model.config, '_commit_hash', None) or '')

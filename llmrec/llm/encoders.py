@@ -115,8 +115,8 @@ def load_encoder(
     remedy = ("give EncoderConfig.name a folder with config.json, weights and tokenizer, a hub id this machine can reach, "
               "or 'minilm'")
     with one_sentence(f"The encoder '{cfg.name}'", remedy):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
         model = load_checked(transformers.AutoModel, source, headless=True, revision=revision, dtype=torch.float32)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
     return Encoder(model.to('cuda:0' if torch.cuda.is_available() else 'cpu').requires_grad_(False).eval(), tokenizer, identity)
 
 # %% ../../nbs/49_encoders.ipynb #c7d7404e

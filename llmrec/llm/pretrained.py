@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SMOLLM2', 'GEMMA_PARTS', 'GEMMA3', 'RECIPES', 'NOTE', 'RECIPE_FILE', 'RECIPE_SUMS', 'READ_ALONG', 'RUN', 'RAGGED',
            'PIP', 'Wheel', 'Recipe', 'sha256_of', 'expect', 'gguf_sha256', 'write_note', 'read_note', 'noted_sums',
-           'check_sums', 'within', 'check_keys', 'check_shapes', 'zero_runs', 'gap', 'stored_weights', 'check_weights',
-           'one_sentence', 'without_table', 'load_checked', 'model_roots', 'on_this_machine', 'absent', 'bytes_so_far',
-           'complaint', 'pip_download', 'announce', 'fetch', 'wheels_of', 'gguf_of', 'interleaved', 'gguf_tensors',
-           'gguf_shape', 'gguf_tokens', 'write_gguf', 'alone', 'without_gguf', 'convert', 'is_model', 'fill',
-           'made_once', 'made_from', 'pretrained_folder', 'gguf_folder']
+           'check_sums', 'within', 'check_keys', 'check_shapes', 'zero_runs', 'gap', 'stored_weights', 'all_finite',
+           'check_weights', 'one_sentence', 'without_table', 'load_checked', 'model_roots', 'on_this_machine', 'absent',
+           'bytes_so_far', 'complaint', 'pip_download', 'announce', 'fetch', 'wheels_of', 'gguf_of', 'interleaved',
+           'gguf_tensors', 'gguf_shape', 'gguf_tokens', 'write_gguf', 'alone', 'without_gguf', 'convert', 'is_model',
+           'fill', 'made_once', 'made_from', 'pretrained_folder', 'gguf_folder']
 
 # %% ../../nbs/95_pretrained.ipynb #d34a49d5
 import contextlib
@@ -229,7 +229,9 @@ def zero_runs(
     flat: np.ndarray,  # of booleans: whether a weight is zero
 ) -> np.ndarray:       # (n, 2) beginning and end of every run of `RUN` or more
     "Where zeros stand in a row."
-    edges = np.diff(np.concatenate([[0], flat.view(np.int8), [0]]).astype(np.int8))
+    padded = np.zeros(len(flat) + 2, np.int8)
+    padded[1:-1] = flat
+    edges = np.diff(padded)
     runs = np.stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)], 1)
     return runs[runs[:, 1] - runs[:, 0] >= RUN]
 
@@ -237,10 +239,10 @@ def gap(
     weight: torch.Tensor,  # of any shape; its last dimension is that of a row
 ) -> int:
     "Length of the first run of zeros that training does not leave; 0 when there is none."
-    zero = (weight == 0).reshape(-1)
-    if zero.sum() < RUN or zero.all(): return 0
+    zeros = weight.numel() - int(weight.count_nonzero())
+    if zeros < RUN or zeros == weight.numel(): return 0
     columns = weight.shape[-1]
-    for begin, end in zero_runs(zero.cpu().numpy()):
+    for begin, end in zero_runs((weight == 0).reshape(-1).cpu().numpy()):
         before, after = min(-begin % columns, end - begin), min(end % columns, end - begin)
         if max(before, after) >= RAGGED: return int(end - begin)
     return 0
@@ -257,6 +259,10 @@ def stored_weights(
         with safe_open(file, framework='pt') as f:
             for key in f.keys(): yield key, f.get_tensor(key)
 
+def all_finite(weight: torch.Tensor) -> bool:
+    "Whether no value is nan or infinite; extremes take one pass, and nan is an extreme."
+    return weight.numel() == 0 or all(torch.isfinite(v) for v in torch.aminmax(weight))
+
 def check_weights(
     source: str,
     model,
@@ -266,10 +272,11 @@ def check_weights(
     "Raise an `LlmrecError` for a weight that is not finite, or has zeros that no training leaves."
     for key, weight in stored_weights(source, model):
         if not weight.is_floating_point(): continue
-        if not torch.isfinite(weight).all(): raise LlmrecError(f'The weight {key} of {what} has values that are not finite; get the files again.')
-        zeros = gap(weight.detach()) if gaps and (weight.dim() > 1 or key.endswith('weight')) else 0
-        if zeros: raise LlmrecError(f'The weight {key} of {what} has {zeros} zeros in a row, which no training leaves; get the files again, '
-                                    f'or, if they are meant to be so, note them with `write_note` of notebook 95.')
+        weight = weight.detach().float() if weight.element_size() == 1 else weight.detach()
+        if not all_finite(weight): raise LlmrecError(f'The weight {key} of {what} has values that are not finite; get the files again.')
+        zeros = gap(weight) if gaps and (weight.dim() > 1 or key.endswith('weight')) else 0
+        if zeros: raise LlmrecError(f'The weight {key} of {what} has {zeros} zeros in a row, which no training leaves; '
+                                    'get the files again, or note them with `write_note` (notebook 95) if they are meant to be so.')
 
 # %% ../../nbs/95_pretrained.ipynb #6d975329
 @contextlib.contextmanager
@@ -333,8 +340,8 @@ def absent(
     why: str,  # it could not be fetched
 ) -> LlmrecError:
     "The complaint about a model that cannot be had."
-    files = ', '.join(w.file for w in recipe.wheels)
-    wheels = f'wheel {files}' if len(recipe.wheels) == 1 else f'wheels {files}'
+    *most, last = (w.file for w in recipe.wheels)
+    wheels = f"wheels {', '.join(most)} and {last}" if most else f'wheel {last}'
     return LlmrecError(f"The model '{recipe.name}' is not on this machine and cannot be fetched ({why}); put {recipe.file}, "
                        f"or the {wheels}, into {models_dir() / recipe.name}, or set LLMREC_MODELS to a folder in which "
                        f"'{recipe.name}' is a folder with one of these.")
@@ -352,10 +359,11 @@ def bytes_so_far(
 def complaint(
     log: str,  # what pip has written
 ) -> str:
-    "The line that says most: pip's last error, else its last line."
+    "The line that says most: pip's last error, else its last line; and whether it had no connection."
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line.removeprefix('ERROR: ') for line in lines if line.startswith('ERROR: ')]
-    return (errors or lines or ['pip said nothing'])[-1].rstrip('.')[:200]
+    offline = 'the package index did not answer; ' if 'connection broken by' in log else ''
+    return offline + (errors or lines or ['pip said nothing'])[-1].rstrip('.')[:200]
 
 # %% ../../nbs/95_pretrained.ipynb #d82021a4
 PIP = ('pip', 'download', '--quiet', '--no-input', '--disable-pip-version-check',
