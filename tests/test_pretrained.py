@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, BertModel, LlamaConfig, LlamaForCausalLM,
                           PreTrainedTokenizerFast)
 
-from llmrec.config import to_dict
+from llmrec.config import values_of
 from llmrec.llm import pretrained
 from llmrec.llm.backbones import BackboneConfig, backbone_identity, backbone_label, load_backbone, miniature_llama, tiny_backbone
 from llmrec.llm.encoders import EncoderConfig, load_encoder
@@ -352,7 +352,8 @@ def test_a_label_is_never_a_path():
     for name in ('/srv/models/llama', '~/models/llama', './llama', 'a/b/llama/', '/srv/llama.gguf', 'llama.gguf'): assert backbone_label(BackboneConfig(name)) == 'llama'
     assert backbone_label(BackboneConfig('/srv/models/llama', label='Ours')) == 'Ours'
     assert backbone_label(BackboneConfig('meta-llama/Llama-2-7b-hf')) == 'meta-llama/Llama-2-7b-hf'
-    assert 'label' not in to_dict(BackboneConfig('/srv/models/llama'))
+    plain, named = (BackboneConfig('/srv/models/llama', label=label) for label in ('', 'Ours'))
+    assert values_of(plain) == values_of(named) == {'name': '/srv/models/llama'}
 
 
 # What is loaded is checked
