@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TallrecRun', 'alpaca_config', 'make_run', 'instructions_of', 'instruction_records', 'instructions_checksum',
-           'alpaca_adapter', 'alpaca_lora', 'chosen_rows', 'ask', 'data_of', 'adapter_folder', 'best_validation',
+           'alpaca_adapter', 'alpaca_lora', 'chosen_rows', 'ask', 'data_of', 'adapter_folder', 'validation',
            'training_draw', 'tuned', 'compute', 'run']
 
 # %% ../../nbs/55_tallrec_runs.ipynb #2594f08d
@@ -114,10 +114,12 @@ def adapter_folder(cfg: TallrecRun, profile: str) -> Path:
     untested = replace(cfg, test=(), test_rows=None)
     return checkpoints_dir(profile) / f'tallrec-{record_key(untested, data_of(untested), backbone_identity(cfg.backbone))}'
 
-def best_validation(folder: Path) -> float | None:
-    "The selected step's AUC on the validation rows; None where nothing was selected."
+def validation(folder: Path) -> tuple[float | None, list]:
+    "The selected step's AUC on the validation rows, and [step, AUC] of every evaluation; (None, []) where nothing was selected."
     path = Path(folder) / 'history.json'
-    return json.loads(path.read_text(encoding='utf-8'))[-1]['best'] if path.exists() else None
+    if not path.exists(): return None, []
+    history = json.loads(path.read_text(encoding='utf-8'))
+    return history[-1]['best'], [[h['step'], round(h['eval_AUC'], 6)] for h in history if 'eval_AUC' in h]
 
 # %% ../../nbs/55_tallrec_runs.ipynb #15de2f86
 def training_draw(cfg: TallrecRun) -> dict[str, np.ndarray]:
@@ -142,11 +144,12 @@ def compute(cfg: TallrecRun, profile: str, progress: bool):
     model = tuned(cfg, profile, progress)
     seconds = time.perf_counter() - start
     found = {d: ask(model, d, cfg) for d in cfg.test}
+    best, curve = validation(adapter_folder(cfg, profile))
     arrays = {f'{d}_{name}': a for d, answers in found.items() for name, a in answers.items()}
     metrics = dict(auc={d: auc(a['label'], a['score']) for d, a in found.items()},
                    rows={d: r.tolist() for d, r in training_draw(cfg).items()},
                    dropped={d: int(a['dropped'].sum()) for d, a in found.items()},
-                   valid_auc=best_validation(adapter_folder(cfg, profile)), adapter=model.identity)
+                   valid_auc=best, valid_curve=curve, adapter=model.identity)
     return metrics, arrays, dict(tune=round(seconds, 2))
 
 # %% ../../nbs/55_tallrec_runs.ipynb #88c8552a
