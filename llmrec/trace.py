@@ -312,7 +312,7 @@ def check_stale(artefact: str, profile: str, stamp: dict) -> Iterator[Finding]:
 # %% ../nbs/91_trace.ipynb #a0b4805f
 # experiment -> the class of its configuration, whose name is part of the fingerprint
 CONFIGURATIONS = {'statistics': 'StatisticsConfig', 'retrieval': 'RetrievalConfig', 'llamarec': 'RankingConfig', 'binary': 'BinaryRun', 'tallrec': 'TallrecRun',
-                  'in-context': 'InContextRun', 'native': 'NativeRun', 'native-crowd': 'CrowdRun', 'llamarec-one-user': 'OneUser', 'llamarec-one-prompt': 'OnePrompt', 'ranking-time': 'RankingTime',
+                  'in-context': 'InContextRun', 'reading': 'ReadingRun', 'native': 'NativeRun', 'native-crowd': 'CrowdRun', 'llamarec-one-user': 'OneUser', 'llamarec-one-prompt': 'OnePrompt', 'ranking-time': 'RankingTime',
                   'speed': 'SpeedConfig', 'yesno-speed': 'YesNoSpeedConfig', 'memory': 'MemoryRun', 'catalogue-size': 'CatalogueConfig', 'tie-orders': 'Orders'}
 
 def check_record(path: Path) -> Iterator[Finding]:
