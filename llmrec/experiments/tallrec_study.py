@@ -192,8 +192,9 @@ LOSSES = {'answer': 'loss on the answer', 'prompt+answer': 'loss on prompt and a
 def llm_name(s: TallrecStudy, variant: str) -> str:
     "How a variant is called in a table: with its backbone, unless that is the paper's, and its loss and titles, unless those are the preset's."
     model = backbone_label(s.backbone)
-    said = [model] * (model != s.backbone) + [LOSSES[s.loss]] * (s.loss != 'preset' and variant in ('RT', 'TALLRec'))
-    said += [s.titles] * (s.titles != 'as they are')
+    said = [model] if model != s.backbone else []
+    if s.loss != 'preset' and variant in ('RT', 'TALLRec'): said.append(LOSSES[s.loss])
+    if s.titles != 'as they are': said.append(s.titles)
     return f"{variant} ({', '.join(said)})" if said else variant
 
 def llm_cells(s: TallrecStudy, domains=None, ks=None) -> list[tuple[tuple, Cell]]:
