@@ -25,8 +25,9 @@ import torch
 from accelerate import PartialState
 
 from .config import declared_schema, from_dict, to_dict
-from .experiments import llamarec, tallrec
+from .experiments import llamarec, readings, tallrec
 from .experiments.llamarec import RankingConfig
+from .experiments.readings import ReadingRun
 from .experiments.tallrec import TallrecRun
 from .grid import BUSY, sentence
 from .llm.backbones import load_backbone
@@ -35,7 +36,7 @@ from .paths import LlmrecError, known
 from .records import Busy, one_thread, without_waiting, write_atomic
 
 # %% ../nbs/94_launch.ipynb #57759dfd
-EXPERIMENTS = {'tallrec': (TallrecRun, tallrec.run), 'llamarec': (RankingConfig, llamarec.run)}
+EXPERIMENTS = {'tallrec': (TallrecRun, tallrec.run), 'reading': (ReadingRun, readings.run), 'llamarec': (RankingConfig, llamarec.run)}
 
 # %% ../nbs/94_launch.ipynb #aa21117e
 def filled(

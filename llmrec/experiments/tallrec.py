@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TallrecRun', 'alpaca_config', 'make_run', 'instructions_of', 'instruction_records', 'instructions_checksum',
-           'alpaca_adapter', 'alpaca_lora', 'chosen_rows', 'ask', 'data_of', 'adapter_folder', 'validation',
-           'training_draw', 'tuned', 'compute', 'run']
+           'alpaca_adapter', 'alpaca_lora', 'chosen_rows', 'questions', 'scores_of', 'ask', 'data_of', 'adapter_folder',
+           'validation', 'training_draw', 'tuned', 'compute', 'run']
 
 # %% ../../nbs/55_tallrec_runs.ipynb #2594f08d
 import json
@@ -18,9 +18,10 @@ import numpy as np
 
 from ..config import digest, from_dict, keyed, schema
 from ..data.alpaca import load_alpaca
+from ..data.changes import changed
 from ..data.miniature import ensure_world, world_checksum
 from ..data.raw import data_checksum
-from ..data.yesno import few_shot, load_yesno, yesno_checksum
+from ..data.yesno import YesNoData, few_shot, load_yesno, yesno_checksum
 from ..evaluation.auc import auc
 from ..llm.answers import score_answers
 from ..llm.backbones import Backbone, BackboneConfig, backbone_identity, load_backbone
@@ -35,16 +36,17 @@ from ..records import Record, lock, one_thread, record_key, run_once
 @dataclass(frozen=True)
 class TallrecRun:
     "One language model, tuned and tested."
-    variant: Literal['AT', 'RT', 'TALLRec']
+    variant: Literal['AT', 'RT', 'TALLRec', 'zero-shot']
     train: tuple[str, ...]           # datasets of the K rows (of each); the first one's validation rows select the step
     test: tuple[str, ...]            # datasets whose test rows are asked
-    k: int                           # rows of each dataset; 0 for AT
+    k: int                           # rows of each dataset; 0 for AT and zero-shot
     seed: int                        # of the draw, of LoRA's initialisation and of the order
     protocol: Literal['as_published', 'corrected'] = 'as_published'
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     rec: RecTuningConfig = field(default_factory=RecTuningConfig)
     alpaca: AlpacaTuningConfig | None = None  # None where there is no alpaca tuning
     test_rows: int | None = None     # evenly spaced test rows of each dataset, None for all
+    titles: Literal['as they are', 'titles numbered'] = 'as they are'  # in training, validation and test (notebook 19a)
 
 # %% ../../nbs/55_tallrec_runs.ipynb #45b79cb1
 def alpaca_config(protocol: str, changes: dict) -> AlpacaTuningConfig:
@@ -55,14 +57,15 @@ def alpaca_config(protocol: str, changes: dict) -> AlpacaTuningConfig:
 
 # %% ../../nbs/55_tallrec_runs.ipynb #c5799f6a
 def make_run(train, test, variant: str, protocol: str, k: int, seed: int, backbone: BackboneConfig, tuning: dict, alpaca: dict,
-             valid_rows: int | None = None, test_rows: int | None = None, loss: str | None = None) -> TallrecRun:
+             valid_rows: int | None = None, test_rows: int | None = None, loss: str | None = None,
+             titles: str = 'as they are') -> TallrecRun:
     "The run of a study; `tuning` and `alpaca` change the TuningConfig of the two stages, `loss` the tokens that rec-tuning learns."
-    rec = getattr(RecTuningConfig, protocol)()
-    changes = {} if variant == 'AT' else dict(tuning, seed=seed)
-    rec = replace(rec, tuning=from_dict(type(rec.tuning), asdict(rec.tuning) | changes), valid_rows=None if variant == 'AT' else valid_rows)
-    if loss and variant != 'AT': rec = replace(rec, prompt=replace(rec.prompt, loss=loss))
-    first = alpaca_config(protocol, alpaca) if variant != 'RT' else None
-    return TallrecRun(variant, tuple(train), tuple(test), 0 if variant == 'AT' else k, seed, protocol, backbone, rec, first, test_rows)
+    rec, untuned = getattr(RecTuningConfig, protocol)(), variant in ('AT', 'zero-shot')
+    changes = {} if untuned else dict(tuning, seed=seed)
+    rec = replace(rec, tuning=from_dict(type(rec.tuning), asdict(rec.tuning) | changes), valid_rows=None if untuned else valid_rows)
+    if loss and not untuned: rec = replace(rec, prompt=replace(rec.prompt, loss=loss))
+    first = alpaca_config(protocol, alpaca) if variant in ('AT', 'TALLRec') else None
+    return TallrecRun(variant, tuple(train), tuple(test), 0 if untuned else k, seed, protocol, backbone, rec, first, test_rows, titles)
 
 # %% ../../nbs/55_tallrec_runs.ipynb #8217bf79
 def instructions_of(datasets) -> str:
@@ -93,15 +96,24 @@ def chosen_rows(n: int, most: int | None) -> np.ndarray:
     "All row numbers, or `most` evenly spaced ones."
     return np.arange(n) if most is None or most >= n else np.linspace(0, n - 1, most).round().astype(int)
 
+def questions(dataset: str, cfg: TallrecRun) -> YesNoData:
+    "The data of one dataset as the run reads them."
+    return changed(load_yesno(dataset, cfg.protocol), cfg.titles, cfg.seed)
+
+def scores_of(backbone: Backbone, data: YesNoData, samples, cfg: TallrecRun) -> tuple[np.ndarray, np.ndarray]:
+    "(n,) scores of rows of `data`, and how many history items had to be dropped from each prompt."
+    prompts, dropped = encode_questions(backbone.tokenizer, data, samples, cfg.rec.prompt)
+    return score_answers(backbone, prompts, yesno_ids(backbone.tokenizer, cfg.rec.prompt), cfg.rec.score), dropped
+
+# %% ../../nbs/55_tallrec_runs.ipynb #c5d5e517
 def ask(backbone: Backbone, dataset: str, cfg: TallrecRun) -> dict:
     "Users, labels and scores of the test rows of one dataset, and how many history items had to be dropped."
-    data = load_yesno(dataset, cfg.protocol)
+    data = questions(dataset, cfg)
     rows = chosen_rows(data.splits['test'].height, cfg.test_rows)
     samples = data.splits['test'][rows]
-    prompts, dropped = encode_questions(backbone.tokenizer, data, samples, cfg.rec.prompt)
-    scores = score_answers(backbone, prompts, yesno_ids(backbone.tokenizer, cfg.rec.prompt), cfg.rec.score)
+    scores, dropped = scores_of(backbone, data, samples, cfg)
     return dict(row=rows.astype(np.int32), user=samples['user'].rank('dense').to_numpy().astype(np.int32) - 1,
-                label=samples['label'].to_numpy().astype(np.int8), score=scores, dropped=np.asarray(dropped, np.int16))
+                label=samples['label'].to_numpy().astype(np.int8), score=scores, dropped=dropped.astype(np.int16))
 
 # %% ../../nbs/55_tallrec_runs.ipynb #d882dfc6
 def data_of(cfg: TallrecRun) -> str:
@@ -128,12 +140,13 @@ def training_draw(cfg: TallrecRun) -> dict[str, np.ndarray]:
     return {d: few_shot(load_yesno(d, cfg.protocol).splits['train'].height, cfg.k, cfg.seed) for d in cfg.train}
 
 def tuned(cfg: TallrecRun, profile: str, progress: bool = False) -> Backbone:
-    "The backbone with the adapter of the run's last stage, which is made when it is not there."
-    backbone, folder, rows = load_backbone(cfg.backbone), adapter_folder(cfg, profile), training_draw(cfg)
+    "The backbone with the adapter of the run's last stage, which is made when it is not there; zero-shot has none."
+    backbone, folder = load_backbone(cfg.backbone), adapter_folder(cfg, profile)
+    if cfg.variant == 'zero-shot': return backbone
     first = alpaca_adapter(backbone, cfg.alpaca, instructions_of(cfg.train), profile, progress) if cfg.alpaca else None
     if cfg.variant == 'AT': return with_adapter(backbone, first)
-    train = [(load_yesno(d, cfg.protocol), rows[d]) for d in cfg.train]
-    with lock(folder):
+    train = [(questions(d, cfg), rows) for d, rows in training_draw(cfg).items()]
+    with lock(folder), one_thread():
         adapter = rec_tune(backbone, train, train[0][0], cfg.rec, folder, start=first, progress=progress)
     return with_adapter(backbone, adapter)
 

@@ -57,6 +57,7 @@ class TallrecStudy:
     tuning: dict = field(default_factory=dict)   # changes to TuningConfig in rec-tuning
     alpaca: dict = field(default_factory=dict)   # changes to TuningConfig in alpaca tuning
     loss: Literal['preset', 'answer', 'prompt+answer'] = 'preset'  # tokens that rec-tuning learns
+    titles: Literal['as they are', 'titles numbered'] = 'as they are'  # in the language model's prompts (notebook 19a)
     rates: tuple[float, ...] = ()             # learning rates of rec-tuning to choose from on validation; none: the preset's
     rate_k: int = 64                          # rows of the first draw on which the rate is chosen
     valid_rows: int | None = None             # validation rows that select the step, None for all
@@ -108,7 +109,7 @@ def llm_run(
     "The run of one language model."
     tuning = s.tuning if rate is None else s.tuning | dict(lr=rate)
     return tallrec.make_run(train, tuple(s.llm_tests) or train, variant, s.protocol, k, seed, s.language_model, tuning, s.alpaca,
-                            s.valid_rows, s.test_rows, None if s.loss == 'preset' else s.loss)
+                            s.valid_rows, s.test_rows, None if s.loss == 'preset' else s.loss, s.titles)
 
 # %% ../../nbs/58_tallrec_study.ipynb #76c565e8
 def rate_records(s: TallrecStudy, domains) -> dict:
@@ -190,9 +191,10 @@ def binary_cells(s: TallrecStudy, ks=None) -> list[Cell]:
 LOSSES = {'answer': 'loss on the answer', 'prompt+answer': 'loss on prompt and answer'}
 
 def llm_name(s: TallrecStudy, variant: str) -> str:
-    "How a variant is called in a table: with its backbone, unless that is the paper's, and its loss, unless that is the preset's."
+    "How a variant is called in a table: with its backbone, its loss and its titles, unless these are the paper's or the preset's."
     said = [backbone_label(s.backbone)] if backbone_label(s.backbone) != s.backbone else []
     if s.loss in LOSSES and variant in ('RT', 'TALLRec'): said.append(LOSSES[s.loss])
+    if s.titles != 'as they are': said.append(s.titles)
     return f"{variant} ({', '.join(said)})" if said else variant
 
 def llm_cells(s: TallrecStudy, domains=None, ks=None) -> list[tuple[tuple, Cell]]:
