@@ -115,20 +115,22 @@ def asked_again(
     s: TallrecStudy,
     variants: tuple[str, ...],         # of `TallrecRun`
     changes: tuple[str, ...] = CHANGES,
+    rows: int | None = None,           # evenly spaced test rows of each dataset, None for the study's
 ) -> list[Answers]:                    # by dataset, variant, K and change
     "The answers of the study's models, each asked about the dataset on which it is tuned; AT and zero-shot have no K and no draws."
     tuned_ones, out = tuple(v for v in variants if v not in ('AT', 'zero-shot')), []
     rates = chosen_rates(replace(s, variants=tuned_ones), [(d,) for d in s.datasets])
     keys = [(d, v, k) for d in s.datasets for v in variants for k in (s.llm_ks if v in tuned_ones else (0,))]
-    configs = {key: [reading_run(s, *key, seed, changes, rates.get(((key[0],), key[1])))
+    configs = {key: [reading_run(s, *key, seed, changes, rates.get(((key[0],), key[1])), rows)
                      for seed in (s.llm_seeds if key[2] else s.llm_seeds[:1])] for key in keys}
     found = iter(run_all(run, [c for cs in configs.values() for c in cs], s.profile, 'readings'))
     for (_, variant, _), cs in configs.items(): out += answers_of([next(found) for _ in cs], cs, llm_name(s, variant))
     return out
 
-def reading_run(s: TallrecStudy, dataset: str, variant: str, k: int, seed: int, changes, rate: float | None) -> ReadingRun:
+def reading_run(s: TallrecStudy, dataset: str, variant: str, k: int, seed: int, changes, rate: float | None,
+                rows: int | None = None) -> ReadingRun:
     "The run of one model."
-    return ReadingRun(llm_run(s, (dataset,), variant, k, seed, rate), dataset, tuple(changes), seed, s.test_rows)
+    return ReadingRun(llm_run(s, (dataset,), variant, k, seed, rate), dataset, tuple(changes), seed, rows or s.test_rows)
 
 # %% ../../nbs/60_readings.ipynb #747ebdb8
 def flipped(a: Answers) -> Answers:
@@ -140,12 +142,12 @@ def counted(a: Answers) -> Answers:
     return replace(a, model='History like-rate', setting='', change='', scores=a.like_rate[None], records=a.records.split(' ')[0])
 
 # %% ../../nbs/60_readings.ipynb #6738cdbd
-def study_answers(s: TallrecStudy) -> list[Answers]:
+def study_answers(s: TallrecStudy, rows: int | None = None) -> list[Answers]:
     "All that is asked for a study: its models, the same tuned on numbers instead of titles, and the one that is not tuned."
-    asked = asked_again(s, s.variants)
-    numbers = asked_again(replace(s, titles='titles numbered'), tuple(v for v in s.variants if v != 'AT'), CHANGES[:1])
+    asked = asked_again(s, s.variants, rows=rows)
+    numbers = asked_again(replace(s, titles='titles numbered'), tuple(v for v in s.variants if v != 'AT'), CHANGES[:1], rows)
     plain = {llm_name(replace(s, titles='titles numbered'), v): llm_name(s, v) for v in s.variants}
-    bare = [replace(a, model='not tuned') for a in asked_again(s, ('zero-shot',))]
+    bare = [replace(a, model='not tuned') for a in asked_again(s, ('zero-shot',), rows=rows)]
     numbers = [replace(a, model=f'{plain[a.model]}, tuned on numbers') for a in numbers]
     return asked + numbers + bare + [flipped(a) for a in bare if a.change == CHANGES[0]]
 
