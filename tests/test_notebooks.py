@@ -80,6 +80,46 @@ def test_a_method_lists_its_departures(path):
     assert re.search(r'^##+ Departures', prose(path), flags=re.M)
 
 
+# What the papers' public code does stands in one notebook, and the others point to its headings.
+SOURCES = ROOT / 'nbs' / '03a_public_code.ipynb'
+PRIVATE_NOTES = re.compile(r'\bfacts (?:[A-Z]\d*|\d[\d.]*)(?!\w)')
+LINK = re.compile(r'03a_public_code\.ipynb#([^)\s"\\]*)')
+MENTION = re.compile(r'notebook 03a, ((?:TALLRec|LlamaRec|LRURec)(?:: [\w ]+)?)')
+
+
+def headings(path): return re.findall(r'^#+ (.+)$', prose(path), flags=re.M)
+
+def sources_cited(path):
+    "Headings of the notebook of sources that a file points to, as links write them, with hyphens for spaces."
+    text = path.read_text(encoding='utf-8')
+    return [*LINK.findall(text), *(m.replace(' ', '-') for m in MENTION.findall(text))]
+
+
+def test_the_patterns_of_citations_see_what_they_are_for():
+    for text in ('(facts A5)', 'facts B4 to B7', '(facts G)', '(facts 0.4)'): assert PRIVATE_NOTES.search(text)
+    for text in ('the facts alone', 'facts As', 'three facts. A', 'facts(s)'): assert not PRIVATE_NOTES.search(text)
+    assert LINK.findall('[a](03a_public_code.ipynb#LlamaRec:-the-label-ids).') == ['LlamaRec:-the-label-ids']
+    assert MENTION.findall('(notebook 03a, LlamaRec: the label ids).') == ['LlamaRec: the label ids']
+    assert MENTION.findall('(notebook 03a, LlamaRec); more') == ['LlamaRec']
+
+
+@pytest.mark.parametrize('path', [*NOTEBOOKS, *MODULES, ROOT / 'README.md'], ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_what_is_cited_of_the_public_code_can_be_read(path):
+    assert PRIVATE_NOTES.findall(path.read_text(encoding='utf-8')) == []
+    there = {h.replace(' ', '-') for h in headings(SOURCES)}
+    assert [c for c in sources_cited(path) if c not in there] == []
+
+
+def test_every_source_is_cited_and_has_its_parts():
+    there = [h for h in headings(SOURCES) if ': ' in h]
+    assert len(set(there)) == len(there)
+    cited = {c for path in [*NOTEBOOKS, *MODULES] for c in sources_cited(path)}
+    assert {h.replace(' ', '-') for h in there} - cited == set(), 'no notebook points to this heading'
+    for entry in re.split(r'^### ', prose(SOURCES), flags=re.M)[1:]:
+        parts = re.findall(r'^\* \*(Paper|Code|Here)\b', entry, flags=re.M)
+        assert set(parts) == {'Paper', 'Code', 'Here'}, entry.splitlines()[0]
+
+
 @pytest.mark.parametrize('path', [*NOTEBOOKS, *MODULES], ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_no_path_of_a_machine(path):
     assert [line for line in path.read_text(encoding='utf-8').splitlines() if MACHINE.search(line)] == []

@@ -26,8 +26,8 @@ class DatasetInfo:
     format: str           # 'movielens' or 'amazon'
     raw: str | None       # its name among the raw files; None: part of the miniature world
     max_length: int       # items the retriever sees (LlamaRec 4.0.4)
-    batch_size: int       # of the retriever (facts B2)
-    ranker_batch: int     # of the ranker (facts B6)
+    batch_size: int       # of the retriever (notebook 03a, LlamaRec: the retriever)
+    ranker_batch: int     # of the ranker (notebook 03a, LlamaRec: the tuning)
     days_lost: bool = False  # positions for timestamps, sorted within a day in the order of the metadata (notebook 89)
 
 DATASETS = {

@@ -43,7 +43,7 @@ class RankingConfig:
 
 # %% ../../nbs/52_llamarec.ipynb #ab9d7aa8
 def as_published(retrieval: RetrievalConfig, backbone=BackboneConfig(), **tuning) -> RankingConfig:
-    "LlamaRec as its public code runs it (facts B4 to B7); `tuning` changes single fields."
+    "LlamaRec as its public code runs it (notebook 03a, LlamaRec); `tuning` changes single fields."
     batch = dict(batch_size=DATASETS[retrieval.dataset].ranker_batch)
     return RankingConfig(retrieval, backbone, LlamaRecPromptConfig.as_published(), replace(TuningConfig.as_published(), **batch | tuning), mask='window')
 

@@ -59,7 +59,7 @@ def for_dataset(
     training: TrainingConfig = TrainingConfig(),  # batch size and window are set here, the rest is kept
     **architecture,                               # other fields of the model's configuration
 ) -> RetrievalConfig:
-    "The published settings for `dataset` (facts B2)."
+    "The published settings for `dataset` (notebook 03a, LlamaRec: the retriever)."
     known('dataset', dataset, DATASETS); known('retriever', method, METHODS)
     info, (model, own) = DATASETS[dataset], METHODS[method]
     if model in COUNTED: return RetrievalConfig(dataset, model, training=TrainingConfig(seed=0))

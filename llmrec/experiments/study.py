@@ -79,7 +79,7 @@ def study(**values) -> LlamaRecStudy:
 # %% ../../nbs/53_llamarec_study.ipynb #ee14e42b
 def retrieval_config(s: LlamaRecStudy, dataset: str, method: str, seed: int, weight_decay: float | None = None, dropout: float | None = None,
                      **architecture) -> retrieval.RetrievalConfig:
-    "The run of one retriever; LRURec's two dropouts are set alike (facts B2)."
+    "The run of one retriever; LRURec's two dropouts are set alike, as in the published search."
     decay = {} if weight_decay is None else dict(weight_decay=weight_decay)
     if dropout is not None: architecture |= dict(dropout=dropout) | (dict(lru_dropout=dropout) if method == 'LRURec' else {})
     training = from_dict(TrainingConfig, asdict(getattr(TrainingConfig, s.preset)(seed=seed)) | s.training | decay)

@@ -280,7 +280,7 @@ def prepare_quantised(
 def bits(
     cfg: BackboneConfig,
 ) -> 'transformers.BitsAndBytesConfig | None':
-    "bitsandbytes' settings for `cfg`; NF4 with double quantisation for four bits, as published (facts B6)."
+    "bitsandbytes' settings for `cfg`; NF4 with double quantisation for four bits, as in LlamaRec's code."
     if cfg.quantisation == 'none': return None
     if cfg.quantisation == '8bit': return transformers.BitsAndBytesConfig(load_in_8bit=True)
     return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True,

@@ -35,7 +35,7 @@ RECIPE = TuningConfig(lora_alpha=16, lr=1e-4, warmup_steps=20, batch_size=32, ac
 
 @dataclass(frozen=True)
 class RecTuningConfig:
-    "How a model is tuned on K recommendation samples (TALLRec 2.2, facts A4)."
+    "How a model is tuned on K recommendation samples (TALLRec 2.2; notebook 03a, TALLRec: the recipe)."
     prompt: YesNoPromptConfig = YesNoPromptConfig()
     tuning: TuningConfig = RECIPE               # 128 rows a step in micro-batches of 32, see `for_rows`
     score: Score = 'logit_difference'           # of validation, whose AUC selects the step
@@ -58,7 +58,7 @@ ALPACA_RECIPE = TuningConfig(lora_alpha=16, lr=3e-4, warmup_steps=100, batch_siz
 @schema('alpaca-tuning', 1)
 @dataclass(frozen=True)
 class AlpacaTuningConfig:
-    "How a model is tuned on general instructions (TALLRec 2.2, facts A4)."
+    "How a model is tuned on general instructions (TALLRec 2.2; notebook 03a, TALLRec: the recipe)."
     prompt: YesNoPromptConfig = YesNoPromptConfig(max_tokens=256)
     tuning: TuningConfig = ALPACA_RECIPE
     valid_rows: int = 2000  # records held out to select the step; 0 keeps the last step

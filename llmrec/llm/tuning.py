@@ -57,7 +57,7 @@ class AdapterConfig:
 # %% ../../nbs/44_tuning.ipynb #78ad7620
 @dataclass(frozen=True)
 class TuningConfig(AdapterConfig):
-    "How the ranker is tuned; the defaults are the published values where facts B6 has them."
+    "How the ranker is tuned; the defaults are mostly the published values (notebook 03a, LlamaRec: the tuning)."
     lr: float = 1e-4
     schedule: str = 'linear'    # any scheduler name of transformers
     warmup_steps: int = 100
@@ -84,7 +84,7 @@ class TuningConfig(AdapterConfig):
 # %% ../../nbs/44_tuning.ipynb #85843c77
 @patch(cls_method=True)
 def as_published(cls: TuningConfig):
-    "The published code's recipe (facts B4 to B7)."
+    "The published code's recipe (notebook 03a, LlamaRec)."
     return cls(optimiser='paged_adamw_32bit', gradient_checkpointing=True, evaluate_last=False,
                distinct_negatives=False, verbalizer='as_published')
 
@@ -319,7 +319,7 @@ def check_learnt(
     weights: dict,  # from `adapter_weights`
     where: str,     # for the message
 ) -> None:
-    "Raise an `LlmrecError` when the adapter is empty, not finite, or still zero, as an unsaved one is (facts F5)."
+    "Raise an `LlmrecError` when the adapter is empty, not finite, or still zero, as an unsaved one is."
     b = [v for k, v in weights.items() if 'lora_B' in k]
     if not b: raise LlmrecError(f'The adapter {where} holds no LoRA weights; it was not saved properly, tune again.')
     if not all(torch.isfinite(v).all() for v in weights.values()):

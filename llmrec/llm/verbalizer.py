@@ -30,7 +30,7 @@ def published_ids(
     tokenizer,  # the backbone's tokenizer
     n: int,     # number of candidates
 ) -> np.ndarray:
-    "First ids (n,) of the bare letters, as the published verbalizer takes them (facts B7)."
+    "First ids (n,) of the bare letters, as published (notebook 03a, LlamaRec: the label ids)."
     return np.array([tokenizer(c, add_special_tokens=False)['input_ids'][0] for c in letters(n)])
 
 # %% ../../nbs/42_verbalizer.ipynb #31d5473b

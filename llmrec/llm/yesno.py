@@ -26,7 +26,7 @@ from ..paths import ITEM, LlmrecError
 # %% ../../nbs/45_yesno_prompts.ipynb #265b847e
 @dataclass(frozen=True)
 class YesNoPromptConfig:
-    "How a question is worded, how long it may be, and which of its tokens are learnt (facts A2, A3)."
+    "How a question is worded, how long it may be, and what is learnt of it (notebook 03a, TALLRec: the prompt)."
     wording: Literal['released', 'paper'] = 'released'       # the released files', or that of the paper's Table 2
     wrapper_comment: bool | Literal['with input'] = False    # the stray linter comment, see `wrap`
     loss: Literal['answer', 'prompt+answer'] = 'answer'      # Eq. 1 and 2, or what the released scripts do
@@ -55,7 +55,7 @@ def wrap(
     input: str = '',  # '' chooses the variant without input
     comment: bool | Literal['with input'] = False,  # the stray comment: never, always, or as in `finetune.py`
 ) -> str:
-    "Alpaca's prompt up to the newline after which the answer stands (facts A2)."
+    "Alpaca's prompt up to the newline after which the answer stands (notebook 03a, TALLRec: the prompt)."
     stray = COMMENT if comment is True or (comment and input) else ' ' if comment else ''
     middle = f'### Input:\n{input}\n\n' if input else ''
     return f'{PREAMBLE[bool(input)]}{stray}\n\n### Instruction:\n{instruction}\n\n{middle}### Response:\n'

@@ -26,7 +26,7 @@ from .sasrec import attention, positions
 @schema('bert4rec', 1)
 @dataclass(frozen=True)
 class BERT4RecConfig:
-    "The architecture of BERT4Rec (Sun et al. 2019; facts D4) and its cloze."
+    "The architecture of BERT4Rec (Sun et al. 2019) and its cloze."
     hidden: int = 64
     blocks: int = 2
     heads: int = 2

@@ -34,7 +34,7 @@ def is_robust(method: str) -> bool: return method.startswith('DROS')
 # %% ../../nbs/38_binary_baselines.ipynb #07ecef59
 @dataclass(frozen=True)
 class BinaryArchitecture:
-    "What a baseline computes (facts D1 to D3)."
+    "What a baseline computes (notebook 03a, TALLRec: the baselines)."
     method: str = 'GRU4Rec'         # one of BINARY
     hidden: int = 64                # embedding and label channel; text comes on top
     label_channel: bool = True      # False hides which history items were liked
@@ -57,7 +57,7 @@ class BinaryArchitecture:
 # %% ../../nbs/38_binary_baselines.ipynb #f627b39f
 @dataclass(frozen=True)
 class BinaryConfig(BinaryArchitecture):
-    "One baseline and how it is trained (TALLRec 3, 'Implementation Details', and facts D1)."
+    "One baseline and how it is trained (TALLRec 3; notebook 03a, TALLRec: the baselines)."
     lr: float = 1e-3
     adam_eps: float = 1e-8
     weight_decay: float = 1e-3

@@ -24,7 +24,7 @@ from .lru import layout, scan_packed, scan_padded
 @schema('lrurec', 1)
 @dataclass(frozen=True)
 class LRURecConfig:
-    "The architecture of LRURec (facts C1; LlamaRec's settings)."
+    "The architecture of LRURec (notebook 03a, LRURec: the recurrence), with LlamaRec's settings."
     hidden: int = 64           # D, width of embeddings and blocks; the complex state has 2 D entries
     blocks: int = 2
     dropout: float = .2        # on embeddings and in the feed-forward network
@@ -38,7 +38,7 @@ def ring_init(
     n: int,          # number of complex entries
     r_min: float,    # inner radius
     r_max: float,    # outer radius
-) -> torch.Tensor:   # (3, n) nu, theta, gamma', logarithms as in facts C1
+) -> torch.Tensor:   # (3, n) the logarithms nu', theta' and gamma' of notebook 03a
     "Initial log-parameters of the recurrence, uniform in area on a ring."
     u1, u2 = torch.rand(n), torch.rand(n)
     nu = torch.log(-.5 * torch.log(u1 * (r_max**2 - r_min**2) + r_min**2))

@@ -27,7 +27,7 @@ from .lrurec import CHUNK
 @schema('narm', 1)
 @dataclass(frozen=True)
 class NARMConfig:
-    "The architecture of NARM (Li et al. 2017; facts D4)."
+    "The architecture of NARM (Li et al. 2017)."
     embedding: int = 64        # width of the item embeddings
     hidden: int = 100          # width of the recurrent state
     dropout: float = .2        # on embeddings and, unless `context_dropout` is given, on the context

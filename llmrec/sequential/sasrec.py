@@ -28,7 +28,7 @@ from .narm import by_length, cross_entropy, next_item_loss, padded_batch, padded
 @schema('sasrec', 1)
 @dataclass(frozen=True)
 class SASRecConfig:
-    "The architecture of SASRec (Kang and McAuley 2018; facts D4) and its loss."
+    "The architecture of SASRec (Kang and McAuley 2018) and its loss."
     hidden: int = 64
     blocks: int = 2
     heads: int = 2             # 1 in the paper

@@ -27,7 +27,7 @@ from ..records import write_atomic
 # %% ../../nbs/34_training.ipynb #770c9f40
 @dataclass(frozen=True)
 class TrainingConfig:
-    "How a sequential recommender is trained (LlamaRec 4.0.4, facts B2)."
+    "How a sequential recommender is trained (LlamaRec 4.0.4; notebook 03a, LlamaRec: the retriever)."
     seed: int = 42
     batch_size: int = 64             # windows; 16 for ml-100k
     lr: float = 1e-3
