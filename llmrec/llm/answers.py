@@ -167,7 +167,7 @@ def generate_answers(
     ids=None,                   # ids of Yes and No; None asks `yesno_ids`
     progress: bool = False,
 ) -> tuple[np.ndarray, list[str]]:  # double softmax (n,), the text after each prompt
-    "Scores and texts as TALLRec's test script makes them, from the first step (notebook 03a, TALLRec: the score)."
+    "Scores of the first step and texts, as TALLRec's test script has them (notebook 03a, TALLRec: the score)."
     check_prompts(backbone, prompts)
     ids, scores, texts = list(ids or yesno_ids(backbone.tokenizer, YesNoPromptConfig())), [], []
     with scoring(backbone):

@@ -65,7 +65,7 @@ def render(
     history_titles,    # titles, oldest first
     candidate_titles,  # titles in the order of their letters
 ) -> str:
-    "The prompt in the published wording, up to the newline before the letter (notebook 03a, LlamaRec: the prompt)."
+    "The prompt in the published wording, up to the newline before its letter (LlamaRec 3.2.2)."
     history = ' \n '.join(f'({i}) {t}' for i, t in enumerate(history_titles, 1))
     pool = ' \n '.join(f'({c}) {t}' for c, t in zip(letters(len(candidate_titles)), candidate_titles))
     return (f'### Instruction:\n{INSTRUCTION}\n\n'

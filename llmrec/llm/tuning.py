@@ -57,7 +57,7 @@ class AdapterConfig:
 # %% ../../nbs/44_tuning.ipynb #78ad7620
 @dataclass(frozen=True)
 class TuningConfig(AdapterConfig):
-    "How the ranker is tuned; the defaults are mostly the published values (notebook 03a, LlamaRec: the tuning)."
+    "How the ranker is tuned; most defaults are published values (notebook 03a, LlamaRec: the tuning)."
     lr: float = 1e-4
     schedule: str = 'linear'    # any scheduler name of transformers
     warmup_steps: int = 100

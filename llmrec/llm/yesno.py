@@ -26,7 +26,7 @@ from ..paths import ITEM, LlmrecError
 # %% ../../nbs/45_yesno_prompts.ipynb #265b847e
 @dataclass(frozen=True)
 class YesNoPromptConfig:
-    "How a question is worded, how long it may be, and what is learnt of it (notebook 03a, TALLRec: the prompt)."
+    "The wording of a question, its length, and what is learnt of it (notebook 03a, TALLRec: the prompt)."
     wording: Literal['released', 'paper'] = 'released'       # the released files', or that of the paper's Table 2
     wrapper_comment: bool | Literal['with input'] = False    # the stray linter comment, see `wrap`
     loss: Literal['answer', 'prompt+answer'] = 'answer'      # Eq. 1 and 2, or what the released scripts do
