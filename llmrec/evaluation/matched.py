@@ -26,14 +26,20 @@ class Matched:
 
 # %% ../../nbs/22a_matched_pairs.ipynb #dd8b224d
 def _numbered(strata, n: int) -> np.ndarray:
-    "(n,) the number of each row's stratum; strata are (n,) or (n, k) values, where equal rows are one stratum."
+    "(n,) the number of each row's stratum; strata are (n,) or (n, k) values, of which equal ones are one."
     strata = np.asarray(strata)
-    if strata.shape[:1] != (n,): raise LlmrecError(f'Every row needs a stratum, got strata {strata.shape} for {n} rows.')
+    if strata.shape[:1] != (n,):
+        raise LlmrecError(f'Every row needs a stratum, got strata {strata.shape} for {n} rows.')
     return np.unique(strata, axis=0, return_inverse=True)[1].reshape(n)
 
-# %% ../../nbs/22a_matched_pairs.ipynb #7eacf3b1
-def _counts(own: np.ndarray, strata: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "C and M for rows sorted by user: `own`, `strata`, `labels` (n,), `scores` (seeds, n)."
+# %% ../../nbs/22a_matched_pairs.ipynb #5759a15a
+def _counts(
+    own: np.ndarray,     # (n,) user numbers, in ascending order
+    strata: np.ndarray,  # (n,)
+    labels: np.ndarray,  # (n,)
+    scores: np.ndarray,  # (seeds, n)
+) -> tuple[np.ndarray, np.ndarray]:  # (A, B) each
+    "C and M for rows sorted by user."
     likes, dislikes = np.flatnonzero(labels), np.flatnonzero(labels == 0)
     mine, theirs = (np.unique(own[rows], return_index=True)[1] for rows in (likes, dislikes))
     wins, pairs = np.empty((2, len(likes), len(theirs)))
@@ -52,7 +58,8 @@ def matched(strata, users, labels, scores) -> Matched:
     auc(labels, scores)
     labels, scores = _checked(labels, scores)
     names, own = np.unique(np.asarray(users), return_inverse=True)
-    if len(own) != len(labels): raise LlmrecError(f'Every row needs a user, got {len(own)} users for {len(labels)} rows.')
+    if len(own) != len(labels):
+        raise LlmrecError(f'Every row needs a user, got {len(own)} users for {len(labels)} rows.')
     strata, order = _numbered(strata, len(labels)), np.argsort(own, kind='stable')
     wins, pairs = _counts(own[order], strata[order], labels[order], scores[:, order])
     has = [np.bincount(own, labels == y, minlength=len(names)) > 0 for y in (1, 0)]
@@ -74,12 +81,13 @@ def matched_auc(
     n: int = 2000,      # resamples
     seed: int = 0,
 ) -> dict:              # value, low, high, pairs
-    "AUC over the pairs of one stratum with 95 % bounds over users, and the number of pairs; nan where there is no pair."
+    "AUC over the pairs of one stratum with 95 % bounds over users, and how many; nan where there is no pair."
     m = matched(strata, users, labels, scores)
     if not m.pairs.any(): return dict(value=np.nan, low=np.nan, high=np.nan, pairs=0)
     draws = np.concatenate([_shares(m, w) for w in _draws(len(m.users), n, seed)])
     low, high = _bounds(draws, len(m.users))
-    return dict(value=float(_shares(m, np.ones((1, len(m.users))))[0]), low=low, high=high, pairs=int(m.pairs.sum()))
+    value = float(_shares(m, np.ones((1, len(m.users))))[0])
+    return dict(value=value, low=low, high=high, pairs=int(m.pairs.sum()))
 
 # %% ../../nbs/22a_matched_pairs.ipynb #2948b7ed
 def matched_compare(
@@ -89,7 +97,7 @@ def matched_compare(
     n: int = 2000,   # resamples
     seed: int = 0,
 ) -> dict:           # difference, low, high, p_bootstrap, pairs
-    "Difference of the AUCs over matched pairs, a - b, with 95 % bounds and a p-value over users; nan where there is no pair."
+    "AUC(a) - AUC(b) over matched pairs, 95 % bounds and a p-value over users; nan where there is no pair."
     p, q = matched(strata, users, labels, a), matched(strata, users, labels, b)
     if not p.pairs.any(): return dict(difference=np.nan, low=np.nan, high=np.nan, p_bootstrap=np.nan, pairs=0)
     gap = Matched(p.users, p.like, p.dislike, p.wins - q.wins, p.pairs)

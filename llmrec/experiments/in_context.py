@@ -157,8 +157,8 @@ def endpoint_of(values: dict) -> EndpointConfig:
     return from_dict(EndpointConfig, asdict(PAPER_MODELS[known('paper_model', start, PAPER_MODELS)]) | values)
 
 # %% ../../nbs/57_in_context.ipynb #16ed8e85
-PAPER_SAYS = {'Text-Davinci-002': 'the paper: AUC near 0.5', 'Text-Davinci-003': 'the paper: AUC near 0.5',
-              'ChatGPT': 'the paper: refuses, or always likes; AUC near 0.5'}    # sections 1 and 3.1; it prints no numbers
+# what the paper says of these models without printing a number (sections 1 and 3.1)
+PAPER_SAYS = {'Text-Davinci-002': 'AUC near 0.5', 'Text-Davinci-003': 'AUC near 0.5', 'ChatGPT': 'refuses or likes all'}
 
 # %% ../../nbs/57_in_context.ipynb #263a7ca4
 @dataclass(frozen=True)

