@@ -152,7 +152,7 @@ def can_gather(
     model,
     row: dict,  # a training row
 ) -> bool:
-    "Whether the head is a plain linear layer whose output are the model's own logits on `row`."
+    "Whether the head is a plain linear layer whose outputs are the model's own logits on `row`."
     if head_rows(model, torch.tensor([0], device=model.device)) is None: return False
     inputs = {k: v.to(model.device) for k, v in left_padded([row['input_ids']], 0).items()}
     last = torch.tensor([len(row['input_ids']) - 1], device=model.device)
