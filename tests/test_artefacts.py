@@ -6,12 +6,12 @@ import sys
 import polars as pl
 import pytest
 
-from llmrec import artefacts as ar
+from llmrec.runs import artefacts as ar
 from llmrec.paths import LlmrecError
 
 FIGURE = '''
 import matplotlib.pyplot as plt
-from llmrec.artefacts import figure_style, save_figure
+from llmrec.runs.artefacts import figure_style, save_figure
 with figure_style():
     fig, ax = plt.subplots()
     ax.plot([1, 2, 3], [1, 4, 9], marker='s', label='a'); ax.legend()

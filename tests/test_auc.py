@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from llmrec.artefacts import paper_number
+from llmrec.runs.artefacts import paper_number
 from llmrec.data.yesno import YesNoArrays, arrays, load_yesno
 from llmrec.evaluation import auc as ev
 from llmrec.evaluation.intervals import clustered_interval

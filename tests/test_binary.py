@@ -10,7 +10,7 @@ from llmrec.evaluation.auc import auc
 from llmrec.experiments.binary import BinaryRun, check_run, run
 from llmrec.llm.encoders import EncoderConfig, encoder_identity
 from llmrec.paths import LlmrecError
-from llmrec.records import find_record
+from llmrec.runs.records import find_record
 from llmrec.sequential import binary as b
 
 N, D = 9, 4

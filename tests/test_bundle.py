@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from rocrate.rocrate import ROCrate
 
-from llmrec import bundle as module
-from llmrec.bundle import bundle, check_no_data, collect, main
+from llmrec.repro import bundle as module
+from llmrec.repro.bundle import bundle, check_no_data, collect, main
 from llmrec.paths import LlmrecError, root
-from llmrec.reproduce import load_stamp, stamp_path
+from llmrec.repro.reproduce import load_stamp, stamp_path
 
 ROOT = root()
-REPRODUCE = [sys.executable, '-c', 'from llmrec.reproduce import main; raise SystemExit(main())']
+REPRODUCE = [sys.executable, '-c', 'from llmrec.repro.reproduce import main; raise SystemExit(main())']
 
 
 def environment(out, **changes):
@@ -65,7 +65,7 @@ def test_everything_that_the_table_needs_is_in_it_as_it_was(made, unpacked):
     wanted = [p.relative_to(made).as_posix() for p in (made / 'figures/miniature/llamarec').iterdir()] + ['figures/executed/miniature/llamarec-table2.ipynb']
     wanted += [f'data/records/miniature/{r}{kind}' for r in stamp['records'] for kind in ('.json', '.npz', '.provenance.json')]
     for name in wanted: assert (unpacked / name).read_bytes() == (made / name).read_bytes()
-    for name in ('artefacts.yaml', 'profiles/miniature.yaml', 'requirements.lock', 'LICENSE', 'CITATION.cff', 'llmrec/bundle.py', 'nbs/72_llamarec_table2.ipynb'):
+    for name in ('artefacts.yaml', 'profiles/miniature.yaml', 'requirements.lock', 'LICENSE', 'CITATION.cff', 'llmrec/repro/bundle.py', 'nbs/72_llamarec_table2.ipynb'):
         assert (unpacked / name).read_bytes() == (ROOT / name).read_bytes()
     assert {'README.md', 'SHA256SUMS', 'ro-crate-metadata.json'} <= have
 

@@ -11,10 +11,10 @@ import pytest
 
 from llmrec.data import corpus
 from llmrec.data import miniature as mini
-from llmrec.data.corpus import FACT, KINDS, VERDICT, CorpusConfig, Now, documents, now_at, shares_at, things_of, tokenizer_texts
+from llmrec.miniature.corpus import FACT, KINDS, VERDICT, CorpusConfig, Now, documents, now_at, shares_at, things_of, tokenizer_texts
 from llmrec.data.tallrec import ASK, DISLIKED, LIKED, TALLREC_INSTRUCTION
 from llmrec.llm.backbones import byte_tokenizer
-from llmrec.llm.pretraining import PretrainingConfig
+from llmrec.miniature.pretraining import PretrainingConfig
 from llmrec.llm.prompts import INSTRUCTION
 from llmrec.llm.yesno import COMMENT, PAPER_INSTRUCTION, PREAMBLE, paper_record, wrap
 from llmrec.paths import ITEM, TITLE, USER, LlmrecError
@@ -53,7 +53,7 @@ def test_two_worlds_with_one_catalogue_have_one_corpus(world, things):
 
 
 def test_no_four_titles_in_a_row_from_anybodys_history(world, sample, names):
-    "A row ends where genres stand between titles. By chance one seed in some dozens has such a row (notebook 15)."
+    "A row ends where genres stand between titles. By chance one seed in some dozens has such a row (notebook 96)."
     histories = {}
     for items, ratings in ((world.films, world.film_ratings), (world.books, world.book_ratings)):
         bare = {i: corpus.YEAR.sub('', t) for i, t in items.select(ITEM, TITLE).iter_rows()}
@@ -191,7 +191,7 @@ def test_documents_are_a_function_of_configuration_and_step(things):
     some = documents(things, CFG, 2000, 300)
     assert documents(things, CFG, 2000, 100) == some[:100]
     assert documents(things, CFG, 2001, 300) != some != documents(things, dataclasses.replace(CFG, seed=1), 2000, 300)
-    code = 'from llmrec.data.corpus import *; from llmrec.data.miniature import *; from llmrec.config import digest; print(digest(documents(things_of(make_world()), CorpusConfig(), 2000, 300)))'
+    code = 'from llmrec.miniature.corpus import *; from llmrec.data.miniature import *; from llmrec.config import digest; print(digest(documents(things_of(make_world()), CorpusConfig(), 2000, 300)))'
     env = {**os.environ, 'PYTHONHASHSEED': '7'}
     other = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True, env=env).stdout.strip()
     assert other == mini.digest(some)

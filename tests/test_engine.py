@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 from llmrec.paths import root
-from llmrec.records import load_record
+from llmrec.runs.records import load_record
 
 ROOT = root()
-MAIN = [sys.executable, '-c', 'from llmrec.reproduce import main; raise SystemExit(main())']
+MAIN = [sys.executable, '-c', 'from llmrec.repro.reproduce import main; raise SystemExit(main())']
 
 TOY = '''
 import time
@@ -29,10 +29,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
 
-from llmrec.artefacts import caption, figure_style, save_figure, save_table
+from llmrec.runs.artefacts import caption, figure_style, save_figure, save_table
 from llmrec.config import schema
-from llmrec.grid import run_all
-from llmrec.records import run_once
+from llmrec.runs.grid import run_all
+from llmrec.runs.records import run_once
 '''
 RUNS = '''
 @schema('toy', version)
@@ -350,12 +350,12 @@ def test_an_artefact_is_stale_by_content(tmp_path, project):
         path.write_text(path.read_text().replace(old, new))
     def fresh(): return [a for a, said in states().items() if said.startswith('fresh')]
     for path in project.rglob('*'): os.utime(path, (1, 1))                       # dates say nothing
-    edit('llmrec/grid.py', '"What went wrong, on one line."', '"What went wrong."')  # nor do docstrings
+    edit('llmrec/runs/grid.py', '"What went wrong, on one line."', '"What went wrong."')  # nor do docstrings
     edit('llmrec/sequential/training.py', 'clip: float = 5.', 'clip: float = 6.')    # nor what the notebooks do not use
     assert fresh() == ['beyond/one', 'beyond/two']
-    edit('llmrec/grid.py', "'another process is computing it'", "'somebody is computing it'")
-    assert {a: 'library changed: llmrec.grid' in said for a, said in states().items()} == {'beyond/one': True, 'beyond/two': True}
-    edit('llmrec/grid.py', "'somebody is computing it'", "'another process is computing it'")
+    edit('llmrec/runs/grid.py', "'another process is computing it'", "'somebody is computing it'")
+    assert {a: 'library changed: llmrec.runs.grid' in said for a, said in states().items()} == {'beyond/one': True, 'beyond/two': True}
+    edit('llmrec/runs/grid.py', "'somebody is computing it'", "'another process is computing it'")
     edit('nbs/02_two.ipynb', '100 // cfg.n', '200 // cfg.n')
     assert fresh() == ['beyond/one'] and 'nbs/02_two.ipynb changed' in states()['beyond/two']
     edit('nbs/02_two.ipynb', '200 // cfg.n', '100 // cfg.n')

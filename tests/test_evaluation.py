@@ -4,7 +4,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import ndcg_score
 
-from llmrec.artefacts import paper_number
+from llmrec.runs.artefacts import paper_number
 from llmrec.evaluation import intervals as iv
 from llmrec.evaluation import ranking as rk
 from llmrec.paths import LlmrecError

@@ -14,18 +14,18 @@ from llmrec.experiments.in_context import InContextRun
 from llmrec.experiments.llamarec import RankingConfig
 from llmrec.experiments.retrieval import RetrievalConfig
 from llmrec.experiments.tallrec import TallrecRun
-from llmrec.launch import filled
+from llmrec.repro.launch import filled
 from llmrec.llm.backbones import BackboneConfig
 from llmrec.llm.chat import EndpointConfig
 from llmrec.llm.encoders import EncoderConfig
 from llmrec.llm.rec_tuning import AlpacaTuningConfig
 from llmrec.paths import LlmrecError, output_to, root
-from llmrec.records import find_record, record_key, run_once
+from llmrec.runs.records import find_record, record_key, run_once
 from llmrec.sequential.lrurec import LRURecConfig
 from llmrec.sequential.narm import NARMConfig
 from llmrec.sequential.sasrec import SASRecConfig
 from llmrec.sequential.training import TrainingConfig
-from llmrec.trace import record_files
+from llmrec.repro.trace import record_files
 
 ROOT = root()
 

@@ -12,13 +12,13 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from llmrec import launch
+from llmrec.repro import launch
 from llmrec.config import to_dict
 from llmrec.experiments import tallrec
 from llmrec.experiments.tallrec import make_run
 from llmrec.llm.backbones import BackboneConfig
 from llmrec.paths import LlmrecError, records_dir, root
-from llmrec.records import Busy, lock
+from llmrec.runs.records import Busy, lock
 
 TWO = [str(Path(sys.executable).parent / 'accelerate'), 'launch', '--multi_gpu', '--num_processes', '2']
 QUICK = dict(eval_steps=2, warmup_steps=1, gradient_checkpointing=False, lr=1e-3)
@@ -32,7 +32,7 @@ def environment(out): return os.environ | dict(LLMREC_OUT=str(out), OMP_NUM_THRE
 def command(folder, cfg=RUN, *more):
     path = folder / 'run.json'
     path.write_text(json.dumps(to_dict(cfg)))
-    return [*TWO, '--main_process_port', '0', '-m', 'llmrec.launch', 'tallrec', str(path), '--profile', 'test', *more]
+    return [*TWO, '--main_process_port', '0', '-m', 'llmrec.repro.launch', 'tallrec', str(path), '--profile', 'test', *more]
 
 def files(folder, part): return {p.relative_to(folder).as_posix(): p for p in sorted((folder / 'data' / part).rglob('*')) if p.is_file() and '.lock' not in str(p)}
 

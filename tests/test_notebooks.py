@@ -81,10 +81,10 @@ def test_a_method_lists_its_departures(path):
 
 
 # What the papers' public code does stands in one notebook, and the others point to its headings.
-SOURCES = ROOT / 'nbs' / '03a_public_code.ipynb'
+SOURCES = ROOT / 'nbs' / '03_public_code.ipynb'
 PRIVATE_NOTES = re.compile(r'\bfacts (?:[A-Z]\d*|\d[\d.]*)(?!\w)')
-LINK = re.compile(r'03a_public_code\.ipynb#([^)\s"\\]*)')
-MENTION = re.compile(r'notebook 03a, ((?:TALLRec|LlamaRec|LRURec)(?:: [\w ]+)?)')
+LINK = re.compile(r'03_public_code\.ipynb#([^)\s"\\]*)')
+MENTION = re.compile(r'notebook 03, ((?:TALLRec|LlamaRec|LRURec)(?:: [\w ]+)?)')
 
 
 def headings(path): return re.findall(r'^#+ (.+)$', prose(path), flags=re.M)
@@ -98,9 +98,9 @@ def sources_cited(path):
 def test_the_patterns_of_citations_see_what_they_are_for():
     for text in ('(facts A5)', 'facts B4 to B7', '(facts G)', '(facts 0.4)'): assert PRIVATE_NOTES.search(text)
     for text in ('the facts alone', 'facts As', 'three facts. A', 'facts(s)'): assert not PRIVATE_NOTES.search(text)
-    assert LINK.findall('[a](03a_public_code.ipynb#LlamaRec:-the-label-ids).') == ['LlamaRec:-the-label-ids']
-    assert MENTION.findall('(notebook 03a, LlamaRec: the label ids).') == ['LlamaRec: the label ids']
-    assert MENTION.findall('(notebook 03a, LlamaRec); more') == ['LlamaRec']
+    assert LINK.findall('[a](03_public_code.ipynb#LlamaRec:-the-label-ids).') == ['LlamaRec:-the-label-ids']
+    assert MENTION.findall('(notebook 03, LlamaRec: the label ids).') == ['LlamaRec: the label ids']
+    assert MENTION.findall('(notebook 03, LlamaRec); more') == ['LlamaRec']
 
 
 @pytest.mark.parametrize('path', [*NOTEBOOKS, *MODULES, ROOT / 'README.md'], ids=lambda p: p.relative_to(ROOT).as_posix())

@@ -20,12 +20,12 @@ import yaml
 from llmrec.data.miniature import world_checksum
 from llmrec.experiments.retrieval import METHODS
 from llmrec.paths import root
-from llmrec.reproduce import manifest, parameters, profiles
+from llmrec.repro.reproduce import manifest, parameters, profiles
 from llmrec.sequential.binary import BINARY
 from llmrec.sequential.counting import SIMPLE
 
 ROOT = root()
-MAIN = [sys.executable, '-c', 'from llmrec.reproduce import main; raise SystemExit(main())']
+MAIN = [sys.executable, '-c', 'from llmrec.repro.reproduce import main; raise SystemExit(main())']
 TUNING = '{max_steps: 2, eval_steps: 1, warmup_steps: 0, batch_size: 4, optimiser: adamw_torch, gradient_checkpointing: false}'
 TINY = ('datasets=[films]', 'ranker_datasets=[films]', 'seeds=[0]', 'training={epochs: 2, validate_every: 10}', f'tuning={TUNING}', 'max_valid_users=8')
 MANIFEST = yaml.safe_load((ROOT / 'artefacts.yaml').read_text(encoding='utf-8'))
@@ -268,7 +268,7 @@ def test_the_defaults_of_a_notebook_are_the_miniature(name):
 
 
 def test_a_worker_ends_with_a_killed_command():
-    worker = "import os, time; from llmrec.reproduce import end_with; end_with(os.getppid()); print(os.getpid(), flush=True); time.sleep(120)"
+    worker = "import os, time; from llmrec.repro.reproduce import end_with; end_with(os.getppid()); print(os.getpid(), flush=True); time.sleep(120)"
     command = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}])"
     process = subprocess.Popen([sys.executable, '-c', command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     child = psutil.Process(int(process.stdout.readline()))

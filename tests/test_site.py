@@ -20,11 +20,11 @@ import websocket
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from llmrec.artefacts import figure_style, save_figure, save_table
+from llmrec.runs.artefacts import figure_style, save_figure, save_table
 from llmrec.paths import output_to, records_dir, root
-from llmrec.records import write_atomic
-from llmrec.reproduce import executed_path, stamp_path
-from llmrec.site import main
+from llmrec.runs.records import write_atomic
+from llmrec.repro.reproduce import executed_path, stamp_path
+from llmrec.repro.site import main
 
 matplotlib.use('agg')
 import matplotlib.pyplot as plt  # noqa: E402
@@ -111,7 +111,7 @@ def notebook(title='Toy'):
     "An executed notebook such as papermill leaves, ids and times included."
     def result(**data): return new_output('execute_result', {k.replace('_', '/', 1).replace('_', '+'): v for k, v in data.items()})
     cells = [new_markdown_cell(f'# {title}\n\n> One sentence.'),
-             new_markdown_cell('## Idea\n\nWith $n_{20}$ of $n$ users, and a folder `$LLMREC_DATA`:\n\n$$ \\frac{n_{20}}{n} = \\text{Recall@20}, \\qquad \\left\\lceil \\tfrac{b}{256} \\right\\rceil $$\n\nNot known: $\\nosuchthing{$ and a [link](https://example.org), a [neighbour](../nbs/00_paths.ipynb), a [part](#gone).'),
+             new_markdown_cell('## Idea\n\nWith $n_{20}$ of $n$ users, and a folder `$LLMREC_DATA`:\n\n$$ \\frac{n_{20}}{n} = \\text{Recall@20}, \\qquad \\left\\lceil \\tfrac{b}{256} \\right\\rceil $$\n\nNot known: $\\nosuchthing{$ and a [link](https://example.org), a [neighbour](../nbs/90_paths.ipynb), a [part](#gone).'),
              new_code_cell("seeds = [0]", metadata=dict(tags=['parameters'])),
              new_code_cell("seeds = [0, 1]", metadata=dict(tags=['injected-parameters'], papermill=dict(status='completed', end_time='2026-11-21'))),
              new_code_cell("x = '" + 'long ' * 200 + "'", outputs=[new_output('stream', name='stderr', text='\rrun: 1%'), new_output('stream', name='stderr', text='\rrun: 100%\n'),
@@ -361,7 +361,7 @@ def test_a_notebook_that_was_not_run_to_its_end_says_so(made, tmp_path):
 
 def test_the_site_of_a_real_run(browser, tmp_path):
     "What llmrec_reproduce leaves is what the site expects: the state, the records, and the notebook."
-    command = [sys.executable, '-c', "from llmrec.reproduce import main; raise SystemExit(main(['llamarec/table2', '--jobs', '1']))"]
+    command = [sys.executable, '-c', "from llmrec.repro.reproduce import main; raise SystemExit(main(['llamarec/table2', '--jobs', '1']))"]
     done = subprocess.run(command, cwd=root(), env=os.environ | dict(LLMREC_OUT=str(tmp_path), LLMREC_DATA='', OMP_NUM_THREADS='1'), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert site(tmp_path)[0] == 0

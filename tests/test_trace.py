@@ -16,8 +16,8 @@ import pytest
 
 from llmrec.evaluation.ranking import per_user
 from llmrec.paths import output_to, root
-from llmrec.reproduce import manifest
-from llmrec.trace import check_record, record_files, run_trace, run_verify
+from llmrec.repro.reproduce import manifest
+from llmrec.repro.trace import check_record, record_files, run_trace, run_verify
 
 ROOT, TABLE, CURVE = root(), 'beyond/lrurec-exact', 'beyond/lrurec-curve'
 PROFILE = 'parameters: {datasets: [films], ranker_datasets: [], seeds: [0, 1], variants: {}, training: {epochs: 2, validate_every: 10}}\n'
@@ -38,7 +38,7 @@ def project(tmp_path_factory):
 def made(project, tmp_path_factory):
     "What llmrec_reproduce leaves of a table and a figure of the same two runs."
     out = tmp_path_factory.mktemp('made')
-    done = subprocess.run([sys.executable, '-c', 'from llmrec.reproduce import main; raise SystemExit(main())', TABLE, CURVE, '--profile', 'mine', '--jobs', '1'], cwd=project,
+    done = subprocess.run([sys.executable, '-c', 'from llmrec.repro.reproduce import main; raise SystemExit(main())', TABLE, CURVE, '--profile', 'mine', '--jobs', '1'], cwd=project,
                           env=os.environ | dict(LLMREC_OUT=str(out), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1'), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return out

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from llmrec.config import broken_promises, declared_schema, defaults_of  # noqa: E402
 from llmrec.paths import LlmrecError  # noqa: E402
-from llmrec.records import write_atomic  # noqa: E402
+from llmrec.runs.records import write_atomic  # noqa: E402
 
 TABLE = ROOT / 'tests' / 'schema_defaults.json'
 

@@ -17,8 +17,8 @@ import yaml
 
 from llmrec.experiments import readings, tallrec
 from llmrec.experiments.tallrec_study import TallrecStudy, chosen_rates, llm_run, study
-from llmrec.grid import run_all
-from llmrec.records import Failed
+from llmrec.runs.grid import run_all
+from llmrec.runs.records import Failed
 
 PROFILE = 'real-cpu'
 SETTINGS = yaml.safe_load(Path(__file__).with_suffix('.yaml').read_text(encoding='utf-8'))

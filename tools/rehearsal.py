@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 from llmrec.paths import root
-from llmrec.reproduce import chosen, manifest, notebook_parameters
+from llmrec.repro.reproduce import chosen, manifest, notebook_parameters
 
 MODEL = dict(backbone='smollm2', quantisation='none', dtype='bfloat16')
 STEPS = dict(max_steps=2, eval_steps=1, warmup_steps=0, accumulation=1, optimiser='adamw_torch')
@@ -49,7 +49,7 @@ def has(artefact: str, name: str) -> bool:
 def rehearse(artefact: str) -> int:
     "Make one artefact in a process of its own; its exit status."
     given = [f'--parameter={name}={json.dumps(value)}' for name, value in group_of(artefact).items() if has(artefact, name)]
-    return subprocess.run([sys.executable, '-c', 'from llmrec.reproduce import main; raise SystemExit(main())',
+    return subprocess.run([sys.executable, '-c', 'from llmrec.repro.reproduce import main; raise SystemExit(main())',
                            artefact, '--profile', 'paper', *given], cwd=root()).returncode
 
 

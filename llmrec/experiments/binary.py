@@ -19,7 +19,7 @@ from .retrieval import device
 from ..llm.backbones import BackboneConfig
 from ..llm.encoders import EncoderConfig, encode_texts, encoder_identity
 from ..paths import LlmrecError, known
-from ..records import Record, one_thread, run_once
+from ..runs.records import Record, one_thread, run_once
 from ..sequential.binary import BINARY, BinaryConfig, Fitted, fit_binary, reads_text, score_binary
 from ..sequential.counting import SIMPLE, simple_scores
 

@@ -25,7 +25,7 @@ from ..llm.ranking import rank_candidates, score_candidates
 from ..llm.tuning import RankerRows, TuningConfig, tune, with_adapter
 from ..llm.verbalizer import letter_ids
 from ..paths import LlmrecError, checkpoints_dir
-from ..records import Record, lock, one_thread, record_key, run_once
+from ..runs.records import Record, lock, one_thread, record_key, run_once
 from ..sequential.candidates import Candidates, Score, ranks, recommend
 
 # %% ../../nbs/52_llamarec.ipynb #a42fe86d
@@ -43,7 +43,7 @@ class RankingConfig:
 
 # %% ../../nbs/52_llamarec.ipynb #ab9d7aa8
 def as_published(retrieval: RetrievalConfig, backbone=BackboneConfig(), **tuning) -> RankingConfig:
-    "LlamaRec as its public code runs it (notebook 03a, LlamaRec); `tuning` changes single fields."
+    "LlamaRec as its public code runs it (notebook 03, LlamaRec); `tuning` changes single fields."
     batch = dict(batch_size=DATASETS[retrieval.dataset].ranker_batch)
     return RankingConfig(retrieval, backbone, LlamaRecPromptConfig.as_published(), replace(TuningConfig.as_published(), **batch | tuning), mask='window')
 

@@ -19,7 +19,7 @@ from ..data.datasets import DATASETS, Dataset, dataset_checksum, load_dataset
 from ..data.interactions import Split, global_time_split, leave_one_out
 from ..evaluation.ranking import recall, summary
 from ..paths import LlmrecError, checkpoints_dir, known
-from ..records import Record, one_thread, record_key, run_once
+from ..runs.records import Record, one_thread, record_key, run_once
 from ..sequential import bert4rec, lrurec, narm, sasrec
 from ..sequential.bert4rec import BERT4RecConfig
 from ..sequential.candidates import ranks
@@ -59,7 +59,7 @@ def for_dataset(
     training: TrainingConfig = TrainingConfig(),  # batch size and window are set here, the rest is kept
     **architecture,                               # other fields of the model's configuration
 ) -> RetrievalConfig:
-    "The published settings for `dataset` (notebook 03a, LlamaRec: the retriever)."
+    "The published settings for `dataset` (notebook 03, LlamaRec: the retriever)."
     known('dataset', dataset, DATASETS); known('retriever', method, METHODS)
     info, (model, own) = DATASETS[dataset], METHODS[method]
     if model in COUNTED: return RetrievalConfig(dataset, model, training=TrainingConfig(seed=0))

@@ -12,7 +12,7 @@ from ..config import schema
 from ..data.datasets import dataset_checksum, load_dataset, load_raw
 from ..data.interactions import statistics
 from ..paths import ITEM, TITLE, USER
-from ..records import Record, run_once
+from ..runs.records import Record, run_once
 
 # %% ../../nbs/50_statistics.ipynb #a3f25f16
 @schema('statistics', 1)

@@ -18,17 +18,17 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from ..artefacts import beside_paper, best_in_column, caption, paper_numbers
+from ..runs.artefacts import beside_paper, best_in_column, caption, paper_numbers
 from ..config import from_dict
 from ..data.datasets import DATASETS, dataset_checksum
 from ..evaluation.intervals import bootstrap_interval
 from ..evaluation.ranking import per_user
 from . import llamarec, retrieval
-from ..grid import run_all
+from ..runs.grid import run_all
 from ..llm.backbones import BackboneConfig, backbone_identity, backbone_label
 from ..llm.tuning import TuningConfig
 from ..paths import figures_dir, known
-from ..records import RunFailed, write_atomic
+from ..runs.records import RunFailed, write_atomic
 from ..sequential.training import TrainingConfig
 
 # %% ../../nbs/53_llamarec_study.ipynb #8b42e2bf

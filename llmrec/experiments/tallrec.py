@@ -29,7 +29,7 @@ from ..llm.rec_tuning import AlpacaTuningConfig, RecTuningConfig, alpaca_tune, r
 from ..llm.tuning import with_adapter
 from ..llm.yesno import encode_questions, yesno_ids
 from ..paths import checkpoints_dir
-from ..records import Record, lock, one_thread, record_key, run_once
+from ..runs.records import Record, lock, one_thread, record_key, run_once
 
 # %% ../../nbs/55_tallrec_runs.ipynb #6a95dba5
 @schema('tallrec', 1)
@@ -46,7 +46,7 @@ class TallrecRun:
     rec: RecTuningConfig = field(default_factory=RecTuningConfig)
     alpaca: AlpacaTuningConfig | None = None  # None where there is no alpaca tuning
     test_rows: int | None = None     # evenly spaced test rows of each dataset, None for all
-    titles: Literal['as they are', 'titles numbered'] = 'as they are'  # in training, validation and test (notebook 19a)
+    titles: Literal['as they are', 'titles numbered'] = 'as they are'  # in training, validation and test (notebook 17)
 
 # %% ../../nbs/55_tallrec_runs.ipynb #45b79cb1
 def alpaca_config(protocol: str, changes: dict) -> AlpacaTuningConfig:

@@ -16,18 +16,18 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from ..artefacts import beside_paper, caption
+from ..runs.artefacts import beside_paper, caption
 from ..config import from_dict
 from ..data.yesno import NOTES, YESNO_DATASETS, yesno_checksum
 from ..evaluation.auc import auc, auc_summary, compare, seed_t_test
 from ..evaluation.intervals import holm, seed_interval
 from . import binary, in_context, tallrec
 from .study import drop_empty
-from ..grid import run_all
+from ..runs.grid import run_all
 from ..llm.backbones import BackboneConfig, backbone_identity, backbone_label
 from ..llm.encoders import EncoderConfig
 from ..paths import LlmrecError, figures_dir, known
-from ..records import Record, RunFailed, write_atomic
+from ..runs.records import Record, RunFailed, write_atomic
 from ..sequential.binary import BINARY, BinaryConfig
 from ..sequential.counting import SIMPLE
 
@@ -58,12 +58,12 @@ class TallrecStudy:
     tuning: dict = field(default_factory=dict)   # changes to TuningConfig in rec-tuning
     alpaca: dict = field(default_factory=dict)   # changes to TuningConfig in alpaca tuning
     loss: Literal['preset', 'answer', 'prompt+answer'] = 'preset'  # tokens that rec-tuning learns
-    titles: Literal['as they are', 'titles numbered'] = 'as they are'  # in the language model's prompts (notebook 19a)
+    titles: Literal['as they are', 'titles numbered'] = 'as they are'  # in the language model's prompts (notebook 17)
     rates: tuple[float, ...] = ()             # learning rates of rec-tuning to choose from on validation; none: the preset's
     rate_k: int = 64                          # rows of the first draw on which the rate is chosen
     valid_rows: int | None = None             # validation rows that select the step, None for all
     test_rows: int | None = None              # test rows that the language model is asked, None for all
-    endpoints: tuple[dict, ...] = ()          # remote models for the in-context rows, see notebook 57
+    endpoints: tuple[dict, ...] = ()          # remote models for the in-context rows, see notebook 56
     further_backbones: tuple[str, ...] = ()   # local models that are asked too
 
     @property
@@ -211,7 +211,7 @@ def llm_cells(s: TallrecStudy, domains=None, ks=None) -> list[tuple[tuple, Cell]
 
 # %% ../../nbs/58_tallrec_study.ipynb #53be8605
 def alpaca_lora(s: TallrecStudy) -> dict:
-    "Name -> (recipe, function that returns the adapter's folder), as notebook 57 wants it."
+    "Name -> (recipe, function that returns the adapter's folder), as notebook 56 wants it."
     recipe = tallrec.alpaca_config(s.protocol, s.alpaca)
     return {llm_name(s, 'Alpaca-LoRA'): tallrec.alpaca_lora(s.language_model, recipe, s.datasets, s.profile)}
 

@@ -35,7 +35,7 @@ from safetensors import safe_open
 from tqdm.auto import tqdm
 
 from ..paths import LlmrecError, known, models_dir
-from ..records import lock, tell, write_atomic
+from ..runs.records import lock, tell, write_atomic
 
 # %% ../../nbs/95_pretrained.ipynb #0e4205ae
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _unreadable(path: Path, why: str) -> LlmrecError:
                        'delete its folder to have the model made again, or get it again.')
 
 # %% ../../nbs/95_pretrained.ipynb #3194cde4
-RECIPE_FILE = 'recipe.json'  # how a model was made (notebook 48); no part of the model
+RECIPE_FILE = 'recipe.json'  # how a model was made (notebook 96a); no part of the model
 RECIPE_SUMS = dict(weights_sha256='model.safetensors', tokenizer_sha256='tokenizer.json')
 
 def noted_sums(
