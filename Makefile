@@ -19,12 +19,13 @@ export LLMREC_MODELS
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compiled test reproduce verify site bundle lab readme clean
+.PHONY: help setup compiled test reproduce notebooks verify site bundle lab readme clean
 
 help:
 	@echo 'make setup      create .venv from requirements.lock (the other commands do it when needed)'
 	@echo 'make test       check library against notebooks, run every notebook, then pytest'
 	@echo 'make reproduce  write all tables and figures to figures/$$PROFILE (PROFILE=miniature, JOBS=number of cores)'
+	@echo 'make notebooks  run the notebooks whose stored outputs are not current, and store what they show'
 	@echo 'make verify     check every artefact and record against the checksums it was made with'
 	@echo 'make site       render the executed notebooks of $$PROFILE to site/$$PROFILE/index.html'
 	@echo 'make bundle     write the zip of $$PROFILE for a reviewer'
@@ -60,6 +61,10 @@ test: compiled
 
 reproduce: compiled
 	@$(BIN)/llmrec_reproduce --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
+
+# result notebooks read the records of `make reproduce`
+notebooks: setup
+	@$(BIN)/python tools/notebooks.py
 
 verify: setup
 	@$(BIN)/llmrec_verify
