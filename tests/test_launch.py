@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from llmrec.repro import launch
+from llmrec.runs import together
 from llmrec.config import to_dict
 from llmrec.experiments import tallrec
 from llmrec.experiments.tallrec import make_run
@@ -89,7 +90,7 @@ def test_killed_and_resumed_by_a_grid_it_ends_with_the_same_bytes(shared, tmp_pa
     monkeypatch.chdir(root())
     with pytest.raises(LlmrecError, match='was written by 2 processes and this tuning has 1'): tallrec.run(RUN, 'test', progress=False)
     monkeypatch.setenv('LLMREC_LAUNCH', ' '.join([*TWO, '--main_process_port', '0']))
-    launch.compute(launch.shared(tallrec.run, RUN), RUN, 'test')
+    together.compute_together(together.shared(tallrec.run), RUN, 'test')
     assert same_for_all(tmp_path) == same_for_all(shared)
     assert not list(tmp_path.rglob('*.tmp-*')) and not list(tmp_path.rglob('work'))
 
@@ -129,7 +130,7 @@ def test_a_run_that_another_command_computes_is_put_off(out, capsys):
     path.write_text(json.dumps(to_dict(RUN)))
     name = f'tallrec-{tallrec.record_key(RUN, tallrec.data_of(RUN), tallrec.backbone_identity(RUN.backbone))}'
     with lock(records_dir('test') / f'{name}.json'): assert launch.main(['tallrec', str(path), '--profile', 'test', '--said', str(said)]) == 1
-    assert said.read_text() == launch.BUSY
+    assert said.read_text() == together.BUSY
 
 
 def test_the_outcome_comes_back_to_the_grid(out, monkeypatch, tmp_path):
@@ -138,9 +139,9 @@ def test_the_outcome_comes_back_to_the_grid(out, monkeypatch, tmp_path):
     def answers(body):
         script.write_text(f'#!{sys.executable}\nimport sys\nsaid = open(sys.argv[sys.argv.index("--said") + 1], "w")\n{body}\n')
         script.chmod(0o755)
-        return lambda: launch.compute('tallrec', RUN, 'test')
-    with pytest.raises(Busy): answers(f'said.write({launch.BUSY!r})')()
+        return lambda: together.compute_together('tallrec', RUN, 'test')
+    with pytest.raises(Busy): answers(f'said.write({together.BUSY!r})')()
     with pytest.raises(LlmrecError, match='^The loss is nan.$'): answers('said.write("The loss is nan."); sys.exit(1)')()
     answers('pass')()
     script.write_text(f'#!{sys.executable}\nimport sys\nsys.exit("out of memory")\n')
-    with pytest.raises(LlmrecError, match='ended with status 1 .out of memory.'): launch.compute('tallrec', RUN, 'test')
+    with pytest.raises(LlmrecError, match='ended with status 1 .out of memory.'): together.compute_together('tallrec', RUN, 'test')

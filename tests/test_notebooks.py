@@ -1,8 +1,10 @@
 "How the notebooks are written: what a reader may rely on in every one of them."
 import ast
+import graphlib
 import json
 import re
 import statistics
+import sys
 from pathlib import Path
 
 import nbformat
@@ -44,9 +46,69 @@ def test_a_notebook_is_valid_clean_and_introduces_itself(path):
     assert (raw['nbformat'], raw['nbformat_minor']) == (4, 5)
     ids = [c['id'] for c in raw['cells']]
     assert len(set(ids)) == len(ids), 'two cells have one id'
-    assert not [c['id'] for c in raw['cells'] if c.get('outputs')], 'outputs are stored; run nbdev_clean'
     assert re.search(r'^# \S', prose(path), flags=re.M), 'no H1'
     assert re.search(r'^> \S', prose(path), flags=re.M), "no '> one sentence'"
+
+
+sys.path.insert(0, str(ROOT / 'tools'))
+import notebooks as stored    # noqa: E402
+
+
+@pytest.mark.parametrize('path', stored.notebooks(), ids=lambda p: p.stem)
+def test_the_stored_outputs_are_current(path):
+    assert stored.is_current(path), f'the code behind the outputs of {path.name} has changed; run `make notebooks`'
+    for cell in cells(path, 'code'):
+        assert stored.private(cell.outputs) is None
+        assert not [o for o in cell.outputs if o.output_type == 'error']
+
+
+def test_a_change_of_the_library_makes_the_outputs_stale(monkeypatch):
+    "The fingerprint sees the code of modules that a notebook imports, and neither prose nor docstrings."
+    path = ROOT / 'nbs' / '41_lru.ipynb'
+    before = stored.made_from(nbformat.read(path, as_version=4), path)
+    nb = nbformat.read(path, as_version=4)
+    next(c for c in nb.cells if c.cell_type == 'markdown').source += ' And more.'
+    assert stored.made_from(nb, path) == before
+    next(c for c in nb.cells if 'def ' in c.source).source += '\n1 + 1'
+    assert stored.made_from(nb, path) != before
+    monkeypatch.setattr(stored, 'library_used', lambda code: {'llmrec.paths': 'another'})
+    assert stored.made_from(nbformat.read(path, as_version=4), path) != before
+
+
+@pytest.mark.parametrize('path', sorted(ROOT / 'nbs' / f'{name}.ipynb' for name in stored.MEASURED), ids=lambda p: p.stem)
+def test_what_measures_time_stores_nothing(path):
+    assert [c.id for c in cells(path, 'code') if c.outputs] == []
+
+
+# From the ground up: a room imports from itself and from those before it.
+ROOMS = ('paths', 'config', 'runs', 'data', 'evaluation', 'sequential', 'llm', 'miniature', 'recommend', 'experiments', 'repro')
+
+
+def imports(path):
+    "Modules of llmrec that a module imports, also those that only a function imports."
+    package = ['llmrec', *path.relative_to(ROOT / 'llmrec').parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import): yield from (a.name for a in node.names if a.name.startswith('llmrec.'))
+        if not isinstance(node, ast.ImportFrom): continue
+        where = [*package[:len(package) - node.level + 1], *(node.module or '').split('.')] if node.level else node.module.split('.')
+        where = [part for part in where if part]
+        if where[:1] == ['llmrec']: yield from ('.'.join([*where, a.name]) for a in node.names)
+
+
+CODE = [p for p in MODULES if p.name not in ('__init__.py', '_modidx.py')]
+
+
+@pytest.mark.parametrize('path', CODE, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_imports_run_downwards(path):
+    room = path.relative_to(ROOT / 'llmrec').with_suffix('').parts[0]
+    assert [m for m in imports(path) if ROOMS.index(m.split('.')[1]) > ROOMS.index(room)] == []
+
+
+def test_no_circle_of_imports():
+    names = {'.'.join(['llmrec', *p.relative_to(ROOT / 'llmrec').with_suffix('').parts]): p for p in CODE}
+    graph = {name: {n for m in imports(p) for n in names if n in (m, m.rpartition('.')[0])} for name, p in names.items()}
+    assert sum(map(len, graph.values())) > 100    # imports were found
+    graphlib.TopologicalSorter(graph).prepare()   # raises when there is a circle
 
 
 @every

@@ -26,6 +26,7 @@ from ..llm.tuning import RankerRows, TuningConfig, tune, with_adapter
 from ..llm.verbalizer import letter_ids
 from ..paths import LlmrecError, checkpoints_dir
 from ..runs.records import Record, lock, one_thread, record_key, run_once
+from ..runs.together import in_processes
 from ..sequential.candidates import Candidates, Score, ranks, recommend
 
 # %% ../../nbs/52_llamarec.ipynb #a42fe86d
@@ -163,6 +164,7 @@ def folder_of(cfg: RankingConfig, profile: str) -> Path:
     "Where the run's adapter lies."
     return checkpoints_dir(profile) / f'ranking-{record_key(cfg, dataset_checksum(cfg.retrieval.dataset), backbone_identity(cfg.backbone))}'
 
+@in_processes('llamarec')
 def run(
     cfg: RankingConfig,
     profile: str,          # where record, checkpoints and adapter are kept

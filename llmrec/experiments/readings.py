@@ -28,6 +28,7 @@ from ..runs.grid import run_all
 from ..llm.backbones import BackboneConfig, backbone_identity
 from ..paths import known
 from ..runs.records import Record, RunFailed, one_thread, run_once
+from ..runs.together import in_processes
 
 # %% ../../nbs/59_readings.ipynb #45c2f013
 @schema('reading', 1)
@@ -68,6 +69,7 @@ def compute(cfg: ReadingRun, profile: str, progress: bool):
     return dict(auc=aucs, dropped=dropped, adapter=model.identity), arrays, dict(tune=round(seconds, 2))
 
 # %% ../../nbs/59_readings.ipynb #efe86656
+@in_processes('reading')
 def run(cfg: ReadingRun, profile: str, progress: bool = True) -> Record:
     "The record of one run; arrays row, user, label, likes, dislikes, score_0, score_1, ... (by change)."
     for change in cfg.changes: known('change', change, CHANGES)

@@ -30,6 +30,7 @@ from ..llm.tuning import with_adapter
 from ..llm.yesno import encode_questions, yesno_ids
 from ..paths import checkpoints_dir
 from ..runs.records import Record, lock, one_thread, record_key, run_once
+from ..runs.together import in_processes
 
 # %% ../../nbs/55_tallrec_runs.ipynb #6a95dba5
 @schema('tallrec', 1)
@@ -166,6 +167,7 @@ def compute(cfg: TallrecRun, profile: str, progress: bool):
     return metrics, arrays, dict(tune=round(seconds, 2))
 
 # %% ../../nbs/55_tallrec_runs.ipynb #88c8552a
+@in_processes('tallrec')
 def run(cfg: TallrecRun, profile: str, progress: bool = True) -> Record:
     "The record of one run; arrays <dataset>_user, _label, _score, _row, _dropped, one value a test row asked."
     def once():
