@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 
+from llmrec.runs.records import records_of
 from llmrec.data.miniature import world_checksum
 from llmrec.experiments.retrieval import METHODS
 from llmrec.paths import root
@@ -120,7 +121,7 @@ def test_absent_data_say_what_to_get_and_where_to_put_it(tmp_path):
 @pytest.mark.parametrize('artefact', ['beyond/lrurec-exact', 'beyond/tie-order'])
 def test_records_of_real_data_are_enough_for_their_tables(tmp_path, artefact):
     "What a notebook does with the real datasets, on a machine that has none of their files."
-    kept = ROOT / 'data/records/real-cpu'
+    kept = records_of('real-cpu')
     (tmp_path / 'data/records').mkdir(parents=True)
     shutil.copytree(kept, tmp_path / 'data/records/real-cpu', copy_function=os.symlink)
     succeeded(reproduce(tmp_path, artefact, '--profile', 'real-cpu', '--jobs', '1', LLMREC_DATA=None, LLMREC_OFFLINE='1'))

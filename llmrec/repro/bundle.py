@@ -30,8 +30,8 @@ from rocrate.model.contextentity import ContextEntity
 from rocrate.rocrate import ROCrate
 
 from ..data.raw import RAW_FILES
-from ..paths import LlmrecError, output_root, records_dir, root
-from ..runs.records import commit, write_atomic
+from ..paths import LlmrecError, output_root, root
+from ..runs.records import commit, records_of, write_atomic
 from .reproduce import executed_path, load_profile, load_stamp, manifest, outputs, parameters, stamp_path, state
 
 # %% ../../nbs/99_bundle.ipynb #124bb4a2
@@ -77,13 +77,13 @@ def made(artefact: str, profile: str) -> Made | None:
 def record_names(artefacts: list[Made], profile: str) -> list[str]:
     "The records that the artefacts were made from, all records of the profile where a stamp does not say."
     if any(m.records is None for m in artefacts):
-        return sorted(p.stem for p in records_dir(profile).glob('*.json') if not p.stem.endswith('.provenance'))
+        return sorted(p.stem for p in records_of(profile).glob('*.json') if not p.stem.endswith('.provenance'))
     return sorted(dict.fromkeys(r for m in artefacts for r in m.records))
 
 # %% ../../nbs/99_bundle.ipynb #2a8acd63
 def record_files(names: list[str], profile: str) -> dict[str, bytes]:
     "Name in the bundle -> content of the records' files, as far as they are there."
-    paths = [records_dir(profile) / f'{name}{kind}' for name in names for kind in ('.json', '.npz', '.provenance.json')]
+    paths = [records_of(profile) / f'{name}{kind}' for name in names for kind in ('.json', '.npz', '.provenance.json')]
     return {p.relative_to(output_root()).as_posix(): p.read_bytes() for p in paths if p.exists()}
 
 def in_bundle(record: str, profile: str) -> str: return f'data/records/{profile}/{record}.json'

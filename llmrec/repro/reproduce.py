@@ -51,7 +51,7 @@ from ..data.datasets import DATASETS, dataset_checksum
 from ..data.yesno import YESNO_DATASETS, yesno_checksum
 from ..runs.grid import connect
 from ..paths import LlmrecError, figures_dir, known, output_root, records_dir, root
-from ..runs.records import lock, provenance, sweep, write_atomic
+from ..runs.records import lock, provenance, records_of, sweep, write_atomic
 
 # %% ../../nbs/97_reproduce.ipynb #d2ae4e7a
 @lru_cache(None)
@@ -201,7 +201,7 @@ def reasons(artefact: str, profile: str, values: dict) -> list[str]:
     if stamp is None: return ['it has not been made here']
     was, now = stamp.get('inputs'), inputs(artefact, values)
     if not isinstance(was, dict): return ['it was made by an older llmrec']
-    records = {name: sha256(records_dir(profile) / f'{name}.json') for name in stamp['records']}
+    records = {name: sha256(records_of(profile) / f'{name}.json') for name in stamp['records']}
     out = [] if was['notebook'] == now['notebook'] else [f'nbs/{manifest()[artefact]} changed']
     for what, before, after in (('parameters', stamp['parameters'], json.loads(json.dumps(values))), ('library', was['library'], now['library']),
                                 ('data', was['data'], now['data']), ('records', stamp['records'], records), ('files', stamp['files'], outputs(artefact, profile))):
@@ -430,7 +430,7 @@ def cost(artefact: str, profile: str) -> str:
     "How long the artefact and its records took when they were made, as far as is known."
     stamp = load_stamp(artefact, profile)
     if not stamp or 'records' not in stamp: return 'time unknown'
-    sides = [records_dir(profile) / f'{name}.provenance.json' for name in stamp['records']]
+    sides = [records_of(profile) / f'{name}.provenance.json' for name in stamp['records']]
     seconds = [json.loads(p.read_text(encoding='utf-8'))['seconds'].get('total', 0) for p in sides if p.exists()]
     notebook = max(0, stamp['seconds'] - stamp['runs']['seconds'])
     return f'notebook {minutes(notebook)}' + (f', {len(seconds)} of its {len(sides)} records are here and took {minutes(sum(seconds))}' if sides else '')

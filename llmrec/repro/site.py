@@ -32,8 +32,8 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from traitlets.config import Config
 
-from ..paths import LlmrecError, figures_dir, known, output_root, records_dir, root
-from ..runs.records import lock
+from ..paths import LlmrecError, figures_dir, known, output_root, root
+from ..runs.records import lock, records_of
 from .reproduce import executed_path, failure_path, load_profile, load_stamp, manifest, outputs, parameters, profiles, stamp_path, state
 
 # %% ../../nbs/99a_site.ipynb #fce188c3
@@ -276,7 +276,7 @@ def about(config: dict) -> str:
 # %% ../../nbs/99a_site.ipynb #28d1a315
 def record_row(name: str, checksum: str, profile: str) -> dict:
     "What a record's files say: data, method, seeds, seconds, commit; and whether it still is the record that was used."
-    path = records_dir(profile) / f'{name}.json'
+    path = records_of(profile) / f'{name}.json'
     body, how = read_json(path), read_json(path.with_suffix('.provenance.json'))
     config, text = body.get('config') or {}, path.read_bytes() if path.exists() else None
     good = text is not None and hashlib.sha256(text).hexdigest() == checksum

@@ -32,8 +32,8 @@ import polars as pl
 from papermill.exceptions import PapermillExecutionError
 
 from ..config import canonical, digest
-from ..paths import LlmrecError, known, miniature_dir, output_root, output_to, raw_dir, records_dir, root
-from ..runs.records import make_key
+from ..paths import LlmrecError, known, miniature_dir, output_root, output_to, raw_dir, root
+from ..runs.records import make_key, records_of
 from .reproduce import QUIET, QuietKernel, changes, chosen, code_of, data_used, executed_path, library_used, load_stamp, manifest, outputs, parameters, sha256, stamp_path
 
 # %% ../../nbs/98_trace.ipynb #c32b4121
@@ -138,7 +138,7 @@ def json_of(path: Path) -> dict:
 # %% ../../nbs/98_trace.ipynb #72b21301
 def record_lines(stamp: dict, profile: str, numbers: dict) -> Iterator[str]:
     "Lines on the records in `numbers` (name -> number in the answer); those of one commit and machine stand together."
-    folder = records_dir(profile)
+    folder = records_of(profile)
     bodies = {n: json_of(folder / f'{n}.json') for n in numbers}
     sides, what = {n: json_of(folder / f'{n}.provenance.json') for n in numbers}, described({n: b for n, b in bodies.items() if 'config' in b})
     for made, group in itertools.groupby(sorted(numbers, key=lambda n: (how_made(sides[n]) if n in what else '~', numbers[n])), lambda n: how_made(sides[n]) if n in what else ''):
@@ -264,7 +264,7 @@ def check_files(artefact: str, profile: str, stamp: dict) -> Iterator[Finding]:
 def check_records(artefact: str, profile: str, stamp: dict) -> Iterator[Finding]:
     "Every record that the artefact was made from against its checksum in the stamp."
     for name, want in stamp['records'].items():
-        path = records_dir(profile) / f'{name}.json'
+        path = records_of(profile) / f'{name}.json'
         if not path.exists(): yield Finding(path, f'is missing, and {artefact} was made from it; bring it back, or {remedy(artefact, profile)}')
         elif sha256(path) != want:
             yield Finding(path, f'is not the record that {artefact} was made from (edited, or computed anew); bring that one back, or {remedy(artefact, profile)}')
@@ -341,7 +341,7 @@ def check_record(path: Path) -> Iterator[Finding]:
 
 # %% ../../nbs/98_trace.ipynb #752f0ee2
 def record_files(profile: str) -> list[Path]:
-    return sorted(p for p in records_dir(profile).glob('*.json') if not p.name.endswith('.provenance.json'))
+    return sorted(p for p in records_of(profile).glob('*.json') if not p.name.endswith('.provenance.json'))
 
 # %% ../../nbs/98_trace.ipynb #2a1b1335
 GUARD = '''import llmrec.runs.records
@@ -354,7 +354,7 @@ def copy_inputs(profile: str, stamp: dict, folder: Path) -> None:
     there = folder / 'data' / 'records' / profile
     there.mkdir(parents=True)
     for name in stamp['records']:
-        for p in records_dir(profile).glob(f'{name}.*'): shutil.copy(p, there)
+        for p in records_of(profile).glob(f'{name}.*'): shutil.copy(p, there)
     for p in (miniature_dir(), raw_dir()):
         if p.exists(): (folder / 'data' / p.name).symlink_to(p, target_is_directory=True)
 
@@ -419,7 +419,7 @@ def verify(artefacts: list, profile: str, again: bool = False, say=lambda text: 
     for n, a in enumerate(names, 1):
         if again: say(f'[{n}/{len(names)}] {a} of profile {profile} is executed again')
         out += check_artefact(a, profile, again)
-    read = [records_dir(profile) / f'{n}.json' for a in names for n in (load_stamp(a, profile) or {}).get('records', ())]
+    read = [records_of(profile) / f'{n}.json' for a in names for n in (load_stamp(a, profile) or {}).get('records', ())]
     files = record_files(profile) if not artefacts else [p for p in dict.fromkeys(read) if p.exists()]
     return out + [f for p in files for f in check_record(p)] + (strangers(profile) if not artefacts else []), len(names), len(files)
 
