@@ -11,7 +11,7 @@ __all__ = ['FORM', 'Recommender', 'fitted_retriever', 'fitted_adapter', 'fit', '
 import json
 import shutil
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -55,10 +55,15 @@ class Recommender:
         "The retriever as a function: histories -> (histories, n_items + 1)."
         return partial(MODELS[self.config.retrieval.model][0].score, self.model)
 
-    @property
+    @cached_property
     def number(self) -> dict:
         "Raw id -> number of the item in the model."
         return {raw: i for i, raw in enumerate(self.items, 1)}
+
+    @cached_property
+    def row(self) -> dict:
+        "Raw user id -> row of `people`."
+        return {raw: i for i, raw in enumerate(self.users)}
 
 # %% ../../nbs/59a_recommender.ipynb #fcd662a8
 def fitted_retriever(data: Dataset, cfg: RetrievalConfig, progress: bool) -> torch.nn.Module:
@@ -136,10 +141,10 @@ def histories_of(
     if (user is None) == (history is None): raise LlmrecError('Ask about users or about histories: give one of `user` and `history`.')
     data = r.about['data']
     if user is not None:
-        rows, asked = {u: i for i, u in enumerate(r.users)}, user if isinstance(user, (list, tuple)) else [user]
-        unknown = [u for u in asked if u not in rows]
+        asked = list(user) if isinstance(user, (list, tuple)) else [user]
+        unknown = [u for u in asked if u not in r.row]
         if unknown: raise LlmrecError(f'There is no user {unknown[0]!r} in {data}; give a history, a list of item ids.')
-        return list(asked), [r.people[rows[u]] for u in asked]
+        return asked, [r.people[r.row[u]] for u in asked]
     several = history if history and isinstance(history[0], (list, tuple)) else [history]
     place = r.number
     for h in several:
