@@ -75,7 +75,7 @@ def head_rows(
     model,
     ids: torch.Tensor,  # token ids, any shape
 ):
-    "Rows and biases of the output head at `ids`; None unless it is a plain linear layer with untouched logits."
+    "Rows and biases of the output head at `ids`; None unless it is plainly linear with untouched logits."
     head, config = inner(model).get_output_embeddings(), inner(model).config.get_text_config()
     touched = [k for k, v in config.to_dict().items() if 'logit' in k and v not in (None, False, 1, 1.0)]
     if type(head) is not torch.nn.Linear or touched: return None
