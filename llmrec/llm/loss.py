@@ -48,6 +48,7 @@ def _body(model, inputs: dict):
     body = inner(model).base_model
     return body(**accepted(body, inputs))
 
+# %% ../../nbs/35_label_loss.ipynb #638d33b0
 def own_states(
     model,
     batch: dict,  # from `collate` without `share`, on the model's device

@@ -54,13 +54,16 @@ PREAMBLE = ('Below is an instruction that describes a task. '
             'context. Write a response that appropriately completes the request.')
 COMMENT = '  # noqa: E501'
 
+# %% ../../nbs/31_yesno_prompts.ipynb #49e643f0
 def wrap(
     instruction: str,
     input: str = '',  # '' chooses the variant without input
     comment: bool | Literal['with input'] = False,  # the stray one: never, always, or as in `finetune.py`
 ) -> str:
     "Alpaca's prompt up to the newline after which the answer stands (notebook 03, TALLRec: the prompt)."
-    stray = COMMENT if comment is True or (comment and input) else ' ' if comment else ''
+    stray = ''
+    if comment is True or (comment and input): stray = COMMENT
+    elif comment: stray = ' '
     middle = f'### Input:\n{input}\n\n' if input else ''
     return f'{PREAMBLE[bool(input)]}{stray}\n\n### Instruction:\n{instruction}\n\n{middle}### Response:\n'
 
@@ -72,6 +75,7 @@ def plain_phrase(title: str, author: str | None = None) -> str:
     "An item in the paper's wording: its title, and its author where there is one."
     return title if author is None else f'{title} written by {author}'
 
+# %% ../../nbs/31_yesno_prompts.ipynb #b9f9e0d3
 def paper_record(
     history: list[str],  # from `plain_phrase`, oldest first
     labels: list[int],   # 1 where the user liked it
@@ -80,8 +84,7 @@ def paper_record(
     thing: str = 'movie',
 ) -> dict[str, str]:     # instruction, input, output
     "One sample in the wording of the paper's Table 2."
-    liked = ', '.join(t for t, y in zip(history, labels) if y == 1)
-    disliked = ', '.join(t for t, y in zip(history, labels) if y == 0)
+    liked, disliked = (', '.join(t for t, y in zip(history, labels) if y == want) for want in (1, 0))
     text = f"User's liked items: {liked}.\nUser's disliked items: {disliked}.\nTarget new {thing}: {target}"
     return {INSTRUCTION: PAPER_INSTRUCTION.format(thing=thing), INPUT: text, OUTPUT: TALLREC_ANSWERS[label]}
 
@@ -164,6 +167,7 @@ def context_of(backbone: Backbone) -> int | None:
     "The longest input that the backbone's model was made for, where its configuration says."
     return getattr(inner(backbone.model).config.get_text_config(), 'max_position_embeddings', None)
 
+# %% ../../nbs/31_yesno_prompts.ipynb #c0edf077
 def row_limit(
     tokenizer,
     cfg: YesNoPromptConfig,
