@@ -23,7 +23,7 @@ AMAZON_SCHEMA = {USER: pl.String, ITEM: pl.String, RATING: pl.Float64, TIMESTAMP
 
 def read_amazon_ratings(path) -> pl.DataFrame:
     "Interactions of a headerless `user,item,rating,timestamp` file in file order; a rating of nan is null."
-    return read_ratings(path, ',', schema=AMAZON_SCHEMA).with_columns(pl.col(RATING).fill_nan(None))
+    return read_ratings(path, ',', schema=AMAZON_SCHEMA, nan_is_null=True)
 
 # %% ../../nbs/12_amazon.ipynb #e65ab58b
 def parse_metadata_line(line: str) -> dict:

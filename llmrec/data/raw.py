@@ -131,8 +131,9 @@ def open_text(
 ):
     "Open a text file for reading (`with open_text(..) as f`); damaged gzip and undecodable bytes are `LlmrecError`s."
     if not Path(path).is_file(): raise LlmrecError(f'{path} is missing; give the path of an existing file.')
+    marked = 'utf-8-sig' if encoding == 'utf-8' else encoding    # a byte order mark is no text
     try:
-        with (gzip.open if is_gzip(path) else open)(path, 'rt', encoding=encoding, newline=newline) as f: yield f
+        with (gzip.open if is_gzip(path) else open)(path, 'rt', encoding=marked, newline=newline) as f: yield f
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
         raise LlmrecError(f'{path}: the gzip stream is damaged or truncated ({e}); fetch the file again.') from None
     except UnicodeDecodeError as e:
