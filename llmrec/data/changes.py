@@ -24,7 +24,8 @@ def exchanged(
     "The samples with their items, of histories and targets together, in random order over all places."
     lengths = samples['history'].list.len().to_numpy().astype(np.int64)
     targets = samples[ITEM].to_numpy()
-    items = rng.permutation(np.concatenate([samples['history'].explode().drop_nulls().to_numpy(), targets]))
+    shown = samples['history'].explode().drop_nulls().to_numpy()
+    items = rng.permutation(np.concatenate([shown, targets]))
     parts = np.split(items[:lengths.sum()], np.cumsum(lengths)[:-1])
     history = pl.Series('history', [p.tolist() for p in parts], dtype=pl.List(pl.Int64))
     return samples.with_columns(history, pl.Series(ITEM, items[lengths.sum():]))
@@ -51,8 +52,10 @@ CHANGES = ('as they are', 'titles exchanged', 'titles numbered', 'history emptie
 
 def _changed_split(samples: pl.DataFrame, change: str, rng: np.random.Generator) -> pl.DataFrame:
     "A split after a change that concerns its rows."
-    if change == 'titles exchanged': return exchanged(samples, rng)
-    if change == 'target replaced': return retargeted(samples, rng)
+    if change == 'titles exchanged':
+        return exchanged(samples, rng)
+    if change == 'target replaced':
+        return retargeted(samples, rng)
     return emptied(samples)
 
 # %% ../../nbs/17_changed_questions.ipynb #dde9d8d2
@@ -64,8 +67,10 @@ def changed(
 ) -> YesNoData:      # new, `data` stays as it is
     "The data with its questions changed; an `LlmrecError` for unknown names, or numbers in some splits only."
     known('change', change, CHANGES)
-    for name in splits: known('split', name, data.splits)
-    if change == 'as they are': return replace(data)
+    for name in splits:
+        known('split', name, data.splits)
+    if change == 'as they are':
+        return replace(data)
     checksum = digest(data.checksum, change, seed, sorted(splits), length=12)
     if change == 'titles numbered':
         if set(splits) != set(data.splits):

@@ -30,9 +30,9 @@ class DatasetInfo:
     format: str           # 'movielens' or 'amazon'
     raw: str | None       # its name among the raw files; None: part of the miniature world
     max_length: int       # items the retriever sees (LlamaRec 4.0.4)
-    batch_size: int       # of the retriever (notebook 03, LlamaRec: the retriever)
-    ranker_batch: int     # of the ranker (notebook 03, LlamaRec: the tuning)
-    days_lost: bool = False  # positions for timestamps, sorted within a day in the order of the metadata (notebook 89)
+    batch_size: int       # of the retriever (03_public_code, LlamaRec: the retriever)
+    ranker_batch: int     # of the ranker (03_public_code, LlamaRec: the tuning)
+    days_lost: bool = False  # positions for timestamps, in days sorted like the metadata (89_tie_order)
 
 DATASETS = {
     'ml-100k': DatasetInfo('ML-100k', 'movielens', 'ml-latest-small', 200, 16, 16),
@@ -65,8 +65,10 @@ def load_raw(
     "The frames of dataset `name`, unfiltered."
     info = DATASETS[known('dataset', name, DATASETS)]
     world = ensure_world() if info.raw is None and folder is None else None
-    if info.format == 'movielens': return load_ml_latest_small(world / 'ml-latest-small' if world else folder)
-    if info.raw: return load_amazon(name, folder)
+    if info.format == 'movielens':
+        return load_ml_latest_small(world / 'ml-latest-small' if world else folder)
+    if info.raw:
+        return load_amazon(name, folder)
     books = Path(folder or world / 'books')
     return load_amazon(ratings=books / 'ratings_Books.csv.gz', meta=books / 'meta_Books.json.gz')
 
@@ -74,11 +76,12 @@ def load_raw(
 HIDDEN_BY = 10_000  # seed of the order of items that hides known days
 
 def known_places(name: str, items, kept):
-    "For `guess_days`: the place of each item of `kept` in the order that sorted the copy of dataset `name`, or in one that hides its days."
-    if not DATASETS[name].days_lost: return random_places(kept[ITEM], HIDDEN_BY)
+    "For `guess_days`: each item's place in the order that sorted the copy, or in one that hides known days."
+    if not DATASETS[name].days_lost:
+        return random_places(kept[ITEM], HIDDEN_BY)
     return kept[ITEM].replace_strict(items[ITEM], range(len(items))).to_numpy()
 
-# %% ../../nbs/18_datasets.ipynb #d944ce2a
+# %% ../../nbs/18_datasets.ipynb #d5f12972
 def once(interactions: pl.DataFrame, name: str) -> pl.DataFrame:
     "The interactions without repeated events, of which a warning says how many there were."
     kept = interactions.unique([USER, ITEM, TIMESTAMP], keep='first', maintain_order=True)
@@ -99,16 +102,20 @@ def titles_by_id(items: pl.DataFrame, name: str) -> dict:
 def load_dataset(
     name: str,
     core: int = 5,       # least interactions of a user and of an item (LlamaRec 4.0.1)
-    ties: str = 'item',  # rule for equal timestamps, see `interactions.order_in_time`; 'guessed': one random order within days from `guess_days`
+    ties: str = 'item',  # for equal timestamps: one of `TIES`, or 'guessed': random within guessed days
     tie_seed: int = 0,   # for its random rules
 ) -> Dataset:
     "Load, drop items without a title, take the k-core, number and order (LlamaRec 4.0.1)."
     known('rule for ties', ties, (*TIES, 'guessed'))
     interactions, items = load_raw(name)
     kept = k_core(once(drop_untitled(interactions, items), name), core)
-    if not len(kept): raise LlmrecError(f'Nothing is left of dataset {name} after the {core}-core; lower `core` or bring more interactions.')
-    if ties == 'guessed': kept, ties = guess_days(kept, known_places(name, items, kept), tie_seed), 'items'
+    if not len(kept):
+        raise LlmrecError(f'Nothing is left of dataset {name} after the {core}-core; '
+                          'lower `core` or bring more interactions.')
+    if ties == 'guessed':
+        kept, ties = guess_days(kept, known_places(name, items, kept), tie_seed), 'items'
     indexed = index(kept, ties, tie_seed)
     by_id = titles_by_id(items, name)
     show = clean_title if DATASETS[name].format == 'movielens' else str
-    return Dataset(name, dataset_checksum(name), indexed, ['', *(show(by_id[i]) for i in indexed.items)])
+    titles = ['', *(show(by_id[i]) for i in indexed.items)]
+    return Dataset(name, dataset_checksum(name), indexed, titles)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GENRES', 'MOODS', 'VERSION', 'CONSONANTS', 'VOWELS', 'CODAS', 'GENRE_VALENCE', 'MOOD_VALENCE', 'BIAS',
            'IMPLICIT_SPREAD', 'HOUR', 'DAY', 'NUMBERS', 'PLAIN_TASKS', 'TASKS', 'OF_BOOKS', 'WorldConfig', 'coin_words',
-           'coin_titles', 'catalogue', 'make_films', 'isbn', 'make_books', 'implicit_share', 'make_users', 'attention',
+           'coin_titles', 'catalogue', 'make_films', 'isbn', 'make_books', 'attention', 'implicit_share', 'make_users',
            'afresh', 'onward', 'choice_weights', 'next_item_law', 'walk', 'opinions', 'make_ratings', 'book_notes',
            'World', 'peopled', 'make_world', 'other_people', 'ml_100k_files', 'ml_latest_files', 'bookcrossing_files',
            'amazon_files', 'tell_genre', 'tell_mood', 'tell_author', 'tell_year', 'describe', 'is_genre', 'is_mood',
@@ -65,6 +65,7 @@ def coin_words(
 ) -> list[str]:
     "`n` different capitalised words of two or three pronounceable syllables."
     def part(letters): return letters[rng.integers(len(letters))]
+
     words: dict[str, None] = {}
     while len(words) < n:
         word = ''.join(part(CONSONANTS) + part(VOWELS) + part(CODAS) for _ in range(rng.integers(2, 4)))
@@ -77,14 +78,15 @@ def coin_titles(
     words: list[str],
     two_words: float,  # share of titles of two words, apart from the odd ones
 ) -> list[str]:
-    "Titles that use up `words`, one or two each; about one in thirty has an accent, or an ampersand or quotation marks and two words."
+    "Titles of one or two of the `words`; one in thirty has an accent, an ampersand or quotation marks."
     words, titles = list(words), []
     while words:
         first, odd = words.pop(), int(rng.integers(90))
-        if odd == 0: first = first.replace('e', 'é').replace('o', 'ö')
+        if odd == 0:
+            first = first.replace('e', 'é').replace('o', 'ö')
         if words and (rng.random() < two_words or odd in (1, 2)):
             second = words.pop()
-            first += f' & {second}' if odd == 1 else f' "{second}"' if odd == 2 else f' {second}'
+            first += {1: f' & {second}', 2: f' "{second}"'}.get(odd, f' {second}')
         titles.append(first)
     return titles
 
@@ -92,7 +94,8 @@ def coin_titles(
 def catalogue(rng: np.random.Generator, n: int, zipf: float) -> pl.DataFrame:
     "`n` items: genre, mood, quality and popularity (weights with mean 1), in balanced and random assignment."
     weight = (rng.permutation(n) + 3.) ** -zipf
-    return pl.DataFrame({'genre': rng.permutation(np.arange(n) % len(GENRES)), 'mood': rng.permutation(np.arange(n) % len(MOODS)),
+    return pl.DataFrame({'genre': rng.permutation(np.arange(n) % len(GENRES)),
+                         'mood': rng.permutation(np.arange(n) % len(MOODS)),
                          'quality': rng.standard_normal(n), 'popularity': weight / weight.mean()})
 
 def _names(column: str, names: tuple) -> pl.Expr:
@@ -115,38 +118,49 @@ def isbn(number: int) -> str:
     check = -sum((10 - i) * int(d) for i, d in enumerate(digits)) % 11
     return digits + ('X' if check == 10 else str(check))
 
-def make_books(rng: np.random.Generator, cfg: WorldConfig, titles: list[str], names: list[str]) -> pl.DataFrame:
-    "item (an ISBN), title, author, year, genre, mood, quality, popularity, untitled (in the Amazon metadata)."
+# %% ../../nbs/19_miniature.ipynb #a7a7623c
+def make_books(
+    rng: np.random.Generator, cfg: WorldConfig,
+    titles: list[str],
+    names: list[str],  # words of which the authors' first and last names are made
+) -> pl.DataFrame:     # item (an ISBN), title, author, year, untitled, genre, mood, quality, popularity
+    "The books; `untitled` ones have no title in the Amazon metadata."
     n, half = cfg.n_books, len(names) // 2
     frame = catalogue(rng, n, cfg.zipf)
     authors = [f'{first} {last}' for first, last in zip(names[:half], names[half:])]
     pick = rng.integers(0, half // len(GENRES), n) * len(GENRES) + frame['genre'].to_numpy()
-    who = pl.DataFrame({ITEM: [isbn(7 * i + 1) for i in range(n)], TITLE: titles[:n], AUTHOR: [authors[a] for a in pick],
+    who = pl.DataFrame({ITEM: [isbn(7 * i + 1) for i in range(n)], TITLE: titles[:n],
+                        AUTHOR: [authors[a] for a in pick],
                         'year': rng.integers(1935, 1999, n), 'untitled': rng.random(n) < .02})
     return who.hstack(frame.with_columns(_names('genre', GENRES), _names('mood', MOODS)))
 
 # %% ../../nbs/19_miniature.ipynb #8a4cb247
 GENRE_VALENCE = (1., 1., 1., -1., -1., -1.)
 MOOD_VALENCE = (1., .3, -.3, -1.)
-BIAS, IMPLICIT_SPREAD = .15, 2.  # standard deviations of a person's bias, in stars, and of the inclination to leave books without a grade
-
-def implicit_share(z, cfg: WorldConfig):
-    "The share of implicit book ratings of a person who lies `z` standard deviations above the mean."
-    return ndtr(ndtri(cfg.implicit) * np.sqrt(1 + IMPLICIT_SPREAD**2) + IMPLICIT_SPREAD * np.asarray(z))
-
-def make_users(rng: np.random.Generator, cfg: WorldConfig) -> pl.DataFrame:
-    "user (1..n), age, genre and mood valences, a bias in stars, the share of implicit book ratings, first day."
-    n = cfg.n_users
-    def shuffled(values): return [rng.permutation(values).tolist() for _ in range(n)]
-    return pl.DataFrame({
-        USER: np.arange(1, n + 1), 'age': rng.integers(14, 75, n), 'genres': shuffled(GENRE_VALENCE), 'moods': shuffled(MOOD_VALENCE),
-        'bias': BIAS * rng.standard_normal(n), 'implicit': implicit_share(rng.standard_normal(n), cfg),
-        'start': 820_454_400 + 86_400 * rng.integers(0, 1000, n)})
+BIAS = .15            # standard deviation of a person's bias, in stars
+IMPLICIT_SPREAD = 2.  # standard deviation of the inclination to leave books without a grade
 
 def attention(valence) -> np.ndarray:
     "How often each genre (or mood) is sought, from its valence."
     weight = np.exp(.7 * np.asarray(valence))
     return weight / weight.sum()
+
+def implicit_share(z, cfg: WorldConfig):
+    "The share of implicit book ratings of a person who lies `z` standard deviations above the mean."
+    middle = ndtri(cfg.implicit) * np.sqrt(1 + IMPLICIT_SPREAD**2)
+    return ndtr(middle + IMPLICIT_SPREAD * np.asarray(z))
+
+# %% ../../nbs/19_miniature.ipynb #2ced0bab
+def make_users(rng: np.random.Generator, cfg: WorldConfig) -> pl.DataFrame:
+    "user (1..n), age, genre and mood valences, bias in stars, share of implicit book ratings, first day."
+    n = cfg.n_users
+    def shuffled(values): return [rng.permutation(values).tolist() for _ in range(n)]
+
+    return pl.DataFrame({
+        USER: np.arange(1, n + 1), 'age': rng.integers(14, 75, n),
+        'genres': shuffled(GENRE_VALENCE), 'moods': shuffled(MOOD_VALENCE),
+        'bias': BIAS * rng.standard_normal(n), 'implicit': implicit_share(rng.standard_normal(n), cfg),
+        'start': 820_454_400 + 86_400 * rng.integers(0, 1000, n)})
 
 # %% ../../nbs/19_miniature.ipynb #222bf25d
 def afresh(genres, moods) -> np.ndarray:
@@ -170,8 +184,15 @@ def choice_weights(items: pl.DataFrame, cfg: WorldConfig) -> np.ndarray:
     genre, mood = np.where(genre, 1., cfg.off_genre), np.where(mood, 1., cfg.off_mood)
     return genre[:, None] * mood[None] * items['popularity'].to_numpy()
 
-def next_item_law(genres, moods, state, weights: np.ndarray, seen: np.ndarray, cfg: WorldConfig) -> np.ndarray:
-    "(n_items,) the true probability of each item to be the next one, for a person in `state` who has `seen` (boolean) items."
+# %% ../../nbs/19_miniature.ipynb #84b7d40e
+def next_item_law(
+    genres, moods,        # the person's valences
+    state,                # (genre, mood) of the last choice
+    weights: np.ndarray,  # (G, M, n_items), see `choice_weights`
+    seen: np.ndarray,     # (n_items,) boolean
+    cfg: WorldConfig,
+) -> np.ndarray:          # (n_items,)
+    "The true probability of each item to be the next one."
     states = cfg.restart * afresh(genres, moods) + (1 - cfg.restart) * onward(genres, moods, state, cfg)
     open_ = weights * ~seen
     return np.einsum('gm,gmi->i', states, open_ / open_.sum(axis=2, keepdims=True))
@@ -199,11 +220,18 @@ def opinions(users: pl.DataFrame, items: pl.DataFrame) -> np.ndarray:
     "(n_users, n_items) the mean rating in stars before noise."
     genre = np.array([GENRES.index(g) for g in items['genre']])
     mood = np.array([MOODS.index(m) for m in items['mood']])
-    taste = 1.2 * np.array(users['genres'].to_list())[:, genre] + .4 * np.array(users['moods'].to_list())[:, mood]
+    of_genre, of_mood = np.array(users['genres'].to_list()), np.array(users['moods'].to_list())
+    taste = 1.2 * of_genre[:, genre] + .4 * of_mood[:, mood]
     return 3.5 + taste + .2 * items['quality'].to_numpy() + users['bias'].to_numpy()[:, None]
 
-def _times(rng: np.random.Generator, starts: np.ndarray, first: int, within: float, between: float) -> np.ndarray:
-    "Timestamps of a walk: gaps of about `within` seconds inside a session and `between` before a new one."
+# %% ../../nbs/19_miniature.ipynb #ceadb005
+def _times(
+    rng: np.random.Generator,
+    starts: np.ndarray,  # (n,) whether a step begins a session
+    first: int,
+    within: float, between: float,  # mean gap in seconds inside a session, and before a new one
+) -> np.ndarray:         # (n,) seconds
+    "Timestamps of a walk."
     gaps = np.where(starts, between, within) * (.5 + rng.random(len(starts)))
     return first + np.cumsum(gaps).astype(np.int64)
 
@@ -211,28 +239,31 @@ def _times(rng: np.random.Generator, starts: np.ndarray, first: int, within: flo
 def make_ratings(
     rng: np.random.Generator, cfg: WorldConfig, users: pl.DataFrame, items: pl.DataFrame,
     within: float, between: float,  # seconds between ratings inside a session, and before a new one
-) -> pl.DataFrame:                  # user, item, stars (1-5), timestamp, genre_state, mood_state; by user, in time
-    "Everyone's walk through `items` with what they thought."
+) -> pl.DataFrame:                  # user, item, stars (1-5), timestamp, genre_state, mood_state
+    "Everyone's walk through `items` with what they thought, by user, in time."
     weights, mean, parts = choice_weights(items, cfg), opinions(users, items), []
-    lengths = np.clip(cfg.length * np.exp(.5 * rng.standard_normal(len(users))), 3, len(items) // 3).astype(int)
+    lengths = cfg.length * np.exp(.5 * rng.standard_normal(len(users)))
+    lengths = np.clip(lengths, 3, len(items) // 3).astype(int)
     for u, (row, n) in enumerate(zip(users.iter_rows(named=True), lengths)):
         picked, states, starts = walk(rng, row['genres'], row['moods'], weights, n, cfg)
         stars = np.clip(np.rint(mean[u, picked] + cfg.noise * rng.standard_normal(n)), 1, 5)
-        parts.append(pl.DataFrame({USER: np.full(n, row[USER]), ITEM: items[ITEM].gather(picked), 'stars': stars.astype(int),
-                                   TIMESTAMP: _times(rng, starts, row['start'], within, between),
-                                   'genre_state': states[:, 0], 'mood_state': states[:, 1]}))
+        times = _times(rng, starts, row['start'], within, between)
+        parts.append(pl.DataFrame({
+            USER: np.full(n, row[USER]), ITEM: items[ITEM].gather(picked), 'stars': stars.astype(int),
+            TIMESTAMP: times, 'genre_state': states[:, 0], 'mood_state': states[:, 1]}))
     return pl.concat(parts)
 
+# %% ../../nbs/19_miniature.ipynb #58cd5651
 def book_notes(rng: np.random.Generator, users: pl.DataFrame, ratings: pl.DataFrame) -> pl.Series:
     "The 0-10 ratings of BookCrossing from stars: twice the stars or one less, and 0 for implicit ones."
-    implicit = ratings.join(users.select(USER, 'implicit'), on=USER, maintain_order='left')['implicit'].to_numpy()
+    by_user = ratings.join(users.select(USER, 'implicit'), on=USER, maintain_order='left')
     note = 2 * ratings['stars'].to_numpy() - rng.integers(0, 2, len(ratings))
-    return pl.Series(RATING, np.where(rng.random(len(ratings)) < implicit, 0, note))
+    return pl.Series(RATING, np.where(rng.random(len(ratings)) < by_user['implicit'].to_numpy(), 0, note))
 
 # %% ../../nbs/19_miniature.ipynb #f38cbbf3
 @dataclasses.dataclass(frozen=True)
 class World:
-    "The miniature: catalogues, people, and what they rated; the latent columns are for oracles, never for methods."
+    "Catalogues, people, and what they rated; the latent columns are for oracles, never for methods."
     config: WorldConfig
     films: pl.DataFrame         # see `make_films`
     books: pl.DataFrame         # see `make_books`
@@ -252,12 +283,14 @@ def peopled(
     users = make_users(rngs[0], cfg)
     watched = make_ratings(rngs[1], cfg, users, films, within=2 * HOUR, between=14 * DAY)
     read = make_ratings(rngs[2], cfg, users, books, within=1.5 * DAY, between=40 * DAY)
-    return World(cfg, films, books, users, watched.with_columns(pl.col('stars').alias(RATING)), read.with_columns(book_notes(rngs[2], users, read)))
+    watched = watched.with_columns(pl.col('stars').alias(RATING))
+    return World(cfg, films, books, users, watched, read.with_columns(book_notes(rngs[2], users, read)))
 
 # %% ../../nbs/19_miniature.ipynb #c9e9f2b3
 def make_world(cfg: WorldConfig = WorldConfig()) -> World:
     "The world that `cfg` describes; equal configurations make equal worlds."
-    if min(cfg.n_users, cfg.n_films, cfg.n_books) < 40: raise LlmrecError('A world needs at least 40 users, films and books.')
+    if min(cfg.n_users, cfg.n_films, cfg.n_books) < 40:
+        raise LlmrecError('A world needs at least 40 users, films and books.')
     rngs = [np.random.default_rng(s) for s in np.random.SeedSequence(cfg.seed).spawn(6)]
     n_names = max(32, cfg.n_books // 2)
     words = coin_words(rngs[0], 2 * (cfg.n_films + cfg.n_books) + n_names)
@@ -273,58 +306,77 @@ def other_people(
     seed: int = 0, # other seeds, other people
 ) -> World:
     "The catalogue of `world` with other people, drawn by the same law."
-    rngs = np.random.SeedSequence([world.config.seed, 1, seed]).spawn(3)
-    return peopled(dataclasses.replace(world.config, n_users=n), world.films, world.books, [np.random.default_rng(s) for s in rngs])
+    seeds = np.random.SeedSequence([world.config.seed, 1, seed]).spawn(3)
+    cfg = dataclasses.replace(world.config, n_users=n)
+    return peopled(cfg, world.films, world.books, [np.random.default_rng(s) for s in seeds])
 
 # %% ../../nbs/19_miniature.ipynb #2d676a82
 def _crlf(lines) -> str: return ''.join(f'{line}\r\n' for line in lines)
 def _lf(lines) -> str: return ''.join(f'{line}\n' for line in lines)
 
+# %% ../../nbs/19_miniature.ipynb #a5806ccd
 def ml_100k_files(world: World) -> dict[str, bytes]:
     "u.data, u.item, u.user and u.genre as in MovieLens-100K; the first genre flag is 'unknown'."
     ratings = world.film_ratings.select(USER, ITEM, RATING, TIMESTAMP)
     ratings = ratings[np.random.default_rng(world.config.seed).permutation(len(ratings))]
     flags = {name: '|'.join('1' if i == g + 1 else '0' for i in range(19)) for g, name in enumerate(GENRES)}
-    items = [f"{f[ITEM]}|{f[TITLE]}|01-Jan-{f['year']}||http://miniature.invalid/{f[ITEM]}|{flags[f['genre']]}" for f in world.films.iter_rows(named=True)]
-    users = [f"{u}|{age}|{'MF'[u % 2]}|other|{10_000 + u}" for u, age in world.users.select(USER, 'age').iter_rows()]
+    items = [f"{i}|{title}|01-Jan-{year}||http://miniature.invalid/{i}|{flags[genre]}"
+             for i, title, year, genre in world.films.select(ITEM, TITLE, 'year', 'genre').iter_rows()]
+    users = [f"{u}|{age}|{'MF'[u % 2]}|other|{10_000 + u}"
+             for u, age in world.users.select(USER, 'age').iter_rows()]
     genres = [f'{name}|{i}' for i, name in enumerate(('unknown', *GENRES))]
-    return {'u.data': _lf('\t'.join(map(str, r)) for r in ratings.iter_rows()).encode(), 'u.item': _lf(items).encode('latin-1'),
+    return {'u.data': _lf('\t'.join(map(str, r)) for r in ratings.iter_rows()).encode(),
+            'u.item': _lf(items).encode('latin-1'),
             'u.user': _lf(users).encode(), 'u.genre': _lf(genres).encode()}
 
 # %% ../../nbs/19_miniature.ipynb #708d6638
 def ml_latest_files(world: World) -> dict[str, bytes]:
     "ratings.csv and movies.csv as in ml-latest-small: by user and film, ratings with a decimal."
     def quoted(title): return '"' + title.replace('"', '""') + '"' if ',' in title or '"' in title else title
-    ratings = [f'{u},{i},{float(r)},{t}' for u, i, r, t in world.film_ratings.select(USER, ITEM, RATING, TIMESTAMP).sort(USER, ITEM).iter_rows()]
-    movies = [f"{i},{quoted(t)},{g.capitalize()}" for i, t, g in world.films.select(ITEM, TITLE, 'genre').iter_rows()]
+
+    rated = world.film_ratings.select(USER, ITEM, RATING, TIMESTAMP).sort(USER, ITEM)
+    ratings = [f'{u},{i},{float(r)},{t}' for u, i, r, t in rated.iter_rows()]
+    films = world.films.select(ITEM, TITLE, 'genre')
+    movies = [f'{i},{quoted(t)},{g.capitalize()}' for i, t, g in films.iter_rows()]
     return {'ratings.csv': _crlf(['userId,movieId,rating,timestamp', *ratings]).encode(),
             'movies.csv': _crlf(['movieId,title,genres', *movies]).encode()}
 
 # %% ../../nbs/19_miniature.ipynb #bfb9e121
 def _bx(rows) -> bytes:
     "Rows as BookCrossing prints them: quoted, backslash escapes, NULL for None."
-    def field(v): return 'NULL' if v is None else '"' + str(v).replace('\\', '\\\\').replace('"', '\\"') + '"'
+    def field(v):
+        return 'NULL' if v is None else '"' + str(v).replace('\\', '\\\\').replace('"', '\\"') + '"'
+
     return _crlf(';'.join(map(field, row)) for row in rows).encode('latin-1')
+
+# %% ../../nbs/19_miniature.ipynb #ac837807
+_BX_HEAD = ('ISBN', 'Book-Title', 'Book-Author', 'Year-Of-Publication', 'Publisher',
+            'Image-URL-S', 'Image-URL-M', 'Image-URL-L')
 
 def bookcrossing_files(world: World) -> dict[str, bytes]:
     "The three BX files; titles carry `&amp;` for an ampersand, image addresses are empty."
     mixed = np.random.default_rng(world.config.seed).random(len(world.book_ratings))
     ratings = world.book_ratings.with_columns(mixed=mixed).sort(USER, 'mixed').select(USER, ITEM, RATING)
-    books = world.books.select(ITEM, pl.col(TITLE).str.replace_all('&', '&amp;', literal=True), AUTHOR, 'year')
-    users = [(u, f'town {u % 50}, miniature', None if u % 5 == 0 else age) for u, age in world.users.select(USER, 'age').iter_rows()]
-    head = ('ISBN', 'Book-Title', 'Book-Author', 'Year-Of-Publication', 'Publisher', 'Image-URL-S', 'Image-URL-M', 'Image-URL-L')
+    title = pl.col(TITLE).str.replace_all('&', '&amp;', literal=True)
+    books = world.books.select(ITEM, title, AUTHOR, 'year')
+    users = [(u, f'town {u % 50}, miniature', None if u % 5 == 0 else age)
+             for u, age in world.users.select(USER, 'age').iter_rows()]
+    rest = 'Miniature Press', '', '', ''
     return {'BX-Book-Ratings.csv': _bx([('User-ID', 'ISBN', 'Book-Rating'), *ratings.iter_rows()]),
-            'BX-Books.csv': _bx([head, *((*b, 'Miniature Press', '', '', '') for b in books.iter_rows())]),
+            'BX-Books.csv': _bx([_BX_HEAD, *((*b, *rest) for b in books.iter_rows())]),
             'BX-Users.csv': _bx([('User-ID', 'Location', 'Age'), *users])}
 
 # %% ../../nbs/19_miniature.ipynb #cc0eec8e
 def _gz(text: str) -> bytes: return gzip.compress(text.encode(), mtime=0)
 
 def amazon_files(world: World) -> dict[str, bytes]:
-    "ratings_Books.csv.gz (no header, stars, whole days) and meta_Books.json.gz (Python literals, untitled items have no title)."
-    ratings = [f'A{u:013d},{i},{float(s)},{t // DAY * DAY}' for u, i, s, t in world.book_ratings.select(USER, ITEM, 'stars', TIMESTAMP).iter_rows()]
-    meta = [{'asin': b[ITEM], **({} if b['untitled'] else {'title': b[TITLE].replace('&', '&amp;')}), 'categories': [['Books', b['genre'].capitalize()]]}
-            for b in world.books.iter_rows(named=True)]
+    "ratings_Books.csv.gz (no header, stars, whole days), meta_Books.json.gz (literals, some untitled)."
+    rated = world.book_ratings.select(USER, ITEM, 'stars', TIMESTAMP)
+    ratings = [f'A{u:013d},{i},{float(s)},{t // DAY * DAY}' for u, i, s, t in rated.iter_rows()]
+    meta = []
+    for b in world.books.iter_rows(named=True):
+        title = {} if b['untitled'] else {'title': b[TITLE].replace('&', '&amp;')}
+        meta.append({'asin': b[ITEM], **title, 'categories': [['Books', b['genre'].capitalize()]]})
     return {'ratings_Books.csv.gz': _gz(_lf(ratings)), 'meta_Books.json.gz': _gz(_lf(map(repr, meta)))}
 
 # %% ../../nbs/19_miniature.ipynb #a47223c9
@@ -361,7 +413,8 @@ def tell_year(r, kind, items):
 
 def describe(r, kind, items):
     item = r.choice(items)
-    return f'Describe the {kind} in one sentence.', _name(r, item), f"It is a {item['mood']} {item['genre']} {kind}."
+    answer = f"It is a {item['mood']} {item['genre']} {kind}."
+    return f'Describe the {kind} in one sentence.', _name(r, item), answer
 
 # %% ../../nbs/19_miniature.ipynb #286ac789
 def _is_it(r, kind, items, column, names):
@@ -381,14 +434,17 @@ def is_author(r, kind, items):
 def are_alike(r, kind, items):
     item, yes = r.choice(items), r.random() < .5
     other = r.choice(_with(items, item, 'genre', yes))
-    return _yes_or_no(f'Do the two {kind}s have the same genre?'), f'First: {_name(r, item)}\nSecond: {_name(r, other)}', 'Yes.' if yes else 'No.'
+    text = f'First: {_name(r, item)}\nSecond: {_name(r, other)}'
+    return _yes_or_no(f'Do the two {kind}s have the same genre?'), text, 'Yes.' if yes else 'No.'
 
 def is_among(r, kind, items):
     item, yes = r.choice(items), r.random() < .5
     shelf = r.sample(_with(items, item, 'genre', False), r.randint(2, 6))
-    if yes: shelf[r.randrange(len(shelf))] = r.choice(_with(items, item, 'genre', True))
+    if yes:
+        shelf[r.randrange(len(shelf))] = r.choice(_with(items, item, 'genre', True))
     text = f'Shelf: {_list(shelf, lambda x: _name(r, x))}\nNew {kind}: {_name(r, item)}'
-    return _yes_or_no(f'Is there a {kind} on the shelf that has the genre of the new {kind}?'), text, 'Yes.' if yes else 'No.'
+    question = f'Is there a {kind} on the shelf that has the genre of the new {kind}?'
+    return _yes_or_no(question), text, 'Yes.' if yes else 'No.'
 
 # %% ../../nbs/19_miniature.ipynb #62d9a70a
 NUMBERS = {2: 'Two.', 3: 'Three.', 4: 'Four.', 5: 'Five.', 6: 'Six.'}
@@ -396,7 +452,8 @@ NUMBERS = {2: 'Two.', 3: 'Three.', 4: 'Four.', 5: 'Five.', 6: 'Six.'}
 def pick_genre(r, kind, items):
     shelf = r.sample(items, r.randint(3, 5))
     genre = r.choice(shelf)['genre']
-    return f'Pick the first {genre} {kind} of the list.', _list(shelf), _title(next(x for x in shelf if x['genre'] == genre)) + '.'
+    first = next(x for x in shelf if x['genre'] == genre)
+    return f'Pick the first {genre} {kind} of the list.', _list(shelf), _title(first) + '.'
 
 def repeat(r, kind, items):
     shelf, end = r.sample(items, r.randint(2, 5)), r.randrange(2)
@@ -409,12 +466,14 @@ def count(r, kind, items):
 # %% ../../nbs/19_miniature.ipynb #1050f111
 def sort_years(r, kind, items):
     years = r.sample(range(1935, 1999), r.randint(2, 4))
-    return 'Sort the years from the earliest to the latest.', ', '.join(map(str, years)), ', '.join(map(str, sorted(years))) + '.'
+    given, answer = (', '.join(map(str, some)) for some in (years, sorted(years)))
+    return 'Sort the years from the earliest to the latest.', given, answer + '.'
 
 def end_letter(r, kind, items):
     item, end = r.choice(items), r.randrange(2)
     letters = [c for c in item[TITLE].partition(' (')[0] if c.isalpha()]
-    return f"What is the {('first', 'last')[end]} letter of the title?", _title(item), letters[-end].upper() + '.'
+    question = f"What is the {('first', 'last')[end]} letter of the title?"
+    return question, _title(item), letters[-end].upper() + '.'
 
 def is_earlier(r, kind, items):
     a, b = r.sample(range(1935, 1999), 2)
@@ -426,26 +485,36 @@ def _shelves(r, kind, items):
     genres, new = r.sample(GENRES, len(GENRES)), r.choice(items)
     some = r.sample([x for x in items if x is not new], r.randint(6, 12))
     shelves = [[x for x in some if (x['genre'] in genres[:3]) == first] for first in (True, False)]
-    show = lambda x: _name(r, x)
-    text = f'Upper shelf: {_list(shelves[0], show)}\nLower shelf: {_list(shelves[1], show)}\nNew {kind}: {show(new)}'
+    def show(item): return _name(r, item)
+
+    upper, lower = (_list(shelf, show) for shelf in shelves)
+    text = f'Upper shelf: {upper}\nLower shelf: {lower}\nNew {kind}: {show(new)}'
     return text, int(new['genre'] not in genres[:3])
 
 def which_shelf(r, kind, items):
     text, k = _shelves(r, kind, items)
-    return f'The {kind}s are sorted by genre. On which shelf does the new {kind} belong?', text, ('Upper.', 'Lower.')[k]
+    question = f'The {kind}s are sorted by genre. On which shelf does the new {kind} belong?'
+    return question, text, ('Upper.', 'Lower.')[k]
 
 def belongs(r, kind, items):
     (text, k), asked = _shelves(r, kind, items), r.randrange(2)
-    return _yes_or_no(f"The {kind}s are sorted by genre. Does the new {kind} belong on the {('upper', 'lower')[asked]} shelf?"), text, 'Yes.' if asked == k else 'No.'
+    shelf = ('upper', 'lower')[asked]
+    question = f'The {kind}s are sorted by genre. Does the new {kind} belong on the {shelf} shelf?'
+    return _yes_or_no(question), text, 'Yes.' if asked == k else 'No.'
 
 # %% ../../nbs/19_miniature.ipynb #55b6bea9
-PLAIN_TASKS = (tell_genre, tell_mood, tell_author, tell_year, describe, is_genre, is_mood, is_author, are_alike, is_among,
-               pick_genre, repeat, count, sort_years, end_letter, is_earlier)
+PLAIN_TASKS = (tell_genre, tell_mood, tell_author, tell_year, describe, is_genre, is_mood, is_author,
+               are_alike, is_among, pick_genre, repeat, count, sort_years, end_letter, is_earlier)
 TASKS = (*PLAIN_TASKS, *(which_shelf, belongs) * 2)
 OF_BOOKS = (tell_author, is_author)  # films have no author here
 
-def instruction_records(films: list[dict], books: list[dict], n: int, seed: int, tasks=TASKS) -> list[dict[str, str]]:
-    "`n` instruction records in all `tasks` alike, in random order, about items given with title, genre, mood, year and, for books, author."
+def instruction_records(
+    films: list[dict], books: list[dict],  # title, genre, mood, year and, for books, author
+    n: int,
+    seed: int,
+    tasks=TASKS,
+) -> list[dict[str, str]]:  # instruction, input, output
+    "`n` instruction records about the items, in all `tasks` alike, in random order."
     r, records = random.Random(f'instructions {seed}'), []
     for k in range(n):
         task = tasks[k % len(tasks)]
@@ -461,13 +530,17 @@ def instructions(world: World, n: int = 2000) -> list[dict[str, str]]:
 # %% ../../nbs/19_miniature.ipynb #cdbfa3cd
 def world_files(world: World) -> dict[str, bytes]:
     "Every file of the world by its path below the world's folder."
-    folders = {'ml-100k': ml_100k_files(world), 'ml-latest-small': ml_latest_files(world), 'bookcrossing': bookcrossing_files(world),
-               'books': amazon_files(world), 'alpaca': {'alpaca_data.json': (json.dumps(instructions(world), indent=4, ensure_ascii=False) + '\n').encode()}}
-    return {f'{folder}/{name}': content for folder, files in folders.items() for name, content in files.items()}
+    alpaca = json.dumps(instructions(world), indent=4, ensure_ascii=False) + '\n'
+    folders = {'ml-100k': ml_100k_files(world), 'ml-latest-small': ml_latest_files(world),
+               'bookcrossing': bookcrossing_files(world), 'books': amazon_files(world),
+               'alpaca': {'alpaca_data.json': alpaca.encode()}}
+    return {f'{folder}/{name}': content
+            for folder, files in folders.items() for name, content in files.items()}
 
 def write_world(world: World, folder) -> Path:
     "Write the files of `world` below `folder`, which is returned."
-    for name, content in world_files(world).items(): write_atomic(Path(folder) / name, content)
+    for name, content in world_files(world).items():
+        write_atomic(Path(folder) / name, content)
     return Path(folder)
 
 def checksum_of(files: dict[str, bytes]) -> str:
@@ -482,30 +555,36 @@ def checksum_of(files: dict[str, bytes]) -> str:
 def ensure_world(cfg: WorldConfig = WorldConfig()) -> Path:
     "The folder of the world that `cfg` describes, made when it is missing."
     folder = miniature_dir() / f'world-{digest(cfg, VERSION)}'
-    if folder.exists(): return folder
+    if folder.exists():
+        return folder
     aside = folder.with_name(f'{folder.name}.tmp-{os.getpid()}')
     write_world(make_world(cfg), aside)
-    try: os.rename(aside, folder)
+    try:
+        os.rename(aside, folder)
     except OSError:
         shutil.rmtree(aside)
-        if not folder.exists(): raise
+        if not folder.exists():
+            raise
     return folder
 
 def world_checksum(cfg: WorldConfig = WorldConfig()) -> str:
     "sha256 over the files of the world that `cfg` describes, as they lie on this machine."
     folder = ensure_world(cfg)
-    return checksum_of({p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob('*') if p.is_file()})
+    files = [p for p in folder.rglob('*') if p.is_file()]
+    return checksum_of({p.relative_to(folder).as_posix(): p.read_bytes() for p in files})
 
 # %% ../../nbs/19_miniature.ipynb #17fc79b3
 def like_chance(
     mean: np.ndarray,  # opinions in stars, see `opinions`
     cfg: WorldConfig,
-    thing: str,        # 'film': a like is above 3 stars; 'book': above 5 of 10, and 3 stars are noted as 5 or 6
+    thing: str,        # 'film': likes are above 3 stars; 'book': above 5 of 10, 3 stars being noted as 5 or 6
     implicit=0.,       # share of book ratings that are noted as 0, where these count as dislikes
 ) -> np.ndarray:
     "The probability that a rating is a like, by the law of `make_ratings` and `book_notes`."
     def reaches(stars): return ndtr((mean - stars + .5) / cfg.noise)
-    if known('thing', thing, ('film', 'book')) == 'film': return reaches(4)
+
+    if known('thing', thing, ('film', 'book')) == 'film':
+        return reaches(4)
     return (1 - implicit) * (reaches(3) + reaches(4)) / 2
 
 # %% ../../nbs/19_miniature.ipynb #5a40bd39
@@ -518,9 +597,12 @@ def all_people(
     def nodes(n):
         z, weight = np.polynomial.hermite_e.hermegauss(n)
         return list(zip(z, weight / weight.sum()))
+
     tastes = product(*(dict.fromkeys(permutations(v)) for v in (GENRE_VALENCE, MOOD_VALENCE)))
-    rows = [(g, m, BIAS * b, float(implicit_share(z, cfg)), p * q) for (g, m), (b, p), (z, q) in product(tastes, nodes(bias_nodes), nodes(implicit_nodes))]
-    return pl.DataFrame(rows, schema=['genres', 'moods', 'bias', 'implicit', 'prior'], orient='row').with_columns(pl.col('prior') / pl.col('prior').sum())
+    rows = [(g, m, BIAS * b, float(implicit_share(z, cfg)), p * q)
+            for (g, m), (b, p), (z, q) in product(tastes, nodes(bias_nodes), nodes(implicit_nodes))]
+    people = pl.DataFrame(rows, schema=['genres', 'moods', 'bias', 'implicit', 'prior'], orient='row')
+    return people.with_columns(pl.col('prior') / pl.col('prior').sum())
 
 # %% ../../nbs/19_miniature.ipynb #f4d764f7
 def posterior_like(
@@ -530,7 +612,7 @@ def posterior_like(
     labels: np.ndarray,   # (len(history),) whether they were liked
     target: int,
 ) -> float:
-    "The probability that the target is liked, for a reader who knows the law but sees only the answers of the prompt."
+    "The probability that the target is liked, for a reader who knows the law and sees the prompt's answers."
     given = chances[history]
     weight = prior * np.where(np.asarray(labels, bool)[:, None], given, 1 - given).prod(axis=0)
     return float(weight @ chances[target] / weight.sum())

@@ -23,7 +23,8 @@ from ..config import digest
 from .bookcrossing import explicit, load_bookcrossing
 from .miniature import ensure_world, world_checksum
 from .raw import content, data_checksum, open_text, raw_file, source
-from .tallrec import SPLITS, MovieSamplesConfig, load_tallrec_parsed, movie_splits, parse_phrase, phrase, split_samples
+from .tallrec import (SPLITS, MovieSamplesConfig, load_tallrec_parsed, movie_splits, parse_phrase,
+                                 phrase, split_samples)
 from ..paths import AUTHOR, ITEM, RATING, TIMESTAMP, TITLE, USER, LlmrecError, known
 
 # %% ../../nbs/16_yesno_data.ipynb #21169460
@@ -34,14 +35,16 @@ class YesNoData:
     protocol: str  # 'as_published' or 'corrected'
     thing: str     # noun of the prompt, 'movie' or 'book'
     checksum: str  # 12 hexadecimal digits over the raw files and the recipe
-    splits: dict[str, pl.DataFrame]  # 'train', 'valid', 'test': user, history, history_labels, item, label, timestamp
+    splits: dict[str, pl.DataFrame]  # 'train', 'valid', 'test', with the columns of `COLUMNS`
     titles: list[str]                # by item, entry 0 is ''
     authors: list[str | None]        # by item, None where there is none
     users: list                      # raw user by number, entry 0 is None
     note: str = ''                   # what a caption must say, '' if nothing
 
     @property
-    def n_items(self) -> int: return len(self.titles) - 1
+    def n_items(self) -> int:
+        "How many items there are, without the padding."
+        return len(self.titles) - 1
 
     @cached_property
     def phrases(self) -> list[str]:
@@ -58,7 +61,8 @@ COLUMNS = (USER, 'history', 'history_labels', ITEM, 'label', TIMESTAMP)
 
 def number(values: pl.Expr, raw: list, dtype) -> pl.Expr:
     "The place from 1 of every value in `raw`."
-    return values.replace_strict(pl.Series(raw, dtype=dtype), pl.int_range(1, len(raw) + 1, eager=True), return_dtype=pl.Int64)
+    places = pl.int_range(1, len(raw) + 1, eager=True)
+    return values.replace_strict(pl.Series(raw, dtype=dtype), places, return_dtype=pl.Int64)
 
 # %% ../../nbs/16_yesno_data.ipynb #b8202595
 def numbered(
@@ -66,16 +70,19 @@ def numbered(
     items: list,                      # raw items in the order of their numbers
 ) -> tuple[dict[str, pl.DataFrame], list]:  # the splits with numbers, and the raw users by number
     "Samples with dense numbers from 1 for users and items, 64 bit, labels 8 bit."
-    users, kinds = list(dict.fromkeys(u for s in splits.values() for u in s[USER])), splits['train'].schema
+    users = list(dict.fromkeys(u for s in splits.values() for u in s[USER]))
+    kinds = splits['train'].schema
     change = [number(pl.col(USER), users, kinds[USER]), number(pl.col(ITEM), items, kinds[ITEM]),
               pl.col('history').list.eval(number(pl.element(), items, kinds[ITEM])),
-              pl.col('history_labels').cast(pl.List(pl.Int8)), pl.col('label').cast(pl.Int8), pl.col(TIMESTAMP).cast(pl.Int64)]
+              pl.col('history_labels').cast(pl.List(pl.Int8)),
+              pl.col('label').cast(pl.Int8), pl.col(TIMESTAMP).cast(pl.Int64)]
     return {name: s.with_columns(change).select(COLUMNS) for name, s in splits.items()}, [None, *users]
 
 # %% ../../nbs/16_yesno_data.ipynb #e4a8fdb8
 def used_items(splits: dict[str, pl.DataFrame]) -> list:
     "The items of all samples, histories and targets, in order of first appearance by split."
-    return pl.concat([c for s in splits.values() for c in (s['history'].explode().drop_nulls(), s[ITEM])]).unique(maintain_order=True).to_list()
+    columns = [c for s in splits.values() for c in (s['history'].explode().drop_nulls(), s[ITEM])]
+    return pl.concat(columns).unique(maintain_order=True).to_list()
 
 # %% ../../nbs/16_yesno_data.ipynb #b049d8b2
 def load_films(
@@ -87,9 +94,11 @@ def load_films(
     for item in used_items(splits):
         if not titles.get(item):
             path = source('ml-100k-classic', 'u.item', folder)
-            raise LlmrecError(f'{path}: item {item} is rated in u.data and has no title here; add its line, or drop its ratings.')
+            raise LlmrecError(f'{path}: item {item} is rated in u.data and has no title here; '
+                              'add its line, or drop its ratings.')
     samples, users = numbered(splits, list(titles))
-    return dict(splits=samples, titles=['', *titles.values()], authors=[None] * (len(titles) + 1), users=users)
+    authors = [None] * (len(titles) + 1)
+    return dict(splits=samples, titles=['', *titles.values()], authors=authors, users=users)
 
 # %% ../../nbs/16_yesno_data.ipynb #c36ae36d
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +109,9 @@ class BookSamplesConfig:
     min_ratings: int = 4                   # least books of a user
     zeros_as_dislikes: bool = True         # ratings of 0 are kept, hence dislikes; False: dropped
     unescape: bool = False                 # whether `&amp;` in titles and authors becomes `&`
-    labels: Literal['as rated', 'permuted'] = 'as rated'  # 'permuted': a user's labels in random order over the user's books
+    labels: Literal['as rated', 'permuted'] = 'as rated'  # 'permuted': put on random books of the user
     seed: int = 42                         # of the shuffles
-    cuts: tuple[float, ...] = (.8, .9)     # where the shuffled list of users is cut into train, valid and test
+    cuts: tuple[float, ...] = (.8, .9)     # where the shuffled users are cut into train, valid and test
 
     @classmethod
     def as_published(cls): return cls()
@@ -114,7 +123,8 @@ class BookSamplesConfig:
 def book_phrases(books: pl.DataFrame) -> pl.DataFrame:
     "ISBN (item) and phrase of the books that have a title."
     named = books.unique(ITEM, keep='first', maintain_order=True).drop_nulls(TITLE)
-    return named.select(ITEM, pl.Series('phrase', [phrase(t, a) for t, a in named.select(TITLE, AUTHOR).iter_rows()], pl.String))
+    phrases = [phrase(t, a) for t, a in named.select(TITLE, AUTHOR).iter_rows()]
+    return named.select(ITEM, pl.Series('phrase', phrases, pl.String))
 
 # %% ../../nbs/16_yesno_data.ipynb #3b9c7e3d
 def titled_ratings(
@@ -124,21 +134,24 @@ def titled_ratings(
 ) -> pl.DataFrame:               # user, item (a phrase), rating; one row for each user and text, the first
     "The ratings that count, of books with a title, with the book's phrase in place of its ISBN."
     kept = interactions if cfg.zeros_as_dislikes else explicit(interactions)
-    joined = kept.join(book_phrases(books), on=ITEM, maintain_order='left').select(USER, pl.col('phrase').alias(ITEM), RATING)
-    return joined.unique([USER, ITEM], keep='first', maintain_order=True)
+    joined = kept.join(book_phrases(books), on=ITEM, maintain_order='left')
+    by_phrase = joined.select(USER, pl.col('phrase').alias(ITEM), RATING)
+    return by_phrase.unique([USER, ITEM], keep='first', maintain_order=True)
 
 # %% ../../nbs/16_yesno_data.ipynb #5af1da72
 def book_samples(
     ratings: pl.DataFrame,    # user, item, rating, as from `titled_ratings`
     cfg: BookSamplesConfig,
 ) -> pl.DataFrame:            # user, history, history_labels, item, label, timestamp (null)
-    "One sample a user, in order of the users' first appearance; one stream of random numbers serves all users."
+    "One sample per user, in order of the users' first appearance; one random stream serves all users."
     rng, rows = random.Random(cfg.seed), []
-    likes = ratings.with_columns(like=(pl.col(RATING) > cfg.like_above).cast(pl.Int8)).group_by(USER, maintain_order=True).agg(ITEM, 'like')
-    for user, items, like in likes.filter(pl.col(ITEM).list.len() >= cfg.min_ratings).iter_rows():
+    liked = ratings.with_columns(like=(pl.col(RATING) > cfg.like_above).cast(pl.Int8))
+    by_user = liked.group_by(USER, maintain_order=True).agg(ITEM, 'like')
+    for user, items, like in by_user.filter(pl.col(ITEM).list.len() >= cfg.min_ratings).iter_rows():
         order = rng.sample(range(len(items)), len(items))
         items, like = [items[i] for i in order], [like[i] for i in order]
-        if cfg.labels == 'permuted': rng.shuffle(like)
+        if cfg.labels == 'permuted':
+            rng.shuffle(like)
         last = min(cfg.history, len(items) - 1)
         rows.append((user, items[:last], like[:last], items[-1], like[-1], None))
     kinds = (ratings.schema[USER], pl.List(pl.String), pl.List(pl.Int8), pl.String, pl.Int8, pl.Int64)
@@ -153,11 +166,14 @@ def book_splits(ratings: pl.DataFrame, cfg: BookSamplesConfig) -> dict[str, pl.D
 
 # %% ../../nbs/16_yesno_data.ipynb #b88378df
 def from_prompts(parsed: pl.DataFrame, split: str) -> pl.DataFrame:
-    "Samples from a released file taken apart (`load_tallrec_parsed`): users are named after the rows, items are phrases."
+    "Samples from a file of `load_tallrec_parsed`: users are named after rows, items are phrases."
     number = pl.int_range(1, pl.len() + 1).cast(pl.String)
-    ones, zeros = pl.col('liked').list.eval(pl.lit(1, pl.Int8)), pl.col('disliked').list.eval(pl.lit(0, pl.Int8))
-    return parsed.select((pl.lit(f'{split} ') + number).alias(USER), pl.concat_list('liked', 'disliked').alias('history'),
-                         pl.concat_list(ones, zeros).alias('history_labels'), pl.col('target').alias(ITEM), 'label', pl.lit(None, pl.Int64).alias(TIMESTAMP))
+    ones = pl.col('liked').list.eval(pl.lit(1, pl.Int8))
+    zeros = pl.col('disliked').list.eval(pl.lit(0, pl.Int8))
+    return parsed.select((pl.lit(f'{split} ') + number).alias(USER),
+                         pl.concat_list('liked', 'disliked').alias('history'),
+                         pl.concat_list(ones, zeros).alias('history_labels'),
+                         pl.col('target').alias(ITEM), 'label', pl.lit(None, pl.Int64).alias(TIMESTAMP))
 
 # %% ../../nbs/16_yesno_data.ipynb #e7e9753c
 def likes_first(samples: pl.DataFrame) -> pl.DataFrame:
@@ -180,7 +196,8 @@ def seen_users(folder=None) -> list[str]:
         with open_text(path) as f: lists = json.load(f)
         return [str(int(u)) for name in ('valid', 'test') for u in lists[name]]
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as e:
-        raise LlmrecError(f"{path}: expected a JSON mapping with lists of user numbers under 'valid' and 'test' ({type(e).__name__}: {e}); fetch it again.") from None
+        raise LlmrecError(f'{path}: expected a JSON mapping with lists of user numbers '
+                          f"under 'valid' and 'test' ({type(e).__name__}: {e}); fetch it again.") from None
 
 # %% ../../nbs/16_yesno_data.ipynb #a73cd325
 def bx_ratings(cfg: BookSamplesConfig, folder=None, ratings: str = 'BX-Book-Ratings.csv') -> pl.DataFrame:
@@ -194,21 +211,24 @@ def owners(
     samples: pl.DataFrame,  # user (one a row), history, item
 ) -> pl.Series:
     "The users of `ratings` who have all items of at least one sample."
-    rows = samples.select(pl.col(USER).alias('row'), pl.concat_list('history', ITEM).list.unique().alias(ITEM)).with_columns(size=pl.col(ITEM).list.len())
-    both = rows.explode(ITEM).join(ratings.select(USER, ITEM), on=ITEM).group_by('row', USER, maintain_order=True).agg(pl.col('size').first(), n=pl.len())
-    return both.filter(pl.col('n') == pl.col('size'))[USER].unique(maintain_order=True)
+    books = pl.concat_list('history', ITEM).list.unique()
+    rows = samples.select(pl.col(USER).alias('row'), books.alias(ITEM), size=books.list.len())
+    shared = rows.explode(ITEM).join(ratings.select(USER, ITEM), on=ITEM)
+    counts = shared.group_by('row', USER, maintain_order=True).agg(pl.col('size').first(), n=pl.len())
+    return counts.filter(pl.col('n') == pl.col('size'))[USER].unique(maintain_order=True)
 
 # %% ../../nbs/16_yesno_data.ipynb #e3117441
 def released_books(cfg: BookSamplesConfig, folder=None) -> dict[str, pl.DataFrame]:
-    "TALLRec's valid and test rows as released, and training rows rebuilt from BookCrossing without the users behind those."
+    "TALLRec's valid and test rows as released, and training rows of other users from BookCrossing."
     released = {s: from_prompts(load_tallrec_parsed('book', s, folder), s) for s in SPLITS[1:]}
     ratings = bx_ratings(cfg, folder)
     out = [*seen_users(folder), *owners(ratings, pl.concat(released.values()))]
-    return {'train': likes_first(book_samples(ratings.filter(~pl.col(USER).is_in(out)), cfg)), **released}
+    train = book_samples(ratings.filter(~pl.col(USER).is_in(out)), cfg)
+    return {'train': likes_first(train), **released}
 
 # %% ../../nbs/16_yesno_data.ipynb #a76b0125
 def catalogued(splits: dict[str, pl.DataFrame]) -> dict:
-    "Splits, titles, authors and users as in `YesNoData`, of samples whose items are phrases, in order of first appearance."
+    "Splits, titles, authors, users as in `YesNoData` from samples of phrases, in order of first appearance."
     items = used_items(splits)
     samples, users = numbered(splits, items)
     titles, authors = zip(*map(parse_phrase, items))
@@ -217,29 +237,40 @@ def catalogued(splits: dict[str, pl.DataFrame]) -> dict:
 # %% ../../nbs/16_yesno_data.ipynb #720a02ca
 def load_books(
     cfg: BookSamplesConfig,
-    folder=None,                           # folder with all the files that are read; None: the registered ones
+    folder=None,                           # folder with all files that are read; None: the registered ones
     ratings: str = 'BX-Book-Ratings.csv',  # name of the ratings file
     released: bool = False,                # validation and test as released by TALLRec
 ) -> dict:                                 # splits, titles, authors and users as in `YesNoData`
     "Books from files in the form of BookCrossing."
-    splits = released_books(cfg, folder) if released else book_splits(bx_ratings(cfg, folder, ratings), cfg)
+    if released:
+        splits = released_books(cfg, folder)
+    else:
+        splits = book_splits(bx_ratings(cfg, folder, ratings), cfg)
     if not all(s.height for s in splits.values()):
-        raise LlmrecError(f'{folder or "bookcrossing"}/{ratings}: a split is empty, since too few users have {cfg.min_ratings} titled books that count; bring more ratings.')
+        raise LlmrecError(f'{folder or "bookcrossing"}/{ratings}: a split is empty, since too few users have '
+                          f'{cfg.min_ratings} titled books that count; bring more ratings.')
     return catalogued(splits)
 
 # %% ../../nbs/16_yesno_data.ipynb #c8abc633
-YESNO_DATASETS = {'movie': 'Movie', 'book': 'Book', 'films': 'Films (miniature)', 'books': 'Books (miniature)'}
+YESNO_DATASETS = {'movie': 'Movie', 'book': 'Book',
+                  'films': 'Films (miniature)', 'books': 'Books (miniature)'}
 VERSION = 1  # raised when a change of the code changes the samples
 
 # %% ../../nbs/16_yesno_data.ipynb #08c2e6fb
-NOTES = {('book', 'as_published'): "Book: validation and test are TALLRec's released files; its training file is lost, and the training rows are rebuilt "
-                                   'from two slices of BookCrossing, without the users who seem to occur in the released files.',
-         ('book', 'corrected'): 'Book: samples drawn anew from the explicit ratings in incomplete copies of BookCrossing.'}
+NOTES = {
+    ('book', 'as_published'):
+        "Book: validation and test are TALLRec's released files; its training file is lost, and the training "
+        'rows are rebuilt from two slices of BookCrossing, without the users who seem to occur in the '
+        'released files.',
+    ('book', 'corrected'):
+        'Book: samples drawn anew from the explicit ratings in incomplete copies of BookCrossing.'}
 
 # %% ../../nbs/16_yesno_data.ipynb #0ceab15b
 PROTOCOLS = ('as_published', 'corrected')
 
-def thing_of(name: str) -> str: return 'movie' if known('dataset', name, YESNO_DATASETS) in ('movie', 'films') else 'book'
+def thing_of(name: str) -> str:
+    "The noun of the prompts of `name`."
+    return 'movie' if known('dataset', name, YESNO_DATASETS) in ('movie', 'films') else 'book'
 
 def recipe(name: str, protocol: str) -> MovieSamplesConfig | BookSamplesConfig:
     "The configuration by which the samples of `name` are drawn in `protocol`."
@@ -249,18 +280,25 @@ def recipe(name: str, protocol: str) -> MovieSamplesConfig | BookSamplesConfig:
 # %% ../../nbs/16_yesno_data.ipynb #aa04d3cd
 def files_of(name: str, protocol: str) -> list[tuple[str, tuple[str, ...]]]:
     "What is read: datasets of the raw files' registry with the names of the files."
-    if thing_of(name) == 'movie': return [('ml-100k-classic', ('u.data', 'u.item'))]
-    if name == 'book' and protocol == 'corrected': return [('bookcrossing', (EXPLICIT_ONLY, 'BX-Books.csv'))]
+    if thing_of(name) == 'movie':
+        return [('ml-100k-classic', ('u.data', 'u.item'))]
+    if name == 'book' and protocol == 'corrected':
+        return [('bookcrossing', (EXPLICIT_ONLY, 'BX-Books.csv'))]
     rated = [('bookcrossing', ('BX-Book-Ratings.csv', 'BX-Books.csv'))]
-    return [*rated, ('bookcrossing', (SEEN_USERS,)), ('tallrec-book', ('valid.json', 'test.json'))] if name == 'book' else rated
+    if name == 'books':
+        return rated
+    return [*rated, ('bookcrossing', (SEEN_USERS,)), ('tallrec-book', ('valid.json', 'test.json'))]
 
 # %% ../../nbs/16_yesno_data.ipynb #cd84709d
 def yesno_checksum(name: str, protocol: str = 'as_published', folder=None) -> str:
     "Twelve hexadecimal digits over the recipe and the content of all files that are read."
     cfg, files = recipe(name, protocol), files_of(name, protocol)
-    if folder is not None: parts = [[f, content(source(d, f, folder))[0]] for d, names in files for f in names]
-    elif name in ('movie', 'book'): parts = [data_checksum(d, *(f for f in names if raw_file(d, f).optional)) for d, names in files]
-    else: parts = [world_checksum()]
+    if folder is not None:
+        parts = [[f, content(source(d, f, folder))[0]] for d, names in files for f in names]
+    elif name in ('movie', 'book'):
+        parts = [data_checksum(d, *(f for f in names if raw_file(d, f).optional)) for d, names in files]
+    else:
+        parts = [world_checksum()]
     return digest(name, VERSION, cfg, parts, length=12)
 
 # %% ../../nbs/16_yesno_data.ipynb #f0b23e33
@@ -272,11 +310,18 @@ def load_yesno(
 ) -> YesNoData:
     "The samples of domain `name` in one protocol."
     cfg, thing, where = recipe(name, protocol), thing_of(name), folder
-    if name in ('films', 'books') and folder is None: where = ensure_world() / {'films': 'ml-100k', 'books': 'bookcrossing'}[name]
-    if thing == 'movie': loaded = load_films(cfg, where)
-    elif name == 'book': loaded = load_books(cfg, where, EXPLICIT_ONLY, False) if protocol == 'corrected' else load_books(cfg, where, released=True)
-    else: loaded = load_books(cfg, where)
-    return YesNoData(name, protocol, thing, yesno_checksum(name, protocol, folder), note=NOTES.get((name, protocol), ''), **loaded)
+    if name in ('films', 'books') and folder is None:
+        where = ensure_world() / {'films': 'ml-100k', 'books': 'bookcrossing'}[name]
+    if thing == 'movie':
+        loaded = load_films(cfg, where)
+    elif name == 'books':
+        loaded = load_books(cfg, where)
+    elif protocol == 'corrected':
+        loaded = load_books(cfg, where, EXPLICIT_ONLY)
+    else:
+        loaded = load_books(cfg, where, released=True)
+    checksum, note = yesno_checksum(name, protocol, folder), NOTES.get((name, protocol), '')
+    return YesNoData(name, protocol, thing, checksum, note=note, **loaded)
 
 # %% ../../nbs/16_yesno_data.ipynb #32c498f9
 def few_shot(
@@ -286,8 +331,10 @@ def few_shot(
 ) -> np.ndarray:
     "Row numbers of TALLRec's K-shot draw, in the order in which it trains on them."
     order = np.random.default_rng(seed).permutation(n)
-    if k is None: k = n
-    if not 1 <= k <= n: raise LlmrecError(f'K is {k}, but the training split has {n} rows; choose K between 1 and {n}.')
+    if k is None:
+        k = n
+    if not 1 <= k <= n:
+        raise LlmrecError(f'K is {k}, but the training split has {n} rows; choose K between 1 and {n}.')
     return order[:k][np.random.default_rng(seed).permutation(k)]
 
 # %% ../../nbs/16_yesno_data.ipynb #deccf8df
@@ -309,11 +356,12 @@ class YesNoArrays:
 
 # %% ../../nbs/16_yesno_data.ipynb #80adc638
 def filled(lists: pl.Series, width: int, pad: str, dtype) -> np.ndarray:
-    "(n, width) from lists of at most `width`, filled on the right with the last element or with zeros; an empty list is all zeros."
+    "(n, width) from lists of at most `width`, filled with the last element or zeros; an empty list is zeros."
     length = lists.list.len().to_numpy().astype(np.int64)[:, None]
     out, place = np.zeros((len(lists), width), dtype), np.arange(width)
     out[place < length] = lists.explode().drop_nulls().to_numpy()
-    if known('padding', pad, ('last', 'zero')) == 'zero': return out
+    if known('padding', pad, ('last', 'zero')) == 'zero':
+        return out
     return np.take_along_axis(out, np.minimum(place, np.maximum(length - 1, 0)), axis=1)
 
 # %% ../../nbs/16_yesno_data.ipynb #200e5edc
@@ -324,22 +372,29 @@ def arrays(
 ) -> YesNoArrays:
     "A split as matrices; with 'last' every non-empty history counts as full."
     cut = samples.select(pl.col('history', 'history_labels').list.tail(width))
-    history, labels = filled(cut['history'], width, pad, np.int64), filled(cut['history_labels'], width, pad, np.float32)
-    true = cut['history'].list.len().to_numpy().astype(np.int64)
+    history = filled(cut['history'], width, pad, np.int64)
+    labels = filled(cut['history_labels'], width, pad, np.float32)
+    lengths = cut['history'].list.len().to_numpy().astype(np.int64)
+    if pad == 'last':
+        lengths = np.where(lengths > 0, width, 0)
     users, items, answers = (samples[c].to_numpy().astype(np.int64) for c in (USER, ITEM, 'label'))
-    return YesNoArrays(users, history, labels, true if pad == 'zero' else np.where(true > 0, width, 0), items, answers)
+    return YesNoArrays(users, history, labels, lengths, items, answers)
 
 # %% ../../nbs/16_yesno_data.ipynb #27faf2b1
 def describe_yesno(data: YesNoData) -> pl.DataFrame:
-    "By split: rows, users, share of likes, of rows whose user and whose target training knows, and the mean length of a history."
+    "By split: rows, users, share of likes, mean history, shares of users and of targets that training knows."
     train = data.splits['train']
-    known_items = pl.concat([train[ITEM], train['history'].explode()]).unique()
-    def facts(s): return dict(rows=s.height, users=s[USER].n_unique(), liked=s['label'].mean(), history=s['history'].list.len().mean(),
-                              users_seen=s[USER].unique().is_in(train[USER].unique().implode()).mean(), items_seen=s[ITEM].is_in(known_items.implode()).mean())
-    return pl.DataFrame([dict(split=name, **facts(s)) for name, s in data.splits.items()])
+    users = train[USER].unique().implode()
+    items = pl.concat([train[ITEM], train['history'].explode()]).unique().implode()
+    def described(name, s):
+        return dict(split=name, rows=s.height, users=s[USER].n_unique(), liked=s['label'].mean(),
+                    history=s['history'].list.len().mean(),
+                    users_seen=s[USER].unique().is_in(users).mean(), items_seen=s[ITEM].is_in(items).mean())
+    return pl.DataFrame([described(name, s) for name, s in data.splits.items()])
 
 # %% ../../nbs/16_yesno_data.ipynb #eeaf2644
 def seen_targets(data: YesNoData, k: int | None, seed: int, split: str = 'test') -> np.ndarray:
     "For every row of a split whether its target is a target of the K-shot draw."
     train = data.splits['train']
-    return np.isin(data.splits[split][ITEM].to_numpy(), train[ITEM].to_numpy()[few_shot(train.height, k, seed)])
+    drawn = train[ITEM].to_numpy()[few_shot(train.height, k, seed)]
+    return np.isin(data.splits[split][ITEM].to_numpy(), drawn)

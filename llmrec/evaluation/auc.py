@@ -17,16 +17,20 @@ from ..paths import USER, LlmrecError
 
 # %% ../../nbs/22_auc.ipynb #21a764aa
 def _checked(labels, scores) -> tuple[np.ndarray, np.ndarray]:
-    "`labels` (n,) as 0/1 and `scores` as (seeds, n), or an `LlmrecError` naming the first row that cannot be used."
+    "`labels` (n,) as 0/1 and `scores` as (seeds, n), or an `LlmrecError` naming the first unusable row."
     labels, scores = np.asarray(labels), np.atleast_2d(np.asarray(scores, dtype=float))
     if labels.ndim != 1 or scores.ndim != 2 or scores.shape[1] != len(labels):
-        raise LlmrecError(f'Scores must be (n,) or (seeds, n) with one label a row, got scores {scores.shape} and labels {labels.shape}.')
+        raise LlmrecError('Scores must be (n,) or (seeds, n) with one label a row, '
+                          f'got scores {scores.shape} and labels {labels.shape}.')
     odd = ~np.isin(labels, (0, 1))
-    if odd.any(): raise LlmrecError(f'Row {odd.argmax()} has the label {labels[odd.argmax()]}; labels must be 0 (dislike) or 1 (like).')
+    if odd.any():
+        raise LlmrecError(f'Row {odd.argmax()} has the label {labels[odd.argmax()]}; '
+                          'labels must be 0 (dislike) or 1 (like).')
     bad = ~np.isfinite(scores)
     if bad.any():
         seed, row = np.argwhere(bad)[0]
-        raise LlmrecError(f'Row {row} has the score {scores[seed, row]} in run {seed}; AUC needs finite scores, so look at what produced this one.')
+        raise LlmrecError(f'Row {row} has the score {scores[seed, row]} in run {seed}; '
+                          'AUC needs finite scores, so look at what produced this one.')
     return labels.astype(int), scores
 
 # %% ../../nbs/22_auc.ipynb #a0c36edc
@@ -34,12 +38,13 @@ def auc(
     labels: np.ndarray,  # (n,) 1 = like, 0 = dislike
     scores: np.ndarray,  # (n,) or (seeds, n), higher = more likely a like
 ) -> float:
-    "Share of (like, dislike) pairs in which the like has the higher score, ties one half; the mean over seeds."
+    "Share of (like, dislike) pairs in which the like scores higher, ties one half; the mean over seeds."
     labels, scores = _checked(labels, scores)
     likes = int(labels.sum())
     dislikes = len(labels) - likes
     if not likes * dislikes:
-        raise LlmrecError(f'All {len(labels)} rows, from row 0 on, have the same label; AUC compares likes with dislikes and needs at least one of each.')
+        raise LlmrecError(f'All {len(labels)} rows, from row 0 on, have the same label; '
+                          'AUC compares likes with dislikes and needs at least one of each.')
     ranks = stats.rankdata(scores, axis=1)[:, labels == 1].sum(axis=1)
     return float(((ranks - likes * (likes + 1) / 2) / (likes * dislikes)).mean())
 
@@ -53,9 +58,15 @@ class Pairs:
     wins: np.ndarray      # (A, B): C for the users with a like and the users with a dislike
 
     @property
-    def dislikes(self) -> np.ndarray: return self.rows - self.likes
+    def dislikes(self) -> np.ndarray:
+        "(U,)"
+        return self.rows - self.likes
+
     @property
-    def own_pairs(self) -> np.ndarray: return self.likes * self.dislikes
+    def own_pairs(self) -> np.ndarray:
+        "(U,) pairs within each user."
+        return self.likes * self.dislikes
+
     @property
     def own_wins(self) -> np.ndarray:
         "(V,) the diagonal of C, for the users with both classes."
@@ -81,9 +92,11 @@ def pairs(users: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> Pairs:
     auc(labels, scores)
     labels, scores = _checked(labels, scores)
     names, own, rows = np.unique(np.asarray(users), return_inverse=True, return_counts=True)
-    if len(own) != len(labels): raise LlmrecError(f'Every row needs a user, got {len(own)} users for {len(labels)} rows.')
+    if len(own) != len(labels):
+        raise LlmrecError(f'Every row needs a user, got {len(own)} users for {len(labels)} rows.')
     order = np.argsort(own, kind='stable')
-    return Pairs(names, rows, np.bincount(own, labels).astype(int), _wins(own[order], labels[order], scores[:, order]))
+    wins = _wins(own[order], labels[order], scores[:, order])
+    return Pairs(names, rows, np.bincount(own, labels).astype(int), wins)
 
 # %% ../../nbs/22_auc.ipynb #37cf3cdc
 def _own(p: Pairs) -> np.ndarray:
@@ -94,9 +107,10 @@ def _own(p: Pairs) -> np.ndarray:
 
 # %% ../../nbs/22_auc.ipynb #dff6c669
 def user_auc(users: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> pl.DataFrame:
-    "One row a user: user, rows, positives, auc (null where the user has a single class)."
+    "One row for each user: user, rows, positives, auc (null where the user has a single class)."
     p = pairs(users, labels, scores)
-    return pl.DataFrame({USER: p.users, 'rows': p.rows, 'positives': p.likes, 'auc': _own(p)}).with_columns(pl.col('auc').fill_nan(None))
+    frame = pl.DataFrame({USER: p.users, 'rows': p.rows, 'positives': p.likes, 'auc': _own(p)})
+    return frame.with_columns(pl.col('auc').fill_nan(None))
 
 # %% ../../nbs/22_auc.ipynb #1c782c19
 def within_between(users: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
@@ -104,12 +118,13 @@ def within_between(users: np.ndarray, labels: np.ndarray, scores: np.ndarray) ->
     p = pairs(users, labels, scores)
     own, every = p.own_pairs.sum(), p.likes.sum() * p.dislikes.sum()
     inside, total = p.own_wins.sum(), p.wins.sum()
-    return {'within': float(inside / own) if own else np.nan, 'between': float((total - inside) / (every - own)) if every > own else np.nan,
+    return {'within': float(inside / own) if own else np.nan,
+            'between': float((total - inside) / (every - own)) if every > own else np.nan,
             'share_within': float(own / every)}
 
 # %% ../../nbs/22_auc.ipynb #004356d5
 def _draws(n_users: int, n: int, seed: int):
-    "How often each user is drawn: blocks (m, n_users) of together `n` resamples, the same whatever the block size."
+    "How often each user is drawn: blocks (m, n_users) of `n` resamples in all, whatever the size of a block."
     rng, step = np.random.default_rng(seed), max(1, CHUNK // n_users)
     for start in range(0, n, step):
         m = min(step, n - start)
@@ -149,30 +164,35 @@ def auc_summary(
     own, one = _own(p), np.ones((1, len(p.users)))
     has = ~np.isnan(own)
     pooled, mean = zip(*((_pooled(p, w), _mean_own(p, w)) for w in _draws(len(p.users), n, seed)))
-    (low, high), (own_low, own_high) = _bounds(np.concatenate(pooled), len(own)), _bounds(np.concatenate(mean), has.sum())
+    low, high = _bounds(np.concatenate(pooled), len(own))
+    own_low, own_high = _bounds(np.concatenate(mean), has.sum())
+    weighted = float(np.average(own[has], weights=p.rows[has])) if has.any() else np.nan
     return {'AUC': float(_pooled(p, one)[0]), 'AUC_low': low, 'AUC_high': high,
             'UAUC': float(_mean_own(p, one)[0]), 'UAUC_low': own_low, 'UAUC_high': own_high,
-            'UAUC_weighted': float(np.average(own[has], weights=p.rows[has])) if has.any() else np.nan,
+            'UAUC_weighted': weighted,
             'users': len(own), 'users_skipped': int((~has).sum()), 'rows': int(p.rows.sum())}
 
 # %% ../../nbs/22_auc.ipynb #467ae2f5
+def _two_sided(draws: np.ndarray) -> float:
+    "Twice the smaller share of `draws` on either side of 0, the observed sample counted in."
+    tail = 1 + min((draws <= 0).sum(), (draws >= 0).sum())
+    return min(1., float(2 * tail / (1 + len(draws))))
+
 def compare(
     users: np.ndarray, labels: np.ndarray,
     a: np.ndarray,   # (n,) or (seeds, n) scores of one method
     b: np.ndarray,   # the same rows, scored by the other; the number of seeds may differ
     n: int = 2000,   # resamples
     seed: int = 0,
-) -> dict[str, float]:
-    "AUC(a) - AUC(b) with 95 % bounds and a p-value over users (same draws), and the sign-flip p-value of the users' own AUCs."
+) -> dict[str, float]:  # difference, low, high, p_bootstrap, p_permutation
+    "AUC(a) - AUC(b), 95 % bounds and p-value over users (same draws), sign-flip p-value of the users' AUCs."
     p, q = pairs(users, labels, a), pairs(users, labels, b)
     gap = Pairs(p.users, p.rows, p.likes, p.wins - q.wins)
     draws = np.concatenate([_pooled(gap, w) for w in _draws(len(p.users), n, seed)])
     low, high = _bounds(draws, len(p.users))
-    draws = draws[~np.isnan(draws)]
-    tail = 1 + min((draws <= 0).sum(), (draws >= 0).sum())
     mine, theirs = (own[~np.isnan(own)] for own in (_own(p), _own(q)))
     return {'difference': float(_pooled(gap, np.ones((1, len(p.users))))[0]), 'low': low, 'high': high,
-            'p_bootstrap': np.nan if np.isnan(low) else min(1., float(2 * tail / (1 + len(draws)))),
+            'p_bootstrap': np.nan if np.isnan(low) else _two_sided(draws[~np.isnan(draws)]),
             'p_permutation': paired_permutation(mine, theirs, seed=seed) if len(mine) else np.nan}
 
 # %% ../../nbs/22_auc.ipynb #4bc1df51
@@ -180,7 +200,9 @@ def seed_t_test(
     a,  # (seeds,) AUCs of one method
     b,  # (seeds,) AUCs of the other
 ) -> float:
-    "Two-sided p-value of Student's two-sample t-test over the seeds, as TALLRec reports it; nan where undefined."
+    "Two-sided p-value of Student's two-sample t-test over the seeds, as in TALLRec; nan where undefined."
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if min(len(a), len(b)) < 2 or not (np.ptp(a) or np.ptp(b)): return np.nan
-    return float(stats.ttest_ind_from_stats(a.mean(), a.std(ddof=1), len(a), b.mean(), b.std(ddof=1), len(b)).pvalue)
+    if min(len(a), len(b)) < 2 or not (np.ptp(a) or np.ptp(b)):
+        return np.nan
+    moments = [moment for x in (a, b) for moment in (x.mean(), x.std(ddof=1), len(x))]
+    return float(stats.ttest_ind_from_stats(*moments).pvalue)

@@ -26,7 +26,8 @@ def _per_user(values, name: str = 'values') -> np.ndarray:
     "`values` as a non-empty float vector without missing values."
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or not len(values) or np.isnan(values).any():
-        raise LlmrecError(f'{name} must be a non-empty vector of numbers, one a user, got shape {values.shape}.')
+        raise LlmrecError(f'{name} must be a non-empty vector of numbers, one a user, '
+                          f'got shape {values.shape}.')
     return values
 
 # %% ../../nbs/21_intervals.ipynb #e0b21a93
@@ -63,15 +64,19 @@ def _close_means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def _undecided(means: np.ndarray, level: float, error: float) -> np.ndarray:
     "Which of `means`, each known up to `error`, may lie next to a bound."
     rising, last = np.sort(means), len(means) - 1
-    below = [int(np.clip(last * q, 0, last)) for q in ((1 - level) / 2, (1 + level) / 2)]
-    places = {place for b in below for place in (b, min(b + 1, last))}
-    return np.flatnonzero(~np.all([np.abs(means - rising[p]) > 2 * error for p in places], axis=0))
+    places = set()
+    for q in ((1 - level) / 2, (1 + level) / 2):
+        below = int(np.clip(last * q, 0, last))
+        places |= {below, min(below + 1, last)}
+    decided = np.all([np.abs(means - rising[p]) > 2 * error for p in places], axis=0)
+    return np.flatnonzero(~decided)
 
 # %% ../../nbs/21_intervals.ipynb #72469888
 def _means(values: np.ndarray, level: float, n: int, seed: int) -> np.ndarray:
     "Means of resamples with the same bounds at `level` as `_plain_means`."
     k = len(values)
-    if k * n > TABLE: return _plain_means(values, n, seed)
+    if k * n > TABLE:
+        return _plain_means(values, n, seed)
     counts, states = _drawn(k, n, seed)
     means, rng = _close_means(values, counts), np.random.default_rng(seed)
     error = (k + 3) * np.finfo(float).eps * np.abs(values).max()
@@ -82,7 +87,7 @@ def _means(values: np.ndarray, level: float, n: int, seed: int) -> np.ndarray:
 
 # %% ../../nbs/21_intervals.ipynb #514e5dd0
 def bootstrap_interval(
-    values: np.ndarray,   # (n_users,) one value a user
+    values: np.ndarray,   # (n_users,) one value per user
     level: float = .95,   # coverage
     n: int = 2000,        # resamples
     seed: int = 0,
@@ -93,6 +98,13 @@ def bootstrap_interval(
     return float(values.mean()), float(low), float(high)
 
 # %% ../../nbs/21_intervals.ipynb #fe906f60
+def _rows_of_users(users: np.ndarray) -> list[np.ndarray]:
+    "The row numbers of each user, in ascending order of the users."
+    order = np.argsort(users, kind='stable')
+    number = np.unique(users, return_inverse=True)[1][order]
+    return np.split(order, np.flatnonzero(np.diff(number)) + 1)
+
+# %% ../../nbs/21_intervals.ipynb #0084bb9b
 def clustered_interval(
     statistic,           # callable: (n_rows,) row indices, with repeats -> float, nan where undefined
     users: np.ndarray,   # (n_rows,) the user of each row
@@ -102,25 +114,30 @@ def clustered_interval(
 ) -> tuple[float, float, float]:
     "The statistic of all rows with percentile bounds from drawing whole users: (value, low, high)."
     users, rng = np.asarray(users), np.random.default_rng(seed)
-    order = np.argsort(users, kind='stable')
-    rows = np.split(order, np.flatnonzero(np.diff(np.unique(users, return_inverse=True)[1][order])) + 1)
-    draws = [statistic(np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])) for _ in range(n)]
+    rows, draws = _rows_of_users(users), []
+    for _ in range(n):
+        drawn = rng.integers(0, len(rows), len(rows))
+        draws.append(statistic(np.concatenate([rows[i] for i in drawn])))
     low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(statistic(np.arange(len(users)))), float(low), float(high)
 
 # %% ../../nbs/21_intervals.ipynb #49dd0b4c
 def proportion_interval(hits: int, n: int, level: float = .95) -> tuple[float, float, float]:
     "`hits / n` with Wilson's score bounds: (proportion, low, high)."
-    if not 0 <= hits <= n or n < 1: raise LlmrecError(f'Hits must lie between 0 and n, got {hits} of {n}.')
+    if not 0 <= hits <= n or n < 1:
+        raise LlmrecError(f'Hits must lie between 0 and n, got {hits} of {n}.')
     p, z = hits / n, stats.norm.ppf((1 + level) / 2)
-    middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return p, max(0., float((middle - half) / (1 + z**2 / n))), min(1., float((middle + half) / (1 + z**2 / n)))
+    shrink = 1 + z**2 / n
+    middle = p + z**2 / (2 * n)
+    half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return p, max(0., float((middle - half) / shrink)), min(1., float((middle + half) / shrink))
 
 # %% ../../nbs/21_intervals.ipynb #fbba7466
 def _student(means, level: float, factor) -> tuple[float, float, float]:
     "Mean and bounds at Student's t x standard deviation x factor(number of means); one mean has nan bounds."
     means = _per_user(means, 'means')
-    if len(means) == 1: return float(means[0]), np.nan, np.nan
+    if len(means) == 1:
+        return float(means[0]), np.nan, np.nan
     half = stats.t.ppf((1 + level) / 2, len(means) - 1) * means.std(ddof=1) * factor(len(means))
     return float(means.mean()), float(means.mean() - half), float(means.mean() + half)
 
@@ -142,10 +159,15 @@ def paired_permutation(
 ) -> float:
     "Two-sided p-value of the paired sign-flip permutation test for mean(a) = mean(b)."
     a, b, rng = _per_user(a, 'a'), _per_user(b, 'b'), np.random.default_rng(seed)
-    if len(a) != len(b): raise LlmrecError(f'A paired test needs the same users in both methods, got {len(a)} and {len(b)} values.')
+    if len(a) != len(b):
+        raise LlmrecError('A paired test needs the same users in both methods, '
+                          f'got {len(a)} and {len(b)} values.')
     d = (a - b)[a != b]
     observed = abs(d.sum()) - 1e-12 * np.abs(d).sum()
-    at_least = sum(int((np.abs(rng.choice([-1., 1.], (m, len(d))) @ d) >= observed).sum()) for m in _chunks(n, len(d)))
+    at_least = 0
+    for m in _chunks(n, len(d)):
+        sums = rng.choice([-1., 1.], (m, len(d))) @ d
+        at_least += int((np.abs(sums) >= observed).sum())
     return (1 + at_least) / (1 + n)
 
 # %% ../../nbs/21_intervals.ipynb #786a5eb0

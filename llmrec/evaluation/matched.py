@@ -26,7 +26,7 @@ class Matched:
 
 # %% ../../nbs/23_matched_pairs.ipynb #dd8b224d
 def _numbered(strata, n: int) -> np.ndarray:
-    "(n,) the number of each row's stratum; strata are (n,) or (n, k) values, of which equal ones are one."
+    "(n,) the number of each row's stratum; strata are (n,) or (n, k) values, equal values being one stratum."
     strata = np.asarray(strata)
     if strata.shape[:1] != (n,):
         raise LlmrecError(f'Every row needs a stratum, got strata {strata.shape} for {n} rows.')
@@ -83,7 +83,8 @@ def matched_auc(
 ) -> dict:              # value, low, high, pairs
     "AUC over the pairs of one stratum with 95 % bounds over users, and how many; nan where there is no pair."
     m = matched(strata, users, labels, scores)
-    if not m.pairs.any(): return dict(value=np.nan, low=np.nan, high=np.nan, pairs=0)
+    if not m.pairs.any():
+        return dict(value=np.nan, low=np.nan, high=np.nan, pairs=0)
     draws = np.concatenate([_shares(m, w) for w in _draws(len(m.users), n, seed)])
     low, high = _bounds(draws, len(m.users))
     value = float(_shares(m, np.ones((1, len(m.users))))[0])
@@ -99,7 +100,8 @@ def matched_compare(
 ) -> dict:           # difference, low, high, p_bootstrap, pairs
     "AUC(a) - AUC(b) over matched pairs, 95 % bounds and a p-value over users; nan where there is no pair."
     p, q = matched(strata, users, labels, a), matched(strata, users, labels, b)
-    if not p.pairs.any(): return dict(difference=np.nan, low=np.nan, high=np.nan, p_bootstrap=np.nan, pairs=0)
+    if not p.pairs.any():
+        return dict(difference=np.nan, low=np.nan, high=np.nan, p_bootstrap=np.nan, pairs=0)
     gap = Matched(p.users, p.like, p.dislike, p.wins - q.wins, p.pairs)
     draws = np.concatenate([_shares(gap, w) for w in _draws(len(p.users), n, seed)])
     low, high = _bounds(draws, len(p.users))
