@@ -265,7 +265,8 @@ def _sampled(states, weight, targets, k: int) -> torch.Tensor:
 
 def _bce(cfg): return partial(_with_negatives, partial(bce, prior=cfg.prior), k=cfg.negatives or 1)
 
-def _gbce(cfg): return partial(_with_negatives, partial(gbce, t=cfg.t, prior=cfg.prior), k=cfg.negatives or 256)
+def _gbce(cfg):
+    return partial(_with_negatives, partial(gbce, t=cfg.t, prior=cfg.prior), k=cfg.negatives or 256)
 
 OBJECTIVES = {
     'cross_entropy': lambda cfg: cross_entropy,
