@@ -247,3 +247,65 @@ def test_text_runs_are_keyed_by_what_reads(out):
                                               (dict(k=10**9), 'training split')])
 def test_a_run_that_cannot_be_is_one_sentence(changes, message, out):
     with pytest.raises(LlmrecError, match=message): check_run(replace(RUN, **changes)); run(replace(RUN, **changes), 'test')
+
+
+# --- parts of the models, against loops and formulas
+
+def test_text_embedding_and_label_stand_side_by_side_and_padding_is_zero():
+    vectors = b.ItemVectors(5, b.BinaryConfig(hidden=4), np.arange(12, dtype=np.float32).reshape(6, 2))
+    x = vectors(torch.tensor([[3, 0]]), torch.tensor([[1., 1.]])).detach()
+    assert (vectors.width, x.shape) == (6, (1, 2, 6))
+    assert x[0, 0, [0, 1, 5]].tolist() == [6, 7, 1] and not x[0, 1].any()
+
+
+def test_the_attention_of_sasrec_is_the_formula():
+    torch.manual_seed(0)
+    sasrec, x = b.SASRecEncoder(8, 5, b.BinaryConfig(heads=2, blocks=2)).eval(), torch.randn(2, 5, 8)
+    block = sasrec.blocks[0]
+    q, k, v = (f(x[0]).detach() for f in (block.q, block.k, block.v))
+    heads = [(torch.tril(torch.exp(q[:, s] @ k[:, s].T / 8**.5)), v[:, s]) for s in (slice(0, 4), slice(4, 8))]
+    by_hand = torch.cat([w / w.sum(1, keepdim=True) @ values for w, values in heads], 1) + x[0]
+    torch.testing.assert_close(block.attend(x, x)[0].detach(), by_hand, atol=1e-5, rtol=0)
+
+
+def test_robust_sum_in_double_precision_and_its_gradient():
+    torch.manual_seed(0)
+    q, W, c = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((4, 3), (7, 3), (7,)))
+    w, t, one = torch.rand(7, dtype=torch.float64), torch.tensor([0, 3, 6, 3]), torch.ones(4, dtype=torch.float64)
+    s = q @ W.T + c
+    st, wt = s.gather(1, t[:, None])[:, 0], w[t]
+    naive = torch.log(torch.exp(w * s**2).sum(1) - torch.exp(wt * st**2) + torch.exp(wt * (st - 1)**2) + 1e-24)
+    for chunk in (2, 7, 100):
+        torch.testing.assert_close(b.RobustSum.apply(q, W, c, w, t, one, chunk), naive, atol=1e-12, rtol=0)
+    assert torch.autograd.gradcheck(lambda *a: b.RobustSum.apply(*a, w, t, one, 3), (q, W, c))
+    big = (torch.full((1, 1), 100.), torch.ones(3, 1), torch.zeros(3))
+    assert torch.isinf(torch.exp(torch.tensor(100.)**2))
+    value = b.RobustSum.apply(*big, torch.ones(3), torch.tensor([1]), torch.ones(1), 2).item()
+    assert value == pytest.approx(1e4 + np.log(2), abs=.01)
+
+
+def test_presets():
+    assert b.BinaryConfig.as_published() == b.BinaryConfig()
+    assert b.BinaryConfig.as_published('DROS-BERT').hidden == 256
+    assert b.BinaryConfig.corrected('Caser', head='rows').scale == 'head'
+
+
+def test_the_number_of_updates_is_that_of_the_batches():
+    assert [len(x) for x in b.batches(600, b.BinaryConfig(epochs=2))] == [256] * 4
+    assert [len(x) for x in b.batches(600, b.BinaryConfig.corrected(epochs=1))] == [256, 256, 88]
+    for n in (5, 256, 300, 512):
+        for cfg in (b.BinaryConfig(), b.BinaryConfig.corrected()): assert b.updates(n, cfg) == len(list(b.batches(n, cfg)))
+
+
+CHECKS = [(lambda: b.check_rows(rows(9, 0).take(np.arange(0)), N, 'training'), 'K must be at least 1'),
+          (lambda: b.check_rows(rows(99, 0), 4, 'training'), 'codes go from 1 to 4'),
+          (lambda: b.check_classes(rows(99, 0).take(np.flatnonzero(rows(99, 0).labels)), 'validation'), 'validation rows have the label 1'),
+          (lambda: b.check_texts('GRU-BERT', np.zeros((6, 3)), 6), 'expected \\(7, d\\)'),
+          (lambda: b.check_texts('GRU-BERT', None, 6), 'reads text'),
+          (lambda: b.check_texts('SASRec', np.zeros((7, 3)), 6), 'reads no text'),
+          (lambda: b.SASRecEncoder(9, 5, b.BinaryConfig(heads=2)), '9 wide, which 2 heads do not divide'),
+          (lambda: b.score_binary(b.BinaryModel(5, b.BinaryConfig(hidden=8), 6), rows(99, 0)), 'of scored row')]
+
+@pytest.mark.parametrize('call, said', CHECKS)
+def test_what_cannot_be_trained_or_scored_is_one_sentence(call, said):
+    with pytest.raises(LlmrecError, match=said): call()

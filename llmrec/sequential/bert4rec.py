@@ -30,8 +30,8 @@ class BERT4RecConfig:
     hidden: int = 64
     blocks: int = 2
     heads: int = 2
-    dropout: float = .2            # on embeddings and on what each sublayer adds; .5 for Beauty in the authors' code
-    attention_dropout: float | None = None  # on attention weights; None: as `dropout`; .2 in the authors' code
+    dropout: float = .2            # on embeddings and what sublayers add; .5 for Beauty in the authors' code
+    attention_dropout: float | None = None  # None: as `dropout`; .2 in the authors' code
     mask_probability: float = .2   # share of a sequence that is masked
     last_item_share: float = 1 / 11  # share of the sequences in which only the last item is masked
     places: Literal['start', 'end'] = 'start'  # where position numbers count from
@@ -58,9 +58,9 @@ def cloze(
 def shown(
     hidden: torch.Tensor,  # (gaps,) items
     n_items: int,
-    unmasked_share: float, # share of the gaps without a mask
+    unmasked_share: float, # share of the gaps without a mask; .2 is BERT's 80/10/10 rule
 ) -> torch.Tensor:         # (gaps,)
-    "What stands in the gaps: the mask, or in equal parts of `unmasked_share` a random item and the item itself (BERT's 80/10/10 rule at .2)."
+    "What stands in the gaps: the mask, or in equal parts of `unmasked_share` a random item and the true one."
     mask = torch.full_like(hidden, n_items + 1)
     if not unmasked_share: return mask
     u = torch.rand(len(hidden))
@@ -72,12 +72,14 @@ def shown(
 class Cloze:
     "A batch of sequences with gaps."
     items: torch.Tensor    # (tokens,) sequence after sequence, the longest first; n_items + 1 is the mask
-    gaps: torch.Tensor     # (gaps,) places that are to be filled in
+    gaps: torch.Tensor     # (gaps,) places that are filled in
     targets: torch.Tensor  # (gaps,) what they hide
     shapes: list           # (number, length)
 
-    def to(self, device): return Cloze(self.items.to(device), self.gaps.to(device), self.targets.to(device), self.shapes)
+    def to(self, device):
+        return Cloze(self.items.to(device), self.gaps.to(device), self.targets.to(device), self.shapes)
 
+# %% ../../nbs/47_bert4rec.ipynb #7967d7bc
 def cloze_batch(
     train: Sequences,
     spans: np.ndarray,  # (batch, 2) windows
@@ -88,7 +90,8 @@ def cloze_batch(
     order, shapes = by_length(end - begin)
     items = torch.from_numpy(train.items[unroll(begin[order], (end - begin)[order])].astype(np.int64))
     gaps = cloze(shapes, cfg.mask_probability, cfg.last_item_share).nonzero()[:, 0]
-    return Cloze(items.index_copy(0, gaps, shown(items[gaps], train.n_items, cfg.unmasked_share)), gaps, items[gaps], shapes)
+    with_gaps = items.index_copy(0, gaps, shown(items[gaps], train.n_items, cfg.unmasked_share))
+    return Cloze(with_gaps, gaps, items[gaps], shapes)
 
 # %% ../../nbs/47_bert4rec.ipynb #2be698e7
 class BERT4RecBlock(nn.Module):
@@ -98,11 +101,13 @@ class BERT4RecBlock(nn.Module):
         self.cfg, d = cfg, cfg.hidden
         self.q, self.k, self.v, self.out = (nn.Linear(d, d) for _ in range(4))
         self.w_1, self.w_2 = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
-        self.layer_norm_1, self.layer_norm_2, self.dropout = nn.LayerNorm(d), nn.LayerNorm(d), nn.Dropout(cfg.dropout)
+        self.layer_norm_1, self.layer_norm_2 = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.dropout = nn.Dropout(cfg.dropout)
 
     def attend(self, x, shapes, real):
         p = self.cfg.dropout if self.cfg.attention_dropout is None else self.cfg.attention_dropout
-        return self.out(attention(self.q(x), self.k(x), self.v(x), shapes, self.cfg.heads, False, p * self.training, real))
+        parts = self.q(x), self.k(x), self.v(x)
+        return self.out(attention(*parts, shapes, self.cfg.heads, False, p * self.training, real))
 
     def forward(self, x, shapes, real=None):
         x = self.layer_norm_1(x + self.dropout(self.attend(x, shapes, real)))
@@ -110,21 +115,32 @@ class BERT4RecBlock(nn.Module):
 
 # %% ../../nbs/47_bert4rec.ipynb #96994768
 class BERT4Rec(nn.Module):
-    "BERT4Rec (Sun et al. 2019): what is to be compared with the item embeddings at the wanted places."
+    "BERT4Rec (Sun et al. 2019): what is compared with the item embeddings at the wanted places."
     def __init__(self, n_items: int, cfg: BERT4RecConfig):
         super().__init__()
-        if cfg.hidden % cfg.heads: raise LlmrecError(f'BERT4RecConfig.hidden is {cfg.hidden}, which {cfg.heads} heads do not divide; change one of them.')
+        if cfg.hidden % cfg.heads:
+            raise LlmrecError(f'BERT4RecConfig.hidden is {cfg.hidden}, which {cfg.heads} heads do not '
+                              'divide; change one of them.')
         self.cfg, self.n_items, d = cfg, n_items, cfg.hidden
-        self.embedding, self.positions = nn.Embedding(n_items + 2, d, padding_idx=0), nn.Embedding(cfg.max_length, d)
-        self.blocks, self.head = nn.ModuleList(BERT4RecBlock(cfg) for _ in range(cfg.blocks)), nn.Linear(d, d)
-        self.layer_norm_in, self.layer_norm_out, self.dropout = nn.LayerNorm(d), nn.LayerNorm(d), nn.Dropout(cfg.dropout)
+        self.embedding = nn.Embedding(n_items + 2, d, padding_idx=0)
+        self.positions = nn.Embedding(cfg.max_length, d)
+        self.blocks = nn.ModuleList(BERT4RecBlock(cfg) for _ in range(cfg.blocks))
+        self.head = nn.Linear(d, d)
+        self.layer_norm_in, self.layer_norm_out = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.dropout = nn.Dropout(cfg.dropout)
         for name, p in self.named_parameters():
             if name.endswith('bias'): nn.init.zeros_(p)
             elif 'layer_norm' not in name: nn.init.trunc_normal_(p, std=.02, a=-.04, b=.04)
         self.item_bias = nn.Parameter(torch.zeros(n_items + 1))
         with torch.no_grad(): self.embedding.weight[0] = 0
 
-    def forward(self, items, shapes, wanted, real=None):
+    def forward(
+        self,
+        items,      # (tokens,) sequence after sequence; n_items + 1 is the mask
+        shapes,     # (number, length)
+        wanted,     # (gaps,) places at which an answer is wanted
+        real=None,  # (tokens,) False at padding; None: there is none
+    ):
         place = self.positions(positions(shapes, self.cfg.places == 'end').to(items.device))
         x = self.dropout(self.layer_norm_in(self.embedding(items) + place))
         for block in self.blocks: x = block(x, shapes, real)
@@ -141,20 +157,23 @@ def build(n_items: int, cfg: BERT4RecConfig) -> BERT4Rec:
 def make_loss(
     train: Sequences,
     cfg: BERT4RecConfig,
-    seed: int = 0,  # not used: gaps and dropout follow PyTorch's generator, which the training loop seeds, saves and restores
+    seed: int = 0,  # not used: gaps and dropout follow PyTorch's generator, which the training loop seeds
 ) -> Callable:      # (model, spans) -> scalar
     "Full cross-entropy at the gaps of newly drawn clozes (BERT4Rec 3.6)."
     def loss(model, spans):
         b = cloze_batch(train, spans, cfg).to(model.item_bias.device)
-        return cross_entropy(model(b.items, b.shapes, b.gaps), model.item_weight(), b.targets, model.item_bias)
+        answers = model(b.items, b.shapes, b.gaps)
+        return cross_entropy(answers, model.item_weight(), b.targets, model.item_bias)
     return loss
 
 # %% ../../nbs/47_bert4rec.ipynb #3f9786e3
 def padded_places(shapes: list, length: int, left: bool) -> torch.Tensor:
     "Where each token of the rectangles lies in a batch of rows of `length`, flattened."
-    row = torch.arange(sum(n for n, _ in shapes)).repeat_interleave(torch.tensor([l for n, l in shapes for _ in range(n)]))
+    lengths = torch.tensor([l for n, l in shapes for _ in range(n)])
+    row = torch.arange(len(lengths)).repeat_interleave(lengths)
     return row * length + (length - 1 - positions(shapes) if left else positions(shapes, from_end=False))
 
+# %% ../../nbs/47_bert4rec.ipynb #3206a2d6
 def padded_loss(
     train: Sequences,
     cfg: BERT4RecConfig,
@@ -169,14 +188,16 @@ def padded_loss(
         labels = torch.zeros(n, dtype=torch.long).index_copy_(0, place[b.gaps], b.targets)
         wanted = torch.arange(n) if scored == 'all' else place[b.gaps]
         states = model(tokens, [(len(spans), cfg.max_length)], wanted.to(where), tokens > 0)
-        return F.cross_entropy((states @ model.item_weight().T + model.item_bias)[:, 1:], labels[wanted].to(where) - 1, ignore_index=-1)
+        scores = (states @ model.item_weight().T + model.item_bias)[:, 1:]
+        return F.cross_entropy(scores, labels[wanted].to(where) - 1, ignore_index=-1)
     return loss
 
 # %% ../../nbs/47_bert4rec.ipynb #08039e42
 @torch.no_grad()
 def score(model: BERT4Rec, histories: list) -> torch.Tensor:
-    "Scores (histories, n_items + 1) of all items at a mask behind each history; column 0 is padding and means nothing."
+    "Scores (histories, n_items + 1) of all items at a mask behind each history; column 0 is padding."
     model.eval()
     where = model.item_bias.device
-    items, shapes, last = latest([np.append(h, model.n_items + 1).astype(np.int64) for h in histories], model.cfg.max_length)
+    with_mask = [np.append(h, model.n_items + 1).astype(np.int64) for h in histories]
+    items, shapes, last = latest(with_mask, model.cfg.max_length)
     return model(items.to(where), shapes, last.to(where)) @ model.item_weight().T + model.item_bias

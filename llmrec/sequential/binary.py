@@ -7,7 +7,7 @@ __all__ = ['ENCODER_OF', 'BINARY', 'ENCODERS', 'reads_text', 'is_robust', 'Binar
            'at_last', 'GRUEncoder', 'CaserEncoder', 'SASRecBlock', 'SASRecEncoder', 'BinaryModel', 'output_rows',
            'queries', 'logits', 'item_weights', 'residuals', 'RobustSum', 'robust_term', 'check_rows', 'check_classes',
            'check_texts', 'tensors', 'score_tensors', 'score_binary', 'batches', 'updates', 'loss', 'Fitted',
-           'make_model', 'adam', 'keep_weights', 'train_binary', 'fit_binary']
+           'make_model', 'adam', 'keep_weights', 'one_update', 'train_binary', 'fit_binary']
 
 # %% ../../nbs/48_binary_baselines.ipynb #cd722c79
 from collections.abc import Iterator
@@ -25,7 +25,8 @@ from ..evaluation.auc import auc
 from ..paths import LlmrecError, known
 
 # %% ../../nbs/48_binary_baselines.ipynb #a73a29b2
-ENCODER_OF = {'GRU4Rec': 'gru', 'Caser': 'caser', 'SASRec': 'sasrec', 'DROS': 'gru', 'GRU-BERT': 'gru', 'DROS-BERT': 'gru'}
+ENCODER_OF = {'GRU4Rec': 'gru', 'Caser': 'caser', 'SASRec': 'sasrec', 'DROS': 'gru',
+              'GRU-BERT': 'gru', 'DROS-BERT': 'gru'}
 BINARY = tuple(ENCODER_OF)
 
 def reads_text(method: str) -> bool: return method.endswith('BERT')
@@ -44,15 +45,15 @@ class BinaryArchitecture:
     heights: tuple[int, ...] = (2, 3, 4)
     blocks: int = 1                 # of SASRec
     heads: int = 4
-    scale: Literal['width', 'head'] = 'width'  # attention logits are divided by the root of the whole width, or of a head's
+    scale: Literal['width', 'head'] = 'width'  # whose root divides attention logits: all, or a head's
     dropout: float = .1             # Caser and SASRec
     head: Literal['rows', 'tied'] = 'rows'  # an output row an item, or the item's own vector
     loss: Literal['mse', 'bce'] = 'mse'
     alpha: float = .4               # weight of DROS's term
     beta: float = 1.                # its radius
     power: float = .5               # p of its item weights
-    robust_to: Literal['like', 'label'] = 'like'  # 'like': the target counts as liked whatever its label, as published
-    counts: Literal['targets', 'all'] = 'targets'  # what its item weights count in the K rows; 'all' adds the histories
+    robust_to: Literal['like', 'label'] = 'like'  # 'like': the target counts as liked in any case (published)
+    counts: Literal['targets', 'all'] = 'targets'  # what its item weights count; 'all': histories too
 
 # %% ../../nbs/48_binary_baselines.ipynb #f627b39f
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class BinaryConfig(BinaryArchitecture):
     adam_eps: float = 1e-8
     weight_decay: float = 1e-3
     batch_size: int = 256
-    batches: Literal['drawn', 'epoch'] = 'drawn'  # independent draws of full batches, or a permutation with its short last batch
+    batches: Literal['drawn', 'epoch'] = 'drawn'  # full ones drawn anew, or a permutation, the last one short
     epochs: int = 100
     validate_every: int = 5         # updates
     seed: int = 0
@@ -73,7 +74,8 @@ class BinaryConfig(BinaryArchitecture):
 
     @classmethod
     def corrected(cls, method: str = 'GRU4Rec', **changes):
-        return cls.as_published(method, **dict(pad='zero', scale='head', head='tied', robust_to='label', counts='all', batches='epoch') | changes)
+        ours = dict(pad='zero', scale='head', head='tied', robust_to='label', counts='all', batches='epoch')
+        return cls.as_published(method, **ours | changes)
 
 # %% ../../nbs/48_binary_baselines.ipynb #b22dde3d
 class ItemVectors(nn.Module):
@@ -83,7 +85,8 @@ class ItemVectors(nn.Module):
         self.label_channel = cfg.label_channel
         self.embedding = nn.Embedding(n_items + 1, cfg.hidden - cfg.label_channel)
         nn.init.normal_(self.embedding.weight, std=.01)
-        self.register_buffer('texts', None if texts is None else torch.tensor(texts, dtype=torch.float32), persistent=False)
+        given = None if texts is None else torch.tensor(texts, dtype=torch.float32)
+        self.register_buffer('texts', given, persistent=False)
         self.width = cfg.hidden + (0 if texts is None else texts.shape[1])
 
     def forward(self, items, labels):
@@ -95,7 +98,7 @@ class ItemVectors(nn.Module):
 # %% ../../nbs/48_binary_baselines.ipynb #ea2c5a91
 def at_last(
     x: torch.Tensor,        # (rows, length, width)
-    lengths: torch.Tensor,  # (rows,) items of each history; an empty history is read at its first place, which holds zeros
+    lengths: torch.Tensor,  # (rows,) items of each history; an empty one is read at its first place, a zero
 ) -> torch.Tensor:          # (rows, width)
     "The entry of the last item of each row."
     return x[torch.arange(len(x), device=x.device), (lengths - 1).clamp(min=0)]
@@ -117,7 +120,9 @@ class CaserEncoder(nn.Module):
         self.horizontal = nn.ModuleList(nn.Conv2d(1, cfg.filters, (h, width)) for h in cfg.heights)
         self.vertical, self.dropout = nn.Conv2d(1, 1, (length, 1)), nn.Dropout(cfg.dropout)
         self.width = width + cfg.filters * len(cfg.heights)
-        for conv in (*self.horizontal, self.vertical): nn.init.xavier_normal_(conv.weight); nn.init.constant_(conv.bias, .1)
+        for conv in (*self.horizontal, self.vertical):
+            nn.init.xavier_normal_(conv.weight)
+            nn.init.constant_(conv.bias, .1)
 
     def forward(self, x, lengths):
         image = x.unsqueeze(1)
@@ -130,12 +135,15 @@ class SASRecBlock(nn.Module):
     def __init__(self, width: int, cfg: BinaryConfig):
         super().__init__()
         self.q, self.k, self.v, self.w_1, self.w_2 = (nn.Linear(width, width) for _ in range(5))
-        self.norms, self.dropout, self.heads = nn.ModuleList(nn.LayerNorm(width) for _ in range(3)), nn.Dropout(cfg.dropout), cfg.heads
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.dropout, self.heads = nn.Dropout(cfg.dropout), cfg.heads
         self.scale = (width if cfg.scale == 'width' else width // cfg.heads) ** -.5
 
     def attend(self, queries, x):
-        q, k, v = (f(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f, y in ((self.q, queries), (self.k, x), (self.v, x)))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, dropout_p=self.dropout.p * self.training)
+        parts = (self.q(queries), self.k(x), self.v(x))
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in parts)
+        p = self.dropout.p * self.training
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, dropout_p=p)
         return out.transpose(1, 2).flatten(2) + queries
 
     def forward(self, x):
@@ -147,9 +155,12 @@ class SASRecEncoder(nn.Module):
     "Positions, blocks of causal attention, the state of the last item (SASRec)."
     def __init__(self, width: int, length: int, cfg: BinaryConfig):
         super().__init__()
-        if width % cfg.heads: raise LlmrecError(f'SASRec is {width} wide, which {cfg.heads} heads do not divide; set BinaryConfig.heads or hidden.')
+        if width % cfg.heads:
+            raise LlmrecError(f'SASRec is {width} wide, which {cfg.heads} heads do not divide; '
+                              'set BinaryConfig.heads or hidden.')
         self.positions, self.dropout, self.width = nn.Embedding(length, width), nn.Dropout(cfg.dropout), width
-        self.blocks, self.norm = nn.ModuleList(SASRecBlock(width, cfg) for _ in range(cfg.blocks)), nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(SASRecBlock(width, cfg) for _ in range(cfg.blocks))
+        self.norm = nn.LayerNorm(width)
 
     def forward(self, x, lengths):
         real = (torch.arange(x.shape[1], device=x.device) < lengths[:, None]).unsqueeze(-1)
@@ -177,9 +188,11 @@ class BinaryModel(nn.Module):
 def output_rows(
     model: BinaryModel,
     items: torch.Tensor,  # (n,) item codes
-):                        # (n, width) weights and (n,) biases; the logit of item i is their product with `queries`
+):                        # (n, width) weights, which `queries` are multiplied with, and (n,) biases
     "The head's weights and biases for `items`."
-    if model.cfg.head == 'tied': return model.vectors(items, torch.ones(len(items), device=items.device)), model.bias.expand(len(items))
+    if model.cfg.head == 'tied':
+        liked = torch.ones(len(items), device=items.device)
+        return model.vectors(items, liked), model.bias.expand(len(items))
     return F.embedding(items, model.head.weight), model.head.bias[items]
 
 # %% ../../nbs/48_binary_baselines.ipynb #cbf8412d
@@ -217,14 +230,15 @@ def residuals(
 
 # %% ../../nbs/48_binary_baselines.ipynb #b55d13a0
 class RobustSum(torch.autograd.Function):
-    "log sum_i exp(w_i (q . W_i + b_i - y_i)^2) for each query, (B,); y is `wanted` at the target and 0 elsewhere."
+    "log sum_i exp(w_i (q . W_i + b_i - y_i)^2) of each query, (B,); y is `wanted` at the target, else 0."
     @staticmethod
     def forward(ctx, q, W, b, weights, targets, wanted, chunk):
         total = q.new_full((len(q),), -torch.inf)
         for i in range(0, len(W), chunk):
             s = residuals(q, W, b, targets, wanted, i, min(i + chunk, len(W)))
             total = torch.logaddexp(total, s.square_().mul_(weights[i:i + chunk]).logsumexp(1))
-        ctx.save_for_backward(q, W, b, weights, targets, wanted, total); ctx.chunk = chunk
+        ctx.save_for_backward(q, W, b, weights, targets, wanted, total)
+        ctx.chunk = chunk
         return total
 
     @staticmethod
@@ -235,7 +249,8 @@ class RobustSum(torch.autograd.Function):
             j, w = min(i + ctx.chunk, len(W)), weights[i:i + ctx.chunk]
             s = residuals(q, W, b, targets, wanted, i, j)
             ds = (s * s).mul_(w).sub_(total[:, None]).exp_().mul_(s).mul_(2 * w).mul_(grad[:, None])
-            dq.addmm_(ds, W[i:j]); dW[i:j], db[i:j] = ds.T @ q, ds.sum(0)
+            dq.addmm_(ds, W[i:j])
+            dW[i:j], db[i:j] = ds.T @ q, ds.sum(0)
         return dq, dW, db, None, None, None, None
 
 # %% ../../nbs/48_binary_baselines.ipynb #441fbb03
@@ -250,7 +265,8 @@ def robust_term(
     "DROS's log-sum-exp over all items, the mean over the batch."
     wanted = torch.ones_like(labels) if model.cfg.robust_to == 'like' else labels
     W, b = output_rows(model, torch.arange(1, model.n_items + 1, device=items.device))
-    return RobustSum.apply(queries(model, states), W, b, weights / model.cfg.beta, items - 1, wanted, chunk).mean()
+    scaled = weights / model.cfg.beta
+    return RobustSum.apply(queries(model, states), W, b, scaled, items - 1, wanted, chunk).mean()
 
 # %% ../../nbs/48_binary_baselines.ipynb #a77bab48
 def check_rows(
@@ -262,25 +278,32 @@ def check_rows(
     if len(rows) == 0: raise LlmrecError(f'There are no {name} rows; K must be at least 1.')
     for what, codes, least in (('target', rows.items[:, None], 1), ('history item', rows.history, 0)):
         bad = np.argwhere((codes < least) | (codes > n_items))
-        if len(bad): raise LlmrecError(f'The {what} of {name} row {bad[0][0]} has the code {codes[tuple(bad[0])]}, but codes go from 1 to {n_items}; '
-                                       'use the n_items and the texts of the data that the rows come from.')
+        if not len(bad): continue
+        row, code = bad[0][0], codes[tuple(bad[0])]
+        raise LlmrecError(f'The {what} of {name} row {row} has the code {code}, but codes go from 1 to '
+                          f'{n_items}; use the n_items and the texts of the data that the rows come from.')
     return rows
 
 # %% ../../nbs/48_binary_baselines.ipynb #b6989a4a
 def check_classes(rows: YesNoArrays, name: str) -> None:
     "An `LlmrecError` when only one label occurs."
     if len(np.unique(rows.labels)) < 2:
-        raise LlmrecError(f'All {len(rows)} {name} rows have the label {rows.labels[0]}; the AUC that selects the weights needs both, so take more rows.')
+        raise LlmrecError(f'All {len(rows)} {name} rows have the label {rows.labels[0]}; the AUC that '
+                          'selects the weights needs both, so take more rows.')
 
 # %% ../../nbs/48_binary_baselines.ipynb #28c16ce1
 def check_texts(method: str, texts: np.ndarray | None, n_items: int) -> None:
     "An `LlmrecError` when `texts` is not what `method` reads."
     if texts is None and not reads_text(method): return
-    if texts is None: raise LlmrecError(f'{method} reads text; give it the vectors of all items, see llm.encoders.')
+    if texts is None:
+        raise LlmrecError(f'{method} reads text; give it the vectors of all items, see llm.encoders.')
     if not reads_text(method): raise LlmrecError(f'{method} reads no text; leave `texts` out.')
     if np.ndim(texts) != 2 or len(texts) != n_items + 1:
-        raise LlmrecError(f'The text vectors have the shape {np.shape(texts)}, expected ({n_items + 1}, d): a row an item code, row 0 for padding.')
-    if not np.isfinite(texts).all(): raise LlmrecError(f'The text vector of item {np.argwhere(~np.isfinite(texts))[0][0]} is not finite; encode it again.')
+        raise LlmrecError(f'The text vectors have the shape {np.shape(texts)}, expected ({n_items + 1}, d): '
+                          'a row an item code, row 0 for padding.')
+    if not np.isfinite(texts).all():
+        item = np.argwhere(~np.isfinite(texts))[0][0]
+        raise LlmrecError(f'The text vector of item {item} is not finite; encode it again.')
 
 # %% ../../nbs/48_binary_baselines.ipynb #826db6c4
 def tensors(rows: YesNoArrays, device='cpu') -> tuple:
@@ -295,7 +318,8 @@ def score_tensors(model: BinaryModel, parts: tuple, batch: int) -> np.ndarray:
     "Logits of the targets; `parts` as of `tensors`."
     model.eval()
     chunks = zip(*(p.split(batch) for p in parts[:4]))
-    return torch.cat([logits(model, model(h, y, n), items) for h, y, n, items in chunks]).float().cpu().numpy()
+    found = [logits(model, model(h, y, n), items) for h, y, n, items in chunks]
+    return torch.cat(found).float().cpu().numpy()
 
 # %% ../../nbs/48_binary_baselines.ipynb #8bbbda7b
 def score_binary(model: BinaryModel, rows: YesNoArrays, batch: int = 1024) -> np.ndarray:
@@ -312,7 +336,8 @@ def batches(
     rng, size = np.random.default_rng(cfg.seed), min(cfg.batch_size, n)
     for _ in range(cfg.epochs):
         if size == n: yield slice(None)
-        elif cfg.batches == 'drawn': yield from (np.sort(rng.choice(n, size, replace=False)) for _ in range(n // size))
+        elif cfg.batches == 'drawn':
+            for _ in range(n // size): yield np.sort(rng.choice(n, size, replace=False))
         else:
             order = rng.permutation(n)
             yield from (order[i:i + size] for i in range(0, n, size))
@@ -333,8 +358,10 @@ def loss(
     history, history_labels, lengths, items, labels = parts
     states = model(history, history_labels, lengths)
     s = logits(model, states, items)
-    base = F.mse_loss(s.sigmoid(), labels) if model.cfg.loss == 'mse' else F.binary_cross_entropy_with_logits(s, labels)
-    return base if weights is None else base + model.cfg.alpha * robust_term(model, states, items, labels, weights)
+    if model.cfg.loss == 'mse': base = F.mse_loss(s.sigmoid(), labels)
+    else: base = F.binary_cross_entropy_with_logits(s, labels)
+    if weights is None: return base
+    return base + model.cfg.alpha * robust_term(model, states, items, labels, weights)
 
 # %% ../../nbs/48_binary_baselines.ipynb #323ad24d
 @dataclass(frozen=True, eq=False)
@@ -346,7 +373,13 @@ class Fitted:
     curve: tuple         # (update, mean loss since the last entry, validation AUC)
 
 # %% ../../nbs/48_binary_baselines.ipynb #1c872e54
-def make_model(train: YesNoArrays, valid: YesNoArrays, n_items: int, cfg: BinaryConfig, texts=None) -> BinaryModel:
+def make_model(
+    train: YesNoArrays,
+    valid: YesNoArrays,
+    n_items: int,
+    cfg: BinaryConfig,
+    texts: np.ndarray | None = None,  # (n_items + 1, d), for the text variants
+) -> BinaryModel:
     "A fresh model for checked data; the same seed gives the same weights."
     known('baseline', cfg.method, BINARY)
     for rows, name in ((train, 'training'), (valid, 'validation')): check_rows(rows, n_items, name)
@@ -358,7 +391,8 @@ def make_model(train: YesNoArrays, valid: YesNoArrays, n_items: int, cfg: Binary
 # %% ../../nbs/48_binary_baselines.ipynb #d275c041
 def adam(model: nn.Module, cfg: BinaryConfig) -> torch.optim.Adam:
     "Adam; weight decay is part of the gradient, of every weight and bias, as published."
-    return torch.optim.Adam(model.parameters(), lr=cfg.lr, eps=cfg.adam_eps, weight_decay=cfg.weight_decay, fused=True)
+    settings = dict(lr=cfg.lr, eps=cfg.adam_eps, weight_decay=cfg.weight_decay)
+    return torch.optim.Adam(model.parameters(), **settings, fused=True)
 
 # %% ../../nbs/48_binary_baselines.ipynb #d72c2a1a
 def keep_weights(model: nn.Module, kept: dict | None) -> dict:
@@ -367,6 +401,21 @@ def keep_weights(model: nn.Module, kept: dict | None) -> dict:
     if kept is None: return {k: v.detach().clone() for k, v in now.items()}
     for k, v in now.items(): kept[k].copy_(v)
     return kept
+
+# %% ../../nbs/48_binary_baselines.ipynb #ff00a3d4
+def one_update(
+    model: BinaryModel,
+    opt: torch.optim.Optimizer,
+    parts: list,   # a batch as of `tensors`
+    weights,       # of `item_weights`; None without DROS's term
+) -> float:
+    "One step of the optimiser; returns the loss."
+    model.train()
+    opt.zero_grad()
+    value = loss(model, parts, weights)
+    value.backward()
+    opt.step()
+    return float(value.detach())
 
 # %% ../../nbs/48_binary_baselines.ipynb #63f5e272
 def train_binary(
@@ -378,15 +427,16 @@ def train_binary(
 ) -> Fitted:
     "Train `model` in place; it ends with its best weights."
     cfg, opt, best, curve, losses = model.cfg, adam(model, model.cfg), None, [], []
-    last, valid_auc, best_at = updates(len(parts[0]), model.cfg), -1., 0
-    for at, rows in enumerate(tqdm(batches(len(parts[0]), cfg), total=last, disable=not progress, desc=cfg.method, leave=False), 1):
-        model.train(); opt.zero_grad()
-        value = loss(model, [p[rows] for p in parts], weights)
-        value.backward(); opt.step()
-        losses.append(float(value.detach()))
-        if not np.isfinite(losses[-1]): raise LlmrecError(f'The loss of {cfg.method} is {losses[-1]} at update {at}; lower BinaryConfig.lr or alpha.')
+    last, valid_auc, best_at = updates(len(parts[0]), cfg), -1., 0
+    todo = tqdm(batches(len(parts[0]), cfg), total=last, disable=not progress, desc=cfg.method, leave=False)
+    for at, rows in enumerate(todo, 1):
+        losses.append(one_update(model, opt, [p[rows] for p in parts], weights))
+        if not np.isfinite(losses[-1]):
+            raise LlmrecError(f'The loss of {cfg.method} is {losses[-1]} at update {at}; '
+                              'lower BinaryConfig.lr or alpha.')
         if at % cfg.validate_every and at != last: continue
-        curve.append((at, float(np.mean(losses)), validate(model))); losses = []
+        curve.append((at, float(np.mean(losses)), validate(model)))
+        losses = []
         if curve[-1][2] > valid_auc:
             valid_auc, best_at = curve[-1][2], at
             best = keep_weights(model, best)
@@ -408,5 +458,7 @@ def fit_binary(
         model = make_model(train, valid, n_items, cfg, texts).to(device)
         asked = tensors(valid, device)
         validate = lambda m: auc(valid.labels, score_tensors(m, asked, 1024))
-        weights = torch.tensor(item_weights(train, n_items, cfg), device=device) if is_robust(cfg.method) and cfg.alpha else None
+        weights = None
+        if is_robust(cfg.method) and cfg.alpha:
+            weights = torch.tensor(item_weights(train, n_items, cfg), device=device)
         return train_binary(model, tensors(train, device), validate, weights, progress)

@@ -32,13 +32,14 @@ class NARMConfig:
     hidden: int = 100          # width of the recurrent state
     dropout: float = .2        # on embeddings and, unless `context_dropout` is given, on the context
     context_dropout: float | None = None
-    gate: Literal['hard', 'sigmoid'] = 'hard'  # sigma; 'hard' as in the authors' code, 'sigmoid' as in the paper
-    normalised: bool = True    # weights of a prefix sum to one (authors' code); False: left as they are (the paper's formula)
+    gate: Literal['hard', 'sigmoid'] = 'hard'  # sigma: 'hard' in the authors' code, 'sigmoid' in the paper
+    normalised: bool = True    # a prefix's weights sum to one (authors' code); False: the paper's formula
     max_length: int = 50       # latest items that the model sees; 200 for ml-100k
-    apart: bool = False  # every prefix an example by itself (authors' code): `prefixes` for the training loop's spans
+    apart: bool = False        # every prefix is an example by itself (authors' code), see `prefixes`
 
     @classmethod
-    def as_published(cls, **changes): return cls(**dict(embedding=50, dropout=.25, context_dropout=.5) | changes)
+    def as_published(cls, **changes):
+        return cls(**dict(embedding=50, dropout=.25, context_dropout=.5) | changes)
 
 # %% ../../nbs/45_narm.ipynb #5167f092
 def by_length(
@@ -61,8 +62,10 @@ class NextItems:
     targets: torch.Tensor  # (tokens,) item that follows
     shapes: list           # (number, length) of the sequences of each length
 
-    def to(self, device): return NextItems(self.items.to(device), self.targets.to(device), self.shapes)
+    def to(self, device):
+        return NextItems(self.items.to(device), self.targets.to(device), self.shapes)
 
+# %% ../../nbs/45_narm.ipynb #d137e3a3
 def next_items(
     items: np.ndarray,  # all training items, as in Sequences.items
     spans: np.ndarray,  # (batch, 2) windows
@@ -73,20 +76,22 @@ def next_items(
     first = np.maximum(begin, end - 1 - max_length)
     order, shapes = by_length(end - 1 - first)
     place = unroll(first[order], (end - 1 - first)[order])
-    return NextItems(*(torch.from_numpy(items[p].astype(np.int64)) for p in (place, place + 1)), shapes)
+    inputs, targets = (torch.from_numpy(items[p].astype(np.int64)) for p in (place, place + 1))
+    return NextItems(inputs, targets, shapes)
 
 # %% ../../nbs/45_narm.ipynb #30c7fde3
 def latest(
-    histories: list,   # arrays of item ids, any length
+    histories: list,   # arrays of item ids, any length; an empty one becomes a single 0
     max_length: int,
 ) -> tuple[torch.Tensor, list, torch.Tensor]:
-    "The latest items (tokens,), their shapes, and the place (histories,) of each history's last item; an empty one is a 0."
+    "The latest items (tokens,), their shapes, and the place (histories,) of each history's last item."
     cut = [np.asarray(h[-max_length:]) if len(h) else np.zeros(1, np.int64) for h in histories]
     lengths = np.array([len(h) for h in cut])
     order, shapes = by_length(lengths)
     last = np.empty(len(cut), np.int64)
     last[order] = np.cumsum(lengths[order]) - 1
-    return torch.from_numpy(np.concatenate([cut[i] for i in order]).astype(np.int64)), shapes, torch.from_numpy(last)
+    items = np.concatenate([cut[i] for i in order]).astype(np.int64)
+    return torch.from_numpy(items), shapes, torch.from_numpy(last)
 
 # %% ../../nbs/45_narm.ipynb #0ccb76fa
 def walk(
@@ -103,7 +108,7 @@ def walk(
     return states.data.index_select(0, back.to(x.device))
 
 # %% ../../nbs/45_narm.ipynb #dcf5603b
-STRIP = 3200  # pairs of positions that a strip of a sequence may have: a whole sequence of 50 items, 16 positions of one of 200
+STRIP = 3200  # pairs of positions in a strip: a whole sequence of 50 items, or 16 positions of one of 200
 
 def strip_attention(
     asks: torch.Tensor,    # (n, asking, hidden) A_1 h of the latest positions
@@ -113,18 +118,24 @@ def strip_attention(
     gate: str = 'hard',
     normalised: bool = True,
 ) -> torch.Tensor:         # (n, asking, hidden)
-    "The local contexts of the longest `asking` prefixes (NARM 3.4); a position sees the positions up to itself."
+    "The local contexts of the longest `asking` prefixes (NARM 3.4); a position sees itself and those before."
     activation = F.hardsigmoid if gate == 'hard' else torch.sigmoid
     weights = activation(asks.unsqueeze(2) + offers.unsqueeze(1)) @ v
-    later = torch.ones(weights.shape[1:], dtype=torch.bool, device=v.device).triu(1 + offers.shape[1] - asks.shape[1])
-    weights = weights.masked_fill(later, -torch.inf).softmax(-1) if normalised else weights.masked_fill(later, 0)
+    everything = torch.ones(weights.shape[1:], dtype=torch.bool, device=v.device)
+    later = everything.triu(1 + offers.shape[1] - asks.shape[1])
+    if normalised: weights = weights.masked_fill(later, -torch.inf).softmax(-1)
+    else: weights = weights.masked_fill(later, 0)
     return weights @ values
 
-def prefix_attention(asks: torch.Tensor, offers: torch.Tensor, values: torch.Tensor, *rest, strip: int = STRIP) -> torch.Tensor:
-    "The local context (n, length, hidden) of every prefix, strip by strip; arguments as in `strip_attention`."
+# %% ../../nbs/45_narm.ipynb #ae5657b3
+def prefix_attention(
+    asks: torch.Tensor, offers: torch.Tensor, values: torch.Tensor, *rest, strip: int = STRIP,
+) -> torch.Tensor:
+    "The local context (n, length, hidden) of every prefix; arguments as in `strip_attention`."
     length = asks.shape[1]
     ends = range(step := max(1, strip // length), length + step, step)
-    return torch.cat([strip_attention(asks[:, e - step:e], offers[:, :e], values[:, :e], *rest) for e in ends], 1)
+    strips = [strip_attention(asks[:, e - step:e], offers[:, :e], values[:, :e], *rest) for e in ends]
+    return torch.cat(strips, 1)
 
 def last_attention(asks: torch.Tensor, offers: torch.Tensor, values: torch.Tensor, *rest) -> torch.Tensor:
     "The local context (n, 1, hidden) of the whole sequences alone; arguments as in `strip_attention`."
@@ -139,18 +150,26 @@ class NARM(nn.Module):
         self.embedding = nn.Embedding(n_items + 1, cfg.embedding, padding_idx=0)
         nn.init.trunc_normal_(self.embedding.weight[1:], std=.02, a=-.04, b=.04)
         self.gru = nn.GRU(cfg.embedding, d)
-        self.asks, self.offers, self.v = nn.Linear(d, d, bias=False), nn.Linear(d, d, bias=False), nn.Linear(d, 1, bias=False)
+        self.asks = nn.Linear(d, d, bias=False)
+        self.offers = nn.Linear(d, d, bias=False)
+        self.v = nn.Linear(d, 1, bias=False)
         self.bilinear = nn.Linear(2 * d, cfg.embedding, bias=False)
         self.dropout = nn.Dropout(cfg.dropout)
         self.context_dropout = nn.Dropout(cfg.dropout if cfg.context_dropout is None else cfg.context_dropout)
 
     def local(self, h, shapes, attend):
+        "Local contexts, rectangle by rectangle; `attend` is `prefix_attention` or `last_attention`."
         sizes = [n * length for n, length in shapes]
         parts = zip(shapes, *(x.split(sizes) for x in (self.asks(h), self.offers(h), h)))
-        return torch.cat([attend(*(x.view(*s, -1) for x in part), self.v.weight[0], self.cfg.gate, self.cfg.normalised).flatten(0, 1)
-                          for s, *part in parts])
+        rest = self.v.weight[0], self.cfg.gate, self.cfg.normalised
+        return torch.cat([attend(*(x.view(*s, -1) for x in part), *rest).flatten(0, 1) for s, *part in parts])
 
-    def forward(self, items, shapes, wanted=None):  # wanted: places of the sequences' last items, where only those are asked for
+    def forward(
+        self,
+        items,        # (tokens,) sequence after sequence, the longest first
+        shapes,       # (number, length)
+        wanted=None,  # places of the sequences' last items, if only those are asked for
+    ):
         h = walk(self.gru, self.dropout(self.embedding(items)), shapes)
         if wanted is None: local = self.local(h, shapes, prefix_attention)
         else: local, h = self.local(h, shapes, last_attention)[wanted.argsort().argsort()], h[wanted]
@@ -172,6 +191,7 @@ def cross_entropy(
     bias = None if bias is None else bias[1:]
     return F.linear_cross_entropy(states, weight[1:], targets - 1, linear_bias=bias, options=CHUNK)
 
+# %% ../../nbs/45_narm.ipynb #e731b303
 def next_item_loss(
     train: Sequences,
     max_length: int,
@@ -188,14 +208,16 @@ def next_item_loss(
 def make_loss(
     train: Sequences,
     cfg: NARMConfig,
-    seed: int = 0,  # not used: dropout follows PyTorch's generator, which the training loop seeds, saves and restores
+    seed: int = 0,  # not used: dropout follows PyTorch's generator, which the training loop seeds and saves
 ) -> Callable:      # (model, spans) -> scalar
     "Full cross-entropy at the end of every prefix; with `apart`, at the end of the spans alone."
     if not cfg.apart: return next_item_loss(train, cfg.max_length, cross_entropy)
     def loss(model, spans):
+        where = model.embedding.weight.device
         items, shapes, last = latest([train.items[b:e - 1] for b, e in spans], cfg.max_length)
-        targets, where = torch.from_numpy(train.items[spans[:, 1] - 1].astype(np.int64)), model.embedding.weight.device
-        return cross_entropy(model(items.to(where), shapes, last.to(where)), model.embedding.weight, targets.to(where))
+        targets = torch.from_numpy(train.items[spans[:, 1] - 1].astype(np.int64))
+        states = model(items.to(where), shapes, last.to(where))
+        return cross_entropy(states, model.embedding.weight, targets.to(where))
     return loss
 
 # %% ../../nbs/45_narm.ipynb #07131342
@@ -203,7 +225,7 @@ def prefixes(
     train: Sequences,
     max_length: int,
 ) -> np.ndarray:  # (examples, 2)
-    "Spans of the training items that end with the item after a prefix, and hold the latest `max_length` items before it."
+    "Spans that end with the item after a prefix and hold at most `max_length` items before it."
     start, end = np.repeat(train.offsets[:-1], train.lengths), np.arange(len(train.items)) + 1
     return np.stack([np.maximum(start, end - 1 - max_length), end], 1)[end - start > 1]
 
@@ -220,18 +242,21 @@ def padded_batch(
     place = (end - 1 - length if left else first) + np.arange(length)
     real = (place >= first) & (place < end - 1)
     place = np.where(real, place, 0)
-    return tuple(torch.from_numpy(np.where(real, items[p], 0).astype(np.int64)) for p in (place, np.where(real, place + 1, 0)))
+    inputs, targets = (np.where(real, items[p], 0) for p in (place, np.where(real, place + 1, 0)))
+    return torch.from_numpy(inputs.astype(np.int64)), torch.from_numpy(targets.astype(np.int64))
 
+# %% ../../nbs/45_narm.ipynb #681c1894
 def padded_cross_entropy(states, weight, labels) -> torch.Tensor:
     "Mean cross-entropy where a label is not 0; holds the scores of all positions."
     return F.cross_entropy((states @ weight[1:].T), labels.flatten() - 1, ignore_index=-1)
 
-# %% ../../nbs/45_narm.ipynb #681c1894
 def padded_loss(train: Sequences, cfg: NARMConfig, seed: int = 0) -> Callable:
     "As `make_loss`, the plain way: padded on the right to `max_length`, every position scored."
     def loss(model, spans):
-        tokens, labels = (t.to(model.embedding.weight.device) for t in padded_batch(train.items, spans, cfg.max_length, left=False))
-        return padded_cross_entropy(model(tokens.flatten(), [tuple(tokens.shape)]), model.embedding.weight, labels)
+        batch = padded_batch(train.items, spans, cfg.max_length, left=False)
+        tokens, labels = (t.to(model.embedding.weight.device) for t in batch)
+        states = model(tokens.flatten(), [tuple(tokens.shape)])
+        return padded_cross_entropy(states, model.embedding.weight, labels)
     return loss
 
 # %% ../../nbs/45_narm.ipynb #0f49a953

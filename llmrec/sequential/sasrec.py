@@ -22,7 +22,9 @@ from torch.nn import functional as F
 from ..config import schema
 from ..data.interactions import Sequences
 from ..paths import LlmrecError, known
-from .narm import by_length, cross_entropy, next_item_loss, padded_batch, padded_cross_entropy, score, unroll
+from llmrec.sequential.narm import (
+    by_length, cross_entropy, next_item_loss, padded_batch, padded_cross_entropy, score, unroll,
+)
 
 # %% ../../nbs/46_sasrec.ipynb #71fef806
 @schema('sasrec', 1)
@@ -32,14 +34,14 @@ class SASRecConfig:
     hidden: int = 64
     blocks: int = 2
     heads: int = 2             # 1 in the paper
-    dropout: float = .2        # on embeddings, in the feed-forward network and, unless given apart, on attention weights
+    dropout: float = .2        # on embeddings, in the feed-forward network, on attention unless given apart
     attention_dropout: float | None = None
     block: Literal['code', 'paper'] = 'code'  # what is normalised and what the residual carries, see below
     max_length: int = 50       # latest items that the model sees; 200 for ml-100k
     loss: Literal['bce', 'cross_entropy', 'gbce', 'sampled'] = 'cross_entropy'
-    negatives: int | None = None  # for 'bce' and 'gbce' drawn for each position, for 'sampled' shared by a batch; None: 1 for 'bce', else 256
+    negatives: int | None = None  # of a position, or of a batch if 'sampled'; None: 1 for 'bce', else 256
     t: float = .75             # calibration of 'gbce', 0 = none, 1 = full
-    prior: bool = True         # scores in 'bce' and 'gbce' start at the odds of one true item among the negatives, see below
+    prior: bool = True         # scores of 'bce' and 'gbce' start at the odds of one true item in k + 1
 
     @classmethod
     def as_published(cls, **changes): return cls(**dict(heads=1, loss='bce', prior=False) | changes)
@@ -68,11 +70,13 @@ def groups(
         else: out.append([(n, length)])
     return out
 
+# %% ../../nbs/46_sasrec.ipynb #52b22aef
 def occupied(group: list) -> torch.Tensor:  # (sequences, longest)
     "Which places of a group's common rectangle hold a token; the sequences begin on the left."
     lengths = torch.tensor([length for n, length in group for _ in range(n)])
     return torch.arange(group[0][1]) < lengths[:, None]
 
+# %% ../../nbs/46_sasrec.ipynb #0df9ac1a
 @lru_cache(maxsize=2)
 @torch.inference_mode(False)    # what is kept must do for training, wherever it was asked for first
 def rectangles(
@@ -80,11 +84,13 @@ def rectangles(
     spare: int = SPARE,
     device: torch.device = torch.device('cpu'),
 ) -> tuple[list, list, torch.Tensor]:
-    "Shapes of the joined rectangles; their masks (n, 1, 1, length), None for a full one; place (tokens,) of each token in all rectangles laid end to end."
+    """Shapes of the joined rectangles; their masks (n, 1, 1, length), None for a full one;
+    the place (tokens,) of each token in all rectangles laid end to end."""
     joined = groups(shapes, spare)
     inside = [occupied(group).to(device) for group in joined]
     masks = [None if len(group) == 1 else there[:, None, None] for group, there in zip(joined, inside)]
-    return [tuple(there.shape) for there in inside], masks, torch.cat([there.flatten() for there in inside]).nonzero()[:, 0]
+    place = torch.cat([there.flatten() for there in inside]).nonzero()[:, 0]
+    return [tuple(there.shape) for there in inside], masks, place
 
 # %% ../../nbs/46_sasrec.ipynb #33fb430c
 def rectangle_attention(
@@ -93,13 +99,14 @@ def rectangle_attention(
     v: torch.Tensor,
     shape: tuple,     # (n, length)
     heads: int,
-    mask: torch.Tensor | None = None,  # True where a row may see a column; None: everything, or what is not later
-    causal: bool = True,               # not read where there is a mask
+    mask: torch.Tensor | None = None,  # True where a row may see a column; None: see `causal`
+    causal: bool = True,               # hides what is later; not read where there is a mask
     dropout: float = 0.,
 ) -> torch.Tensor:    # (n * length, hidden)
     "Multi-head attention within each row of one rectangle."
     parts = (x.view(*shape, heads, -1).transpose(1, 2) for x in (q, k, v))
-    a = F.scaled_dot_product_attention(*parts, attn_mask=mask, is_causal=causal and mask is None, dropout_p=dropout)
+    hide_later = causal and mask is None
+    a = F.scaled_dot_product_attention(*parts, attn_mask=mask, is_causal=hide_later, dropout_p=dropout)
     return a.transpose(1, 2).reshape(len(q), -1)
 
 # %% ../../nbs/46_sasrec.ipynb #00e4d425
@@ -111,15 +118,18 @@ def attention(
     heads: int,
     causal: bool = True,
     dropout: float = 0.,  # on the weights
-    real: torch.Tensor | None = None,  # (tokens,) False at padding; only for a batch that is padded to one rectangle
+    real: torch.Tensor | None = None,  # (tokens,) False at padding; only for a batch padded to one rectangle
     spare: int = SPARE,   # see `groups`
 ) -> torch.Tensor:        # (tokens, hidden)
     "Multi-head attention within each sequence (SASRec III-B)."
-    if real is not None: return rectangle_attention(q, k, v, shapes[0], heads, visible(real.view(shapes[0]), causal), dropout=dropout)
+    if real is not None:
+        mask = visible(real.view(shapes[0]), causal)
+        return rectangle_attention(q, k, v, shapes[0], heads, mask, dropout=dropout)
     joined, masks, place = rectangles(tuple(shapes), spare, q.device)
     sizes = [n * length for n, length in joined]
     parts = (x.new_zeros(sum(sizes), x.shape[1]).index_copy(0, place, x).split(sizes) for x in (q, k, v))
-    out = [rectangle_attention(*part, shape, heads, None if causal else mask, causal, dropout) for shape, mask, *part in zip(joined, masks, *parts)]
+    out = [rectangle_attention(*part, shape, heads, None if causal else mask, causal, dropout)
+           for shape, mask, *part in zip(joined, masks, *parts)]
     return torch.cat(out).index_select(0, place)
 
 # %% ../../nbs/46_sasrec.ipynb #6f9a129c
@@ -139,11 +149,13 @@ class SASRecBlock(nn.Module):
         super().__init__()
         self.cfg, d = cfg, cfg.hidden
         self.q, self.k, self.v, self.w_1, self.w_2 = (nn.Linear(d, d) for _ in range(5))
-        self.layer_norm_1, self.layer_norm_2, self.dropout = nn.LayerNorm(d), nn.LayerNorm(d), nn.Dropout(cfg.dropout)
+        self.layer_norm_1, self.layer_norm_2 = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.dropout = nn.Dropout(cfg.dropout)
 
     def attend(self, queries, x, shapes, real):
         p = self.cfg.dropout if self.cfg.attention_dropout is None else self.cfg.attention_dropout
-        return attention(self.q(queries), self.k(x), self.v(x), shapes, self.cfg.heads, True, p * self.training, real)
+        parts = self.q(queries), self.k(x), self.v(x)
+        return attention(*parts, shapes, self.cfg.heads, True, p * self.training, real)
 
     def feed_forward(self, x): return self.dropout(self.w_2(self.dropout(F.relu(self.w_1(x)))))
 
@@ -157,21 +169,30 @@ class SASRecBlock(nn.Module):
 
 # %% ../../nbs/46_sasrec.ipynb #143769ee
 class SASRec(nn.Module):
-    "SASRec (Kang and McAuley 2018): states to be compared with the item embeddings."
+    "SASRec (Kang and McAuley 2018): states that are compared with the item embeddings."
     def __init__(self, n_items: int, cfg: SASRecConfig):
         super().__init__()
-        if cfg.hidden % cfg.heads: raise LlmrecError(f'SASRecConfig.hidden is {cfg.hidden}, which {cfg.heads} heads do not divide; change one of them.')
+        if cfg.hidden % cfg.heads:
+            raise LlmrecError(f'SASRecConfig.hidden is {cfg.hidden}, which {cfg.heads} heads do not divide; '
+                              'change one of them.')
         known('SASRec loss', cfg.loss, OBJECTIVES)
         self.cfg, self.n_items = cfg, n_items
         self.embedding = nn.Embedding(n_items + 1, cfg.hidden, padding_idx=0)
         self.positions = nn.Embedding(cfg.max_length, cfg.hidden)
-        self.blocks, self.layer_norm = nn.ModuleList(SASRecBlock(cfg) for _ in range(cfg.blocks)), nn.LayerNorm(cfg.hidden)
+        self.blocks = nn.ModuleList(SASRecBlock(cfg) for _ in range(cfg.blocks))
+        self.layer_norm = nn.LayerNorm(cfg.hidden)
         self.dropout = nn.Dropout(cfg.dropout)
         for name, p in self.named_parameters():
             if 'layer_norm' not in name: nn.init.trunc_normal_(p, std=.02, a=-.04, b=.04)
         with torch.no_grad(): self.embedding.weight[0] = 0
 
-    def forward(self, items, shapes, real=None, wanted=None):  # wanted: the places that are asked for; None: all
+    def forward(
+        self,
+        items,        # (tokens,) sequence after sequence
+        shapes,       # (number, length)
+        real=None,    # (tokens,) False at padding; None: there is none
+        wanted=None,  # the places that are asked for; None: all
+    ):
         place = self.positions(positions(shapes).to(items.device))
         x = self.dropout(self.embedding(items) * self.cfg.hidden ** .5 + place)
         for block in self.blocks: x = block(x, shapes, real)
@@ -197,9 +218,12 @@ def chosen_scores(states: torch.Tensor, weight: torch.Tensor, items: torch.Tenso
     if len(weight) <= items.shape[1] * states.shape[1]: return (states @ weight.T).gather(1, items)
     return torch.bmm(F.embedding(items, weight), states[:, :, None])[..., 0]
 
+# %% ../../nbs/46_sasrec.ipynb #81083531
 def pointwise(states, weight, targets, negatives, beta: float = 1., prior: bool = False) -> torch.Tensor:
-    "-beta log sigma(s+) - sum log(1 - sigma(s-)) of each position (tokens,); with `prior`, s starts at the log-odds 1 : k."
-    scores = chosen_scores(states, weight, torch.cat([targets[:, None], negatives], 1)) - prior * math.log(negatives.shape[1])
+    """-beta log sigma(s+) - sum log(1 - sigma(s-)) of each position (tokens,);
+    with `prior`, s starts at the log-odds 1 : k."""
+    items = torch.cat([targets[:, None], negatives], 1)
+    scores = chosen_scores(states, weight, items) - prior * math.log(negatives.shape[1])
     return beta * F.softplus(-scores[:, 0]) + F.softplus(scores[:, 1:]).sum(1)
 
 def bce(states, weight, targets, negatives, prior: bool = False) -> torch.Tensor:
@@ -211,10 +235,12 @@ def calibration(k: int, n_items: int, t: float) -> float:
     "The exponent beta of gBCE (gSASRec); more negatives than items count as all items."
     return 1 - t * (1 - min(1., k / (n_items - 1)))
 
+# %% ../../nbs/46_sasrec.ipynb #da62c929
 def gbce(states, weight, targets, negatives, t: float = .75, prior: bool = False) -> torch.Tensor:
     "Generalised binary cross-entropy, a mean over positive and negatives."
     k = negatives.shape[1]
-    return pointwise(states, weight, targets, negatives, calibration(k, len(weight) - 1, t), prior).mean() / (k + 1)
+    beta = calibration(k, len(weight) - 1, t)
+    return pointwise(states, weight, targets, negatives, beta, prior).mean() / (k + 1)
 
 # %% ../../nbs/46_sasrec.ipynb #88205a53
 def sampled_cross_entropy(
@@ -226,19 +252,26 @@ def sampled_cross_entropy(
     "Mean cross-entropy of the target among itself and the shared negatives."
     true, shared = F.embedding(torch.cat([targets, negatives]), weight).split([len(targets), len(negatives)])
     others = (states @ shared.T).masked_fill(negatives == targets[:, None], -torch.inf)
-    return F.cross_entropy(torch.cat([(states * true).sum(1, keepdim=True), others], 1), torch.zeros_like(targets))
+    scores = torch.cat([(states * true).sum(1, keepdim=True), others], 1)
+    return F.cross_entropy(scores, torch.zeros_like(targets))
 
 # %% ../../nbs/46_sasrec.ipynb #80b27214
 def _with_negatives(loss: Callable, states, weight, targets, k: int) -> torch.Tensor:
     return loss(states, weight, targets, draw_negatives(targets, len(weight) - 1, k))
 
 def _sampled(states, weight, targets, k: int) -> torch.Tensor:
-    return sampled_cross_entropy(states, weight, targets, torch.randint(1, len(weight), (k,)).to(targets.device))
+    negatives = torch.randint(1, len(weight), (k,)).to(targets.device)
+    return sampled_cross_entropy(states, weight, targets, negatives)
+
+def _bce(cfg): return partial(_with_negatives, partial(bce, prior=cfg.prior), k=cfg.negatives or 1)
+
+def _gbce(cfg):
+    return partial(_with_negatives, partial(gbce, t=cfg.t, prior=cfg.prior), k=cfg.negatives or 256)
 
 OBJECTIVES = {
     'cross_entropy': lambda cfg: cross_entropy,
-    'bce': lambda cfg: partial(_with_negatives, partial(bce, prior=cfg.prior), k=cfg.negatives or 1),
-    'gbce': lambda cfg: partial(_with_negatives, partial(gbce, t=cfg.t, prior=cfg.prior), k=cfg.negatives or 256),
+    'bce': _bce,
+    'gbce': _gbce,
     'sampled': lambda cfg: partial(_sampled, k=cfg.negatives or 256),
 }
 
@@ -246,28 +279,31 @@ OBJECTIVES = {
 def make_loss(
     train: Sequences,
     cfg: SASRecConfig,
-    seed: int = 0,  # not used: negatives and dropout follow PyTorch's generator, which the training loop seeds, saves and restores
+    seed: int = 0,  # not used: negatives and dropout follow PyTorch's generator, seeded by the training loop
 ) -> Callable:      # (model, spans) -> scalar
     "The loss that `cfg` names, at every position of the windows."
-    return next_item_loss(train, cfg.max_length, OBJECTIVES[known('SASRec loss', cfg.loss, OBJECTIVES)](cfg))
+    objective = OBJECTIVES[known('SASRec loss', cfg.loss, OBJECTIVES)]
+    return next_item_loss(train, cfg.max_length, objective(cfg))
 
 # %% ../../nbs/46_sasrec.ipynb #61ab5af9
 def padded_bce(states, weight, labels) -> torch.Tensor:
-    "Binary cross-entropy with one negative, looked up at every position and averaged where a label is not 0."
+    "Binary cross-entropy with one negative, looked up everywhere and averaged where a label is not 0."
     labels = labels.flatten()
     real, negatives = labels > 0, torch.zeros_like(labels)
     negatives[real] = draw_negatives(labels[real], len(weight) - 1, 1)[:, 0]
     positive, negative = ((states * F.embedding(items, weight)).sum(1) for items in (labels, negatives))
     return ((F.softplus(-positive) + F.softplus(negative)) * real).sum() / real.sum()
 
+# %% ../../nbs/46_sasrec.ipynb #21b6662b
 PADDED = {'cross_entropy': padded_cross_entropy, 'bce': padded_bce}
 
 def padded_loss(train: Sequences, cfg: SASRecConfig, seed: int = 0) -> Callable:
-    "As `make_loss`, the plain way: padded on the left to `max_length`, every position computed; for the losses in `PADDED`."
+    "As `make_loss`, the plain way: padded on the left, every position computed; for the losses in `PADDED`."
     objective = PADDED[known('padded loss', cfg.loss, PADDED)]
     def loss(model, spans):
         order, _ = by_length(np.minimum(spans[:, 1] - spans[:, 0] - 1, cfg.max_length))
-        tokens, labels = (t.to(model.embedding.weight.device) for t in padded_batch(train.items, spans[order], cfg.max_length))
+        batch = padded_batch(train.items, spans[order], cfg.max_length)
+        tokens, labels = (t.to(model.embedding.weight.device) for t in batch)
         states = model(tokens.flatten(), [tuple(tokens.shape)], tokens.flatten() > 0)
         return objective(states, model.embedding.weight, labels)
     return loss
