@@ -92,7 +92,7 @@ def tidied(outputs: list) -> list:
             if o.name != 'stdout': continue
             if kept and kept[-1].output_type == 'stream': kept[-1].text += o.text; continue
         if o.output_type == 'execute_result': o.execution_count = None
-        for kind in [k for k in o.get('data', {}) if 'widget' in k]: del o.data[kind]
+        if any('widget' in kind for kind in o.get('data', {})): continue    # a progress bar
         if o.output_type == 'stream' or o.get('data'): kept.append(o)
     return kept
 

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTERS = {'0': 'Foundations', '1': 'Data', '2': 'Evaluation', '3': 'Sequential recommenders', '4': 'Language models',
-            '5': 'Experiments', '6': "TALLRec's tables and figures", '7': "LlamaRec's tables and figures", '8': 'Beyond the papers', '9': 'Reproduction'}
+CHAPTERS = {'0': 'Start here', '1': 'Data processing', '2': 'Evaluation', '3': 'The language model', '4': 'Recommenders',
+            '5': 'Experiments', '6': "TALLRec's tables and figures", '7': "LlamaRec's tables and figures",
+            '8': 'Beyond the papers', '9': 'The workshop'}
 COLUMNS = ('dataset', 'method', 'metric', 'value', 'low', 'high', 'seeds', 'paper')
 # file below figures/, heading, the column that is spread over the table's columns, its values shown (none: all), rows kept
 TABLES = (('real-cpu/tallrec/table3.long.csv', 'AUC x 100 with K training rows (TALLRec, Table 3, as published)', 'setting', (), {'protocol': 'as_published'}),
@@ -38,7 +39,7 @@ def notebook_map(root: Path) -> str:
     "All notebooks by chapter."
     parts, notebooks = [], sorted((root / 'nbs').glob('[0-9]*.ipynb'))
     for tens, chapter in CHAPTERS.items():
-        rows = [[f'[{p.name[:2]}](nbs/{p.name})', *opening(p)] for p in notebooks if p.name[0] == tens]
+        rows = [[f"[{p.name.split('_')[0]}](nbs/{p.name})", *opening(p)] for p in notebooks if p.name[0] == tens]
         if rows: parts.append(f"**{tens}x · {chapter}**\n\n{table(['', 'notebook', 'what it is about'], rows)}")
     return '\n\n'.join(parts)
 

@@ -18,14 +18,16 @@ from ..paths import LlmrecError
 class LlamaRecPromptConfig:
     "How much of history and titles a prompt may hold (LlamaRec section 4.0.4), and which tokens are learnt."
     max_history: int = 20       # history items, the most recent ones
-    max_title_tokens: int = 32  # tokens a title
-    max_text_tokens: int = 1536  # tokens a prompt
-    truncation: Literal['history', 'left'] = 'history'  # drop the oldest history items, or cut raw tokens on the left
-    loss: Literal['answer', 'prompt+answer'] = 'answer'  # the paper found no improvement from the prompt (3.2.2)
+    max_title_tokens: int = 32  # tokens a title may have
+    max_text_tokens: int = 1536  # tokens a prompt may have
+    # drop the oldest history items, or cut raw tokens on the left
+    truncation: Literal['history', 'left'] = 'history'
+    # the paper found no improvement from the prompt (3.2.2)
+    loss: Literal['answer', 'prompt+answer'] = 'answer'
 
     @classmethod
     def as_published(cls):
-        "A prompt that is too long loses its first tokens: start token, instruction, then the beginning of the history."
+        "A long prompt loses its first tokens: start token, instruction, then the beginning of the history."
         return cls(truncation='left')
 
     @classmethod
@@ -39,10 +41,13 @@ def truncate_title(
     title: str,
     n: int,      # tokens to keep
 ) -> str:
-    "The longest beginning of `title` that the first `n` tokens cover; unchanged when it has no more than `n`."
+    "The longest beginning of `title` that its first `n` tokens cover; a short title is unchanged."
     while len(ids := tokenizer(title, add_special_tokens=False)['input_ids']) > n:
-        if not getattr(tokenizer, 'is_fast', False): cut = tokenizer.decode(ids[:n]).strip()
-        else: cut = title[:tokenizer(title, add_special_tokens=False, return_offsets_mapping=True)['offset_mapping'][n - 1][1]]
+        if getattr(tokenizer, 'is_fast', False):
+            found = tokenizer(title, add_special_tokens=False, return_offsets_mapping=True)
+            cut = title[:found['offset_mapping'][n - 1][1]]
+        else:
+            cut = tokenizer.decode(ids[:n]).strip()
         title = cut if len(cut) < len(title) else title[:-1]
     return title
 
@@ -59,7 +64,8 @@ def letters(
     return list(LETTERS[:n])
 
 # %% ../../nbs/30_prompts.ipynb #c3eaf483
-INSTRUCTION = 'Given user history in chronological order, recommend an item from the candidate pool with its index letter.'
+INSTRUCTION = ('Given user history in chronological order, recommend an item from the candidate pool '
+               'with its index letter.')
 
 def render(
     history_titles,    # titles, oldest first
@@ -77,7 +83,7 @@ def prompt_ids(
     tokenizer,    # the backbone's tokenizer
     prompt: str,
 ) -> list[int]:
-    "Ids of `prompt` with the start token if the tokenizer sets one, and without the end token that some append."
+    "Ids of `prompt`, with the tokenizer's start token if it sets one, without an end token that it appends."
     ids = list(tokenizer(prompt)['input_ids'])
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
@@ -88,14 +94,14 @@ def fit_prompt(
     candidate_titles,        # titles in the order of their letters
     cfg: LlamaRecPromptConfig,
 ) -> str:
-    "The prompt with the most recent history items that `cfg` admits; `LlmrecError` when the candidates alone are too long."
+    "The prompt with the most recent history that `cfg` admits; `LlmrecError` when even the pool is too long."
     history = list(history_titles)[-cfg.max_history:]
     prompt = render(history, candidate_titles)
     if cfg.truncation == 'left': return prompt
     while len(prompt_ids(tokenizer, prompt)) > cfg.max_text_tokens:
         if not history:
-            raise LlmrecError(f'{len(candidate_titles)} candidates need more than {cfg.max_text_tokens} tokens without any history; '
-                              'raise max_text_tokens or lower max_title_tokens.')
+            raise LlmrecError(f'{len(candidate_titles)} candidates need more than {cfg.max_text_tokens} '
+                              'tokens without any history; raise max_text_tokens or lower max_title_tokens.')
         history = history[1:]
         prompt = render(history, candidate_titles)
     return prompt
@@ -110,7 +116,8 @@ def encode_prompt(
     ids = prompt_ids(tokenizer, prompt)
     if cfg.truncation == 'left': return ids[-cfg.max_text_tokens:]
     if len(ids) > cfg.max_text_tokens:
-        raise LlmrecError(f'A prompt has {len(ids)} tokens and {cfg.max_text_tokens} are allowed; render it with fit_prompt, which drops the oldest history items.')
+        raise LlmrecError(f'A prompt has {len(ids)} tokens and {cfg.max_text_tokens} are allowed; '
+                          'render it with fit_prompt, which drops the oldest history items.')
     return ids
 
 # %% ../../nbs/30_prompts.ipynb #e89d72d7
@@ -121,12 +128,15 @@ def label_id(
     before: list[int] | None = None,  # the ids of `prompt`, where they are known already
 ) -> int:
     "The single id that `letter` adds to the ids of `prompt`."
-    before, both = before or prompt_ids(tokenizer, prompt), prompt_ids(tokenizer, prompt + letter)
+    before = before or prompt_ids(tokenizer, prompt)
+    both = prompt_ids(tokenizer, prompt + letter)
     if both[:len(before)] != before:
-        raise LlmrecError(f"The tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} merges the letter '{letter}' with the end of the prompt; "
+        name = tokenizer.name_or_path or type(tokenizer).__name__
+        raise LlmrecError(f"The tokenizer {name} merges the letter '{letter}' with the end of the prompt; "
                           'choose a backbone whose tokenizer separates a newline from the letter after it.')
     if len(both) != len(before) + 1:
-        raise LlmrecError(f"The letter '{letter}' takes {len(both) - len(before)} tokens after the prompt and must be one; use fewer candidates or another backbone.")
+        raise LlmrecError(f"The letter '{letter}' takes {len(both) - len(before)} tokens after the prompt "
+                          'and must be one; use fewer candidates or another backbone.')
     return both[-1]
 
 # %% ../../nbs/30_prompts.ipynb #825107a3
@@ -139,7 +149,8 @@ def encode_example(
     """Input ids and labels of one training row; all labels but letter and end token are -100,
     or all but the first token's where the loss covers the prompt."""
     if tokenizer.eos_token_id is None:
-        raise LlmrecError(f'The tokenizer {tokenizer.name_or_path} has no end token, and the ranker learns to end after the letter; set tokenizer.eos_token.')
+        raise LlmrecError(f'The tokenizer {tokenizer.name_or_path} has no end token, and the ranker learns '
+                          'to end after the letter; set tokenizer.eos_token.')
     left = cfg.truncation == 'left'
     before = prompt_ids(tokenizer, prompt) if left else encode_prompt(tokenizer, prompt, cfg)
     answer = [label_id(tokenizer, prompt, letter, before), tokenizer.eos_token_id]

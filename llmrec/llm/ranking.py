@@ -26,7 +26,8 @@ def length_batches(
     batch_tokens: int,  # upper bound of prompts x longest prompt; a single prompt may exceed it
 ) -> list[np.ndarray]:
     "Indices of the prompts in batches, longest first."
-    order, out, at = np.argsort(-np.asarray(lengths), kind='stable'), [], 0
+    order = np.argsort(-np.asarray(lengths), kind='stable')
+    out, at = [], 0
     while at < len(order):
         size = max(1, batch_tokens // max(1, lengths[order[at]]))
         out.append(order[at:at + size])
@@ -64,7 +65,7 @@ def kept_logits(
     batch: dict,  # from `left_padded`, on the model's device
     keep: torch.Tensor,  # column indices
 ) -> torch.Tensor:
-    "Logits (rows, len(keep), vocabulary) at the columns `keep`; elsewhere the head is not computed where the model can avoid it."
+    "Logits (rows, len(keep), vocabulary) at the columns `keep`; no others where the model can avoid them."
     inputs = accepted(model, batch | dict(use_cache=False, logits_to_keep=keep))
     logits = model(**inputs).logits
     return logits if 'logits_to_keep' in inputs else logits[:, keep]
@@ -74,7 +75,7 @@ def head_rows(
     model,
     ids: torch.Tensor,  # token ids, any shape
 ):
-    "Rows and biases of the output head at `ids`, or None when the head is not a plain linear layer with untouched logits."
+    "Rows and biases of the output head at `ids`; None unless it is plainly linear with untouched logits."
     head, config = inner(model).get_output_embeddings(), inner(model).config.get_text_config()
     touched = [k for k, v in config.to_dict().items() if 'logit' in k and v not in (None, False, 1, 1.0)]
     if type(head) is not torch.nn.Linear or touched: return None
@@ -89,6 +90,7 @@ def last_state(
     body = inner(model).base_model
     return body(**accepted(body, batch | dict(use_cache=False))).last_hidden_state[:, -1]
 
+# %% ../../nbs/34_ranking.ipynb #817a1dd8
 def in_float32(
     hidden: torch.Tensor,  # (rows, width)
     rows: tuple,           # rows (*n, width) of the output head and their biases, from `head_rows`
@@ -99,6 +101,7 @@ def in_float32(
         out = torch.einsum('bd,...d->b...', hidden.float(), weight.float())
     return out if bias is None else out + bias.float()
 
+# %% ../../nbs/34_ranking.ipynb #6956acdf
 def letter_logits(
     model,
     batch: dict,         # from `left_padded`, on the model's device
@@ -125,7 +128,14 @@ def usable_rows(
     return rows if close else None
 
 # %% ../../nbs/34_ranking.ipynb #34f858e7
-def scored_batches(model, prompts, ids, pad: int, batch_tokens: int, progress: bool = False):
+def scored_batches(
+    model,
+    prompts,            # lists of token ids
+    ids: torch.Tensor,  # token ids of the letters, on the model's device
+    pad: int,           # id of the pad token
+    batch_tokens: int,
+    progress: bool = False,
+):
     "Yield (indices, letter logits) batch by batch."
     if not len(prompts): return
     put = lambda rows: {k: v.to(model.device) for k, v in left_padded(rows, pad).items()}
@@ -155,14 +165,17 @@ def score_candidates(
     sizes=None,                # number of candidates of each prompt where they are fewer than n
     progress: bool = False,    # show a progress bar
 ) -> np.ndarray:
-    "Scores (n_prompts, n) in float32, one forward pass a prompt, in the order of `prompts`; -inf where there is no candidate."
+    "Scores (n_prompts, n) in float32 in the order of `prompts`; -inf where there is no candidate."
     model, out = backbone.model, np.full((len(prompts), len(ids)), -np.inf, np.float32)
-    where_ids = torch.as_tensor(ids, device=model.device)
+    where_ids, pad = torch.as_tensor(ids, device=model.device), backbone.tokenizer.pad_token_id
     with scoring(backbone):
-        for where, logits in scored_batches(model, prompts, where_ids, backbone.tokenizer.pad_token_id, batch_tokens, progress):
+        for where, logits in scored_batches(model, prompts, where_ids, pad, batch_tokens, progress):
             out[where] = label_scores(logits.cpu().numpy(), ids)
-    if not np.isfinite(out).all(): raise LlmrecError(f'The backbone {backbone.identity} gives scores that are not finite; try another dtype.')
-    return out if sizes is None else np.where(np.arange(out.shape[1]) < np.asarray(sizes)[:, None], out, np.float32(-np.inf))
+    if not np.isfinite(out).all():
+        raise LlmrecError(f'The backbone {backbone.identity} gives scores that are not finite; '
+                          'try another dtype.')
+    if sizes is None: return out
+    return np.where(np.arange(out.shape[1]) < np.asarray(sizes)[:, None], out, np.float32(-np.inf))
 
 # %% ../../nbs/34_ranking.ipynb #c9432628
 def rank_candidates(
@@ -172,8 +185,11 @@ def rank_candidates(
     "The candidates by falling score; ties keep the retriever's order."
     scores, candidates = np.asarray(scores), np.asarray(candidates)
     if scores.shape != candidates.shape:
-        raise LlmrecError(f'Scores of shape {scores.shape} do not belong to candidates of shape {candidates.shape}; both are (users, candidates).')
-    if np.isnan(scores).any(): raise LlmrecError(f'{int(np.isnan(scores).any(1).sum())} users have scores that are not numbers; try another dtype.')
+        raise LlmrecError(f'Scores of shape {scores.shape} do not belong to candidates of shape '
+                          f'{candidates.shape}; both are (users, candidates).')
+    if np.isnan(scores).any():
+        raise LlmrecError(f'{int(np.isnan(scores).any(1).sum())} users have scores that are not numbers; '
+                          'try another dtype.')
     return np.take_along_axis(candidates, np.argsort(-scores, axis=1, kind='stable'), axis=1)
 
 # %% ../../nbs/34_ranking.ipynb #7c986785
@@ -186,7 +202,11 @@ def in_two_rounds(
     candidates = np.asarray(candidates)
     groups = np.array_split(candidates, -(-candidates.shape[1] // group), axis=1)
     first, best = [rank_candidates(score(g), g) for g in groups], group // len(groups)
-    if best < 1: raise LlmrecError(f'{candidates.shape[1]} candidates make {len(groups)} groups of {group}, too many for a second round; retrieve fewer.')
+    if best < 1:
+        raise LlmrecError(f'{candidates.shape[1]} candidates make {len(groups)} groups of {group}, '
+                          'too many for a second round; retrieve fewer.')
     finalists = np.concatenate([f[:, :best] for f in first], 1)
-    others = np.argsort(np.concatenate([np.arange(best, f.shape[1]) for f in first]), kind='stable')
-    return np.concatenate([rank_candidates(score(finalists), finalists), np.concatenate([f[:, best:] for f in first], 1)[:, others]], 1)
+    others = np.concatenate([f[:, best:] for f in first], 1)
+    places = np.concatenate([np.arange(best, f.shape[1]) for f in first])
+    others = others[:, np.argsort(places, kind='stable')]
+    return np.concatenate([rank_candidates(score(finalists), finalists), others], 1)

@@ -40,7 +40,8 @@ def check_distinct(
 ) -> np.ndarray:
     "`ids`, or an `LlmrecError` when two candidates would share one."
     if len(np.unique(ids)) < len(ids):
-        raise LlmrecError(f'{len(ids)} candidates were asked for, and the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has '
+        name = tokenizer.name_or_path or type(tokenizer).__name__
+        raise LlmrecError(f'{len(ids)} candidates were asked for, and the tokenizer {name} has '
                           f'only {len(np.unique(ids))} distinct single-token labels for them; '
                           'ask for fewer, or rank them in two rounds (llm.ranking.in_two_rounds).')
     return ids
@@ -54,7 +55,8 @@ def letter_ids(
 ) -> np.ndarray:
     "Token ids of the first `n` letters: shape (n,), for 'log_sum' (n, 2)."
     known('verbalizer', how, Verbalizer.__args__)
-    if how == 'log_sum': return np.stack([letter_ids(tokenizer, n, h) for h in ('as_trained', 'as_published')], axis=1)
+    if how == 'log_sum':
+        return np.stack([letter_ids(tokenizer, n, h) for h in ('as_trained', 'as_published')], axis=1)
     return check_distinct((trained_ids if how == 'as_trained' else published_ids)(tokenizer, n), tokenizer)
 
 # %% ../../nbs/33_verbalizer.ipynb #ab8dd1df

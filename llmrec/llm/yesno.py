@@ -27,12 +27,15 @@ from ..paths import ITEM, LlmrecError
 @dataclass(frozen=True)
 class YesNoPromptConfig:
     "The wording of a question, its length, and what is learnt of it (notebook 03, TALLRec: the prompt)."
-    wording: Literal['released', 'paper'] = 'released'       # the released files', or that of the paper's Table 2
+    # the released files', or that of the paper's Table 2
+    wording: Literal['released', 'paper'] = 'released'
     wrapper_comment: bool | Literal['with input'] = False    # the stray linter comment, see `wrap`
     loss: Literal['answer', 'prompt+answer'] = 'answer'      # Eq. 1 and 2, or what the released scripts do
     max_tokens: int = 512                                    # of prompt, answer and end token
-    truncation: Literal['history', 'right'] = 'history'      # drop the oldest history items, or cut raw tokens on the right
-    end_token: Literal['if_room', 'never'] = 'if_room'       # whether a row that is not cut ends with the end token
+    # drop the oldest history items, or cut raw tokens on the right
+    truncation: Literal['history', 'right'] = 'history'
+    # whether a row that is not cut ends with the end token
+    end_token: Literal['if_room', 'never'] = 'if_room'
 
     @classmethod
     def as_published(cls):
@@ -41,31 +44,38 @@ class YesNoPromptConfig:
 
     @classmethod
     def corrected(cls):
-        "Loss on the answer, as in Eq. 1 and 2, no stray comment, and prompts that lose their oldest history items."
+        "Loss on the answer (Eq. 1 and 2), no stray comment, long prompts lose their oldest history items."
         return cls()
 
 # %% ../../nbs/31_yesno_prompts.ipynb #e7a9119f
-PREAMBLE = ('Below is an instruction that describes a task. Write a response that appropriately completes the request.',
-            'Below is an instruction that describes a task, paired with an input that provides further context. '
-            'Write a response that appropriately completes the request.')
+PREAMBLE = ('Below is an instruction that describes a task. '
+            'Write a response that appropriately completes the request.',
+            'Below is an instruction that describes a task, paired with an input that provides further '
+            'context. Write a response that appropriately completes the request.')
 COMMENT = '  # noqa: E501'
 
+# %% ../../nbs/31_yesno_prompts.ipynb #49e643f0
 def wrap(
     instruction: str,
     input: str = '',  # '' chooses the variant without input
-    comment: bool | Literal['with input'] = False,  # the stray comment: never, always, or as in `finetune.py`
+    comment: bool | Literal['with input'] = False,  # the stray one: never, always, or as in `finetune.py`
 ) -> str:
     "Alpaca's prompt up to the newline after which the answer stands (notebook 03, TALLRec: the prompt)."
-    stray = COMMENT if comment is True or (comment and input) else ' ' if comment else ''
+    stray = ''
+    if comment is True or (comment and input): stray = COMMENT
+    elif comment: stray = ' '
     middle = f'### Input:\n{input}\n\n' if input else ''
     return f'{PREAMBLE[bool(input)]}{stray}\n\n### Instruction:\n{instruction}\n\n{middle}### Response:\n'
 
 # %% ../../nbs/31_yesno_prompts.ipynb #7fb0ff3d
-PAPER_INSTRUCTION = ("Given the user's historical interactions, please determine whether the user will enjoy the target new {thing} "
-                     'by answering "Yes" or "No".')
+PAPER_INSTRUCTION = ("Given the user's historical interactions, please determine whether the user will enjoy "
+                     'the target new {thing} by answering "Yes" or "No".')
 
-def plain_phrase(title: str, author: str | None = None) -> str: return title if author is None else f'{title} written by {author}'
+def plain_phrase(title: str, author: str | None = None) -> str:
+    "An item in the paper's wording: its title, and its author where there is one."
+    return title if author is None else f'{title} written by {author}'
 
+# %% ../../nbs/31_yesno_prompts.ipynb #b9f9e0d3
 def paper_record(
     history: list[str],  # from `plain_phrase`, oldest first
     labels: list[int],   # 1 where the user liked it
@@ -119,12 +129,13 @@ def answer_form(
     "Where the ids of `prompt` with either answer part; an `LlmrecError` when that does not tell Yes from No."
     no, yes = (prompt_ids(tokenizer, prompt + answer) for answer in TALLREC_ANSWERS)
     at = shared_prefix(yes, no)
-    letters = lambda ids: ''.join(tokenizer.decode(ids).split()).lower()
-    read = [letters(no[at:]), letters(yes[at:])]
+    read = [''.join(tokenizer.decode(ids[at:]).split()).lower() for ids in (no, yes)]
     if read != [a.lower() for a in TALLREC_ANSWERS]:
         name = getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__
-        raise LlmrecError(f"The tokenizer {name} splits the answers ambiguously: from where they differ they read '{read[1]}' and '{read[0]}', "
-                          f"not '{TALLREC_ANSWERS[1]}' and '{TALLREC_ANSWERS[0]}'; choose a backbone whose vocabulary has the letters Y and N.")
+        raise LlmrecError(f'The tokenizer {name} splits the answers ambiguously: from where they differ '
+                          f"they read '{read[1]}' and '{read[0]}', "
+                          f"not '{TALLREC_ANSWERS[1]}' and '{TALLREC_ANSWERS[0]}'; "
+                          'choose a backbone whose vocabulary has the letters Y and N.')
     return AnswerForm(tuple(yes[at:]), tuple(no[at:]))
 
 # %% ../../nbs/31_yesno_prompts.ipynb #f682c4ce
@@ -145,8 +156,10 @@ def question_ids(
     "Ids of `prompt` up to the deciding token."
     ids = prompt_ids(tokenizer, prompt + TALLREC_ANSWERS[1])
     if tuple(ids[-len(form.yes):]) != form.yes:
-        raise LlmrecError(f"The tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} writes '{TALLREC_ANSWERS[1]}' after one prompt in another way "
-                          'than after others, so no token decides between the answers; choose another backbone.')
+        name = tokenizer.name_or_path or type(tokenizer).__name__
+        raise LlmrecError(f"The tokenizer {name} writes '{TALLREC_ANSWERS[1]}' after one prompt in another "
+                          'way than after others, so no token decides between the answers; '
+                          'choose another backbone.')
     return ids[:-len(form.yes)]
 
 # %% ../../nbs/31_yesno_prompts.ipynb #49f8af73
@@ -154,14 +167,25 @@ def context_of(backbone: Backbone) -> int | None:
     "The longest input that the backbone's model was made for, where its configuration says."
     return getattr(inner(backbone.model).config.get_text_config(), 'max_position_embeddings', None)
 
-def row_limit(tokenizer, cfg: YesNoPromptConfig, context: int | None = None) -> int:
-    "Tokens that a training row may have: the least of `cfg.max_tokens`, the tokenizer's maximum and the model's context."
+# %% ../../nbs/31_yesno_prompts.ipynb #c0edf077
+def row_limit(
+    tokenizer,
+    cfg: YesNoPromptConfig,
+    context: int | None = None,  # from `context_of`
+) -> int:
+    "Tokens of a training row at most: the least of `max_tokens`, the tokenizer's maximum and the context."
     return min(cfg.max_tokens, tokenizer.model_max_length, context or cfg.max_tokens)
 
 # %% ../../nbs/31_yesno_prompts.ipynb #fc37ba5e
-def question_limit(tokenizer, cfg: YesNoPromptConfig, form: AnswerForm, context: int | None = None) -> int:
-    "Tokens that a prompt may have: it leaves room for either answer and the end token; the released test script knows no `max_tokens`."
-    if cfg.truncation == 'right': return min(tokenizer.model_max_length, context or tokenizer.model_max_length)
+def question_limit(
+    tokenizer,
+    cfg: YesNoPromptConfig,
+    form: AnswerForm,            # of `tokenizer`
+    context: int | None = None,  # from `context_of`
+) -> int:
+    "Tokens that a prompt may have."
+    longest = tokenizer.model_max_length
+    if cfg.truncation == 'right': return min(longest, context or longest)
     return row_limit(tokenizer, cfg, context) - max(len(form.yes), len(form.no)) - (cfg.end_token != 'never')
 
 # %% ../../nbs/31_yesno_prompts.ipynb #ba0708d3
@@ -172,8 +196,8 @@ def fitted_ids(
     cfg: YesNoPromptConfig,
     form: AnswerForm,
     limit: int,      # from `question_limit`
-) -> tuple[list[int], int]:  # ids, history items dropped
-    "Ids of the question with as many of the latest history items as fit; None instead of ids when the target alone is too long."
+) -> tuple[list[int], int]:  # ids, or None when the target alone is too long; history items dropped
+    "Ids of the question with as many of the latest history items as fit."
     history, labels = list(sample['history']), list(sample['history_labels'])
     for drop in range(len(history) + 1):
         shorter = sample | dict(history=history[drop:], history_labels=labels[drop:])
@@ -192,13 +216,16 @@ def encode_questions(
 ) -> tuple[list[list[int]], np.ndarray]:  # ids of each prompt, history items dropped from each
     "The prompts of `samples` up to the deciding token, shortened where they are too long."
     form = answer_form(tokenizer, wrap('x', 'y', cfg.wrapper_comment))
-    limit, prompts, dropped = question_limit(tokenizer, cfg, form, context), [], []
+    limit = question_limit(tokenizer, cfg, form, context)
+    prompts, dropped = [], []
     for row, sample in enumerate(samples.iter_rows(named=True)):
         ids, drop = fitted_ids(tokenizer, data, sample, cfg, form, limit)
         if ids is None:
-            raise LlmrecError(f'Row {row} (counted from 0): the prompt has more than the {limit} tokens allowed before the answer even without any history; '
+            raise LlmrecError(f'Row {row} (counted from 0): the prompt has more than the {limit} tokens '
+                              'allowed before the answer even without any history; '
                               'raise max_tokens, or use a backbone with a longer context.')
-        prompts.append(ids); dropped.append(drop)
+        prompts.append(ids)
+        dropped.append(drop)
     return prompts, np.array(dropped, np.int64)
 
 # %% ../../nbs/31_yesno_prompts.ipynb #32d3b81c
@@ -208,7 +235,8 @@ def shortened(
     "One sentence on the prompts that lost history items; '' when none did."
     hit = dropped[dropped > 0]
     if not len(hit): return ''
-    return f'{len(hit):,} of {len(dropped):,} prompts were too long and lost {hit.sum():,} of their oldest history items, at most {hit.max()} each.'
+    return (f'{len(hit):,} of {len(dropped):,} prompts were too long and lost {hit.sum():,} '
+            f'of their oldest history items, at most {hit.max()} each.')
 
 # %% ../../nbs/31_yesno_prompts.ipynb #f2ee26bc
 def labelled_row(
@@ -228,7 +256,8 @@ def labelled_row(
 def end_of(tokenizer, cfg: YesNoPromptConfig) -> int | None:
     "The end token's id; an `LlmrecError` when rows shall end with one and there is none."
     if cfg.end_token == 'if_room' and tokenizer.eos_token_id is None:
-        raise LlmrecError(f"The tokenizer {tokenizer.name_or_path} has no end token; set tokenizer.eos_token, or end_token='never'.")
+        raise LlmrecError(f'The tokenizer {tokenizer.name_or_path} has no end token; '
+                          "set tokenizer.eos_token, or end_token='never'.")
     return tokenizer.eos_token_id
 
 # %% ../../nbs/31_yesno_prompts.ipynb #960ff4db
@@ -253,15 +282,18 @@ def yesno_items(
     rows: YesNoRows,
 ) -> tuple[list[dict], np.ndarray, np.ndarray]:  # rows, history items dropped, whether the answer was cut
     "The training rows that `rows` describes; an `LlmrecError` when one has nothing to learn."
-    samples, cfg, tok = rows.data.splits['train'][np.asarray(rows.rows, np.int64)], rows.cfg, rows.tokenizer
-    form, limit, end = answer_form(tok, wrap('x', 'y', cfg.wrapper_comment)), row_limit(tok, cfg, rows.context), end_of(tok, cfg)
+    cfg, tok = rows.cfg, rows.tokenizer
+    samples = rows.data.splits['train'][np.asarray(rows.rows, np.int64)]
+    form = answer_form(tok, wrap('x', 'y', cfg.wrapper_comment))
+    limit, end = row_limit(tok, cfg, rows.context), end_of(tok, cfg)
     prompts, dropped = encode_questions(tok, rows.data, samples, cfg, rows.context)
     answers = [form.yes if label else form.no for label in samples['label']]
     items = [labelled_row(p, a, cfg, limit, end) for p, a in zip(prompts, answers)]
     cut = np.array([len(p) + len(a) > limit for p, a in zip(prompts, answers)], bool)
     for i, item in enumerate(items):
         if all(label == -100 for label in item['labels']):
-            raise LlmrecError(f"Training row {rows.rows[i]}: cutting at {limit} tokens leaves nothing of the answer; raise max_tokens or set truncation='history'.")
+            raise LlmrecError(f'Training row {rows.rows[i]}: cutting at {limit} tokens leaves nothing '
+                              "of the answer; raise max_tokens or set truncation='history'.")
     return items, dropped, cut
 
 # %% ../../nbs/31_yesno_prompts.ipynb #4ef86481
@@ -272,7 +304,7 @@ def alpaca_item(
     limit: int,
     end: int | None,
 ) -> dict:
-    "One instruction record as input ids and labels; the answer begins where the ids of the prompt and of the whole part."
+    "One record as input ids and labels; the answer begins where the ids of prompt and whole part."
     prompt = wrap(record[INSTRUCTION], record[INPUT], cfg.wrapper_comment)
     whole = prompt_ids(tokenizer, prompt + record[OUTPUT])
     at = shared_prefix(prompt_ids(tokenizer, prompt), whole)
@@ -289,8 +321,9 @@ class AlpacaRows(Dataset):
     items: list = field(init=False, repr=False)
 
     def __post_init__(self):
-        limit, end = row_limit(self.tokenizer, self.cfg, self.context), end_of(self.tokenizer, self.cfg)
-        items = [alpaca_item(r, self.tokenizer, self.cfg, limit, end) for r in self.records.iter_rows(named=True)]
+        tok, cfg = self.tokenizer, self.cfg
+        limit, end = row_limit(tok, cfg, self.context), end_of(tok, cfg)
+        items = [alpaca_item(r, tok, cfg, limit, end) for r in self.records.iter_rows(named=True)]
         self.items = [i for i in items if any(label != -100 for label in i['labels'])]
 
     @property

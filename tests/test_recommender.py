@@ -1,0 +1,134 @@
+"A recommender that is taken away: from one's own file, in another process, from another folder."
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from llmrec.data.datasets import load_dataset
+from llmrec.data.own import OwnData, load_own, read_table
+from llmrec.experiments import retrieval
+from llmrec.paths import LlmrecError
+from llmrec.recommend.commands import fit_main, recommend_main
+from llmrec.recommend.recommender import Recommender
+from llmrec.sequential.training import TrainingConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+SHORT = dict(epochs=4, validate_every=20, seed=0)
+
+
+@pytest.fixture(scope='module')
+def log(tmp_path_factory):
+    "The films of the invented world as somebody's CSV, with zero-padded text for ids, in no order."
+    films, folder = load_dataset('films'), tmp_path_factory.mktemp('log')
+    s = films.indexed
+    at = s.sequences.offsets
+    rows = [(f'{u:05d}', f'{i:04d}', int(t)) for u in range(len(at) - 1) for i, t in zip(s.sequences[u], s.times[at[u]:at[u + 1]])]
+    pl.DataFrame(rows, schema=['who', 'what', 'at'], orient='row').sample(fraction=1, shuffle=True, seed=1).write_csv(folder / 'log.csv')
+    titles = pl.DataFrame(dict(id=[f'{i:04d}' for i in range(1, len(films.titles))], name=films.titles[1:]))
+    titles.write_csv(folder / 'titles.csv')
+    return OwnData('mine', str(folder / 'log.csv'), 'who', 'what', 'at', items=str(folder / 'titles.csv'), items_item='id', title='name', ties='item')
+
+
+@pytest.fixture(scope='module')
+def tuned(log, tmp_path_factory):
+    data, _ = load_own(log)
+    tuning = dict(max_steps=2, eval_steps=2, warmup_steps=0, batch_size=2, lr=1e-3)
+    return Recommender.fit(data, backbone='miniature', folder=tmp_path_factory.mktemp('work'), training=SHORT, tuning=tuning,
+                           progress=False, max_valid_users=4)
+
+
+def test_ones_own_file_gives_the_numbers_of_the_registered_dataset(log, tmp_path, monkeypatch):
+    monkeypatch.setenv('LLMREC_OUT', str(tmp_path))
+    shutil.copytree(ROOT / 'data/miniature', tmp_path / 'data/miniature')
+    training = TrainingConfig(**SHORT)
+    record = retrieval.run(retrieval.for_dataset('films', 'LRURec', training), 'test', False)
+    mine, _ = load_own(log)
+    r = Recommender.fit(mine, training=SHORT | dict(batch_size=64), progress=False)
+    assert r.about['measured']['retriever']['Recall@10'] == pytest.approx(record.metrics['test']['Recall@10'], abs=1e-12)
+    assert r.titles == load_dataset('films').titles
+
+
+def test_another_process_and_another_folder_give_the_same_lists(tuned, tmp_path):
+    people = tuned.users[:4]
+    before = tuned.recommend(people, k=8).write_csv()
+    tuned.save(tmp_path / 'here')
+    shutil.move(tmp_path / 'here', tmp_path / 'there')
+    code = f"from llmrec.recommend.recommender import Recommender; print(Recommender.load({str(tmp_path / 'there')!r}).recommend({people!r}, k=8).write_csv(), end='')"
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == before, done.stderr
+
+
+def test_nobody_is_recommended_what_they_know_or_what_is_left_out(tuned):
+    lists = tuned.recommend(tuned.users, k=20, rank=False)
+    number = tuned.number
+    for u in range(0, len(tuned.users), 97):
+        mine = lists.filter(pl.col('user') == tuned.users[u])
+        assert len(mine) == 20 and not {number[i] for i in mine['item']} & set(tuned.people[u].tolist())
+    first = lists['item'][0]
+    assert first not in tuned.recommend(tuned.users[0], k=20, leave_out=[first])['item'].to_list()
+
+
+def test_the_ranker_orders_the_retrievers_candidates_as_explained(tuned):
+    user = tuned.users[5]
+    ranked, plain = tuned.recommend(user, k=20), tuned.recommend(user, k=20, rank=False)
+    assert sorted(ranked['item']) == sorted(plain['item']) and ranked['item'].to_list() != plain['item'].to_list()
+    _, letters = tuned.explain(user)
+    assert letters.sort('probability', descending=True, maintain_order=True)['item'].to_list() == ranked['item'].to_list()
+
+
+@pytest.mark.parametrize('change, said', [
+    (dict(interactions='nowhere.csv'), 'no file'), (dict(user='hwo'), "Did you mean 'who'"), (dict(name='films'), 'registered dataset'),
+    (dict(core=10_000), 'Nothing is left'), (dict(title='nmae'), "Did you mean 'name'"), (dict(core='5'), 'must be int'),
+    (dict(name='../evil'), 'single word'), (dict(least_rating=3.), 'needs a rating'),
+])
+def test_what_cannot_be_read_is_said_in_a_sentence(log, change, said):
+    with pytest.raises(LlmrecError, match=said): load_own(replace(log, **change))
+
+
+@pytest.mark.parametrize('content, said', [
+    (b'user,item\n1,2,3\n', 'cannot be read'), (b'', 'cannot be read'), (b'user,user\n1,2\n', 'column'), (b'user,item\n\xff\xfe,2\n', 'cannot be read'),
+], ids=['fields', 'empty', 'names', 'bytes'])
+def test_a_file_that_is_no_table(tmp_path, content, said):
+    (tmp_path / 'log.csv').write_bytes(content)
+    with pytest.raises(LlmrecError, match=said): load_own(OwnData('mine', str(tmp_path / 'log.csv'), core=1))
+
+
+def test_formats_agree(log, tmp_path):
+    table = read_table(log.interactions)
+    table.write_parquet(tmp_path / 'log.parquet'); table.write_ndjson(tmp_path / 'log.jsonl'); table.write_csv(tmp_path / 'log.tsv', separator='\t')
+    for name in ('log.parquet', 'log.jsonl', 'log.tsv'): assert read_table(tmp_path / name).equals(table)
+
+
+@pytest.mark.parametrize('damage, said', [
+    (lambda p: (p / 'recommender.json').unlink(), 'no recommender'), (lambda p: (p / 'recommender.json').write_text('[]'), 'another version'),
+    (lambda p: (p / 'items.parquet').write_bytes(b'PAR1'), 'damaged'), (lambda p: (p / 'retriever.safetensors').write_bytes(b'x' * 20), 'damaged'),
+    (lambda p: (p / 'adapter/adapter_model.safetensors').unlink(), 'no adapter'),
+], ids=['gone', 'list', 'items', 'weights', 'adapter'])
+def test_a_damaged_folder_is_not_opened(tuned, tmp_path, damage, said):
+    folder = tuned.save(tmp_path / 'mine')
+    damage(folder)
+    with pytest.raises(LlmrecError, match=said): Recommender.load(folder)
+
+
+def test_a_folder_of_something_else_is_not_written_over(tuned, tmp_path):
+    (tmp_path / 'thesis.txt').write_text('years of work')
+    with pytest.raises(LlmrecError, match='holds no recommender'): tuned.save(tmp_path)
+    assert (tmp_path / 'thesis.txt').exists()
+
+
+def test_the_commands(log, tmp_path, capsys):
+    out = str(tmp_path / 'mine')
+    assert fit_main([log.interactions, '--user', 'who', '--item', 'what', '--timestamp', 'at', '--titles', log.items, '--titles-item', 'id',
+                     '--title', 'name', '--out', out, '--set', 'epochs=2']) == 0
+    assert 'Recall@10' in capsys.readouterr().out
+    (tmp_path / 'histories.txt').write_text('["0001", "0002"]\n0003\t0004\n')
+    assert recommend_main([out, '--histories', str(tmp_path / 'histories.txt'), '-k', '3', '--out', str(tmp_path / 'lists.jsonl')]) == 0
+    lists = [json.loads(line) for line in (tmp_path / 'lists.jsonl').read_text().splitlines()]
+    assert [x['user'] for x in lists] == [0, 0, 0, 1, 1, 1] and all(x['title'] for x in lists)
+    assert recommend_main([out, '--user', 'nobody']) == 1
+    assert 'There is no user' in capsys.readouterr().err
