@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['USER', 'ITEM', 'RATING', 'TIMESTAMP', 'TITLE', 'AUTHOR', 'SCORE', 'RANK', 'LlmrecError', 'known', 'root',
-           'output_root', 'data_dir', 'raw_dir', 'miniature_dir', 'models_dir', 'records_dir', 'checkpoints_dir',
-           'figures_dir', 'output_to']
+           'output_root', 'below', 'data_dir', 'raw_dir', 'miniature_dir', 'models_dir', 'records_dir',
+           'checkpoints_dir', 'figures_dir', 'output_to']
 
 # %% ../nbs/90_paths.ipynb #1c69aa63
 import contextlib
@@ -44,13 +44,24 @@ def output_root() -> Path:
     "Where results are written: `$LLMREC_OUT`, else the project's folder."
     return Path(os.environ.get('LLMREC_OUT') or root()).resolve()
 
+def below(
+    folder: Path,
+    *names: str,  # one level each
+) -> Path:
+    "A path in `folder`; an `LlmrecError` when a name leads elsewhere, as `..` and `/tmp` would."
+    for name in names:
+        if not name or name != Path(name).name or name in ('.', '..') or '\0' in name:
+            raise LlmrecError(f'{name!r} cannot be the name of a file or folder; use a single word.')
+    return folder.joinpath(*names)
+
+# %% ../nbs/90_paths.ipynb #2fca3e78
 def data_dir() -> Path: return output_root() / 'data'
 def raw_dir() -> Path: return data_dir() / 'raw'
 def miniature_dir() -> Path: return data_dir() / 'miniature'
 def models_dir() -> Path: return data_dir() / 'models'
-def records_dir(profile: str) -> Path: return data_dir() / 'records' / profile
-def checkpoints_dir(profile: str) -> Path: return data_dir() / 'checkpoints' / profile
-def figures_dir(profile: str, paper: str) -> Path: return output_root() / 'figures' / profile / paper
+def records_dir(profile: str) -> Path: return below(data_dir() / 'records', profile)
+def checkpoints_dir(profile: str) -> Path: return below(data_dir() / 'checkpoints', profile)
+def figures_dir(profile: str, paper: str) -> Path: return below(output_root() / 'figures', profile, paper)
 
 # %% ../nbs/90_paths.ipynb #bed9d5fa
 @contextlib.contextmanager
