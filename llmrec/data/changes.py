@@ -58,6 +58,14 @@ def _changed_split(samples: pl.DataFrame, change: str, rng: np.random.Generator)
         return retargeted(samples, rng)
     return emptied(samples)
 
+# %% ../../nbs/17_changed_questions.ipynb #c44bc1eb
+def _all_numbered(data: YesNoData, splits: tuple[str, ...], seed: int) -> list[str]:
+    "Numbers for the titles of `data`, or an `LlmrecError` where only some splits are asked for."
+    if set(splits) != set(data.splits):
+        raise LlmrecError("Titles belong to all splits, so 'titles numbered' cannot change some of them; "
+                          'leave `splits` out.')
+    return numbered_titles(data.n_items, seed)
+
 # %% ../../nbs/17_changed_questions.ipynb #dde9d8d2
 def changed(
     data: YesNoData,
@@ -73,10 +81,7 @@ def changed(
         return replace(data)
     checksum = digest(data.checksum, change, seed, sorted(splits), length=12)
     if change == 'titles numbered':
-        if set(splits) != set(data.splits):
-            raise LlmrecError("Titles belong to all splits, so 'titles numbered' cannot change some of them; "
-                              'leave `splits` out.')
-        titles = numbered_titles(data.n_items, seed)
+        titles = _all_numbered(data, splits, seed)
         return replace(data, checksum=checksum, titles=titles, authors=[None] * len(titles))
     streams = {name: np.random.default_rng([seed, i]) for i, name in enumerate(data.splits)}
     new = {name: _changed_split(data.splits[name], change, streams[name]) for name in splits}

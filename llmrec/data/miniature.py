@@ -271,6 +271,7 @@ class World:
     film_ratings: pl.DataFrame  # see `make_ratings`, and rating = stars
     book_ratings: pl.DataFrame  # see `make_ratings`, and rating from 0 to 10
 
+# %% ../../nbs/19_miniature.ipynb #140c0362
 HOUR, DAY = 3600, 86_400
 
 def peopled(
@@ -508,6 +509,7 @@ PLAIN_TASKS = (tell_genre, tell_mood, tell_author, tell_year, describe, is_genre
 TASKS = (*PLAIN_TASKS, *(which_shelf, belongs) * 2)
 OF_BOOKS = (tell_author, is_author)  # films have no author here
 
+# %% ../../nbs/19_miniature.ipynb #d29265de
 def instruction_records(
     films: list[dict], books: list[dict],  # title, genre, mood, year and, for books, author
     n: int,
@@ -537,6 +539,7 @@ def world_files(world: World) -> dict[str, bytes]:
     return {f'{folder}/{name}': content
             for folder, files in folders.items() for name, content in files.items()}
 
+# %% ../../nbs/19_miniature.ipynb #abf1e353
 def write_world(world: World, folder) -> Path:
     "Write the files of `world` below `folder`, which is returned."
     for name, content in world_files(world).items():

@@ -178,6 +178,7 @@ def _two_sided(draws: np.ndarray) -> float:
     tail = 1 + min((draws <= 0).sum(), (draws >= 0).sum())
     return min(1., float(2 * tail / (1 + len(draws))))
 
+# %% ../../nbs/22_auc.ipynb #97dcf5b6
 def compare(
     users: np.ndarray, labels: np.ndarray,
     a: np.ndarray,   # (n,) or (seeds, n) scores of one method

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .auc import _bounds, _checked, _draws, auc
+from .auc import _bounds, _checked, _draws, _two_sided, auc
 from .intervals import CHUNK
 from ..paths import LlmrecError
 
@@ -105,8 +105,6 @@ def matched_compare(
     gap = Matched(p.users, p.like, p.dislike, p.wins - q.wins, p.pairs)
     draws = np.concatenate([_shares(gap, w) for w in _draws(len(p.users), n, seed)])
     low, high = _bounds(draws, len(p.users))
-    draws = draws[~np.isnan(draws)]
-    tail = 1 + min((draws <= 0).sum(), (draws >= 0).sum())
-    p_value = np.nan if np.isnan(low) else min(1., float(2 * tail / (1 + len(draws))))
+    p_value = np.nan if np.isnan(low) else _two_sided(draws[~np.isnan(draws)])
     value = float(_shares(gap, np.ones((1, len(p.users))))[0])
     return dict(difference=value, low=low, high=high, p_bootstrap=p_value, pairs=int(p.pairs.sum()))
