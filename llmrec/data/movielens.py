@@ -151,7 +151,7 @@ def rows_of(path, reader) -> Iterator[list[str]]:
                           'repair the line or fetch the file again.') from None
 
 def read_movies(path, encoding: str = 'utf-8') -> pl.DataFrame:
-    "The items of ml-latest-small: item, title (as printed, with outer spaces), genres; no title is null."
+    "The items of ml-latest-small: item, title (as printed, outer spaces kept), genres; empty titles: null."
     columns = ['movieId', TITLE, 'genres']
     with open_text(path, encoding, newline='') as f:
         reader = csv.reader(f)
