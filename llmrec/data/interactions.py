@@ -177,7 +177,7 @@ def guess_days(
     places: np.ndarray,          # (len(interactions),) place of the item in the order that sorts a day
     seed: int = 0,
 ) -> pl.DataFrame:
-    "`interactions` by user, time and place; the timestamps are days drawn from that order, to compare within a user."
+    "`interactions` by user, time and place, with drawn days as timestamps that compare within a user only."
     known_places = int(np.isfinite(places).sum())
     if not len(interactions) or len(places) != len(interactions) or known_places < len(places):
         raise LlmrecError(f'Days are guessed from a place for each interaction; got {len(places)} places, '
@@ -235,7 +235,7 @@ def global_time_split(
     valid_share: float = .1,  # share of all interactions in the validation period
     test_share: float = .1,   # share of all interactions in the test period, the last one
 ) -> Split:
-    "Train before a date, validate in the period after it, test in the last; one question per user and period."
+    "Train before a date, validate in the period after, test in the last; one question a user and period."
     seqs, t = indexed.sequences, indexed.times
     when = np.sort(t)
     t_valid, t_test = (when[int(len(when) * (1 - s))] for s in (valid_share + test_share, test_share))

@@ -222,7 +222,7 @@ def parse_record(record: dict[str, str], thing: str) -> dict:
 PARSED = {'liked': pl.List(pl.String), 'disliked': pl.List(pl.String), 'target': pl.String, 'label': pl.Int8}
 
 def load_tallrec_parsed(domain: str, split: str, folder=None) -> pl.DataFrame:
-    "A released file taken apart: liked, disliked (lists), target, label. Arguments as for `load_tallrec_json`."
+    "A released file taken apart: liked, disliked (lists), target, label; see `load_tallrec_json`."
     known('domain', domain, EXTRA_QUOTES)
     known('split', split, SPLITS)
     rows, path = [], source(f'tallrec-{domain}', f'{split}.json', folder)
