@@ -23,11 +23,14 @@ def check_record(
     record,          # what stands there
 ) -> None:
     "Raise an `LlmrecError` unless `record` is a mapping in which all three fields are texts."
-    if not isinstance(record, dict): raise LlmrecError(f'{path}, record {number}: expected a mapping with {", ".join(FIELDS)}; repair or remove it.')
+    if not isinstance(record, dict):
+        raise LlmrecError(f'{path}, record {number}: expected a mapping with {", ".join(FIELDS)}; '
+                          'repair or remove it.')
     for name in FIELDS:
         if not isinstance(record.get(name), str):
             got = type(record[name]).__name__ if name in record else 'nothing'
-            raise LlmrecError(f"{path}, record {number}: field '{name}' must be text, got {got}; repair or remove the record.")
+            raise LlmrecError(f"{path}, record {number}: field '{name}' must be text, got {got}; "
+                              'repair or remove the record.')
 
 # %% ../../nbs/14_alpaca.ipynb #8639f622
 def read_instructions(path) -> pl.DataFrame:
@@ -35,10 +38,14 @@ def read_instructions(path) -> pl.DataFrame:
     with open_text(path, newline='') as f: text = f.read()
     try: records = json.loads(text)
     except json.JSONDecodeError as e:
-        raise LlmrecError(f'{path}, line {e.lineno}: not JSON ({e.msg}); the file is damaged or truncated, fetch it again.') from None
-    if not isinstance(records, list): raise LlmrecError(f'{path}: expected a list of records, got {type(records).__name__}; give the right file.')
+        raise LlmrecError(f'{path}, line {e.lineno}: not JSON ({e.msg}); '
+                          'the file is damaged or truncated, fetch it again.') from None
+    if not isinstance(records, list):
+        raise LlmrecError(f'{path}: expected a list of records, got {type(records).__name__}; '
+                          'give the right file.')
     for number, record in enumerate(records, 1): check_record(path, number, record)
-    return pl.DataFrame({name: [r[name] for r in records] for name in FIELDS}, schema=dict.fromkeys(FIELDS, pl.String))
+    data = {name: [r[name] for r in records] for name in FIELDS}
+    return pl.DataFrame(data, schema=dict.fromkeys(FIELDS, pl.String))
 
 # %% ../../nbs/14_alpaca.ipynb #995acf5a
 def load_alpaca(

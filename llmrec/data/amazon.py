@@ -56,15 +56,20 @@ def read_amazon_metadata(
         for number, line in enumerate(f, 1):
             if not line.strip(): continue
             try: record = parse_metadata_line(line)
-            except ValueError as e: raise LlmrecError(f'{path}, line {number}: {e}; repair or remove the line, or fetch the file again.') from None
+            except ValueError as e:
+                raise LlmrecError(f'{path}, line {number}: {e}; '
+                                  'repair or remove the line, or fetch the file again.') from None
             item = record.get('asin')
             if not isinstance(item, str) or not item.strip():
-                raise LlmrecError(f"{path}, line {number}: the item has no 'asin'; repair or remove the line.")
+                raise LlmrecError(f"{path}, line {number}: the item has no 'asin'; "
+                                  'repair or remove the line.')
             titles[item.strip()] = amazon_title(record.get('title'), unescape) or titles.get(item.strip())
-    return pl.DataFrame({ITEM: list(titles), TITLE: list(titles.values())}, schema={ITEM: pl.String, TITLE: pl.String})
+    data = {ITEM: list(titles), TITLE: list(titles.values())}
+    return pl.DataFrame(data, schema={ITEM: pl.String, TITLE: pl.String})
 
 # %% ../../nbs/12_amazon.ipynb #eaf8ca75
-AMAZON_FILES = {'beauty': ('ratings_Beauty.csv', 'meta_Beauty.json'), 'games': ('ratings_Video_Games.csv', 'meta_Video_Games.json')}
+AMAZON_FILES = {'beauty': ('ratings_Beauty.csv', 'meta_Beauty.json'),
+                'games': ('ratings_Video_Games.csv', 'meta_Video_Games.json')}
 
 def load_amazon(
     name: str | None = None,  # 'beauty' or 'games'; may be left out when both paths are given

@@ -32,7 +32,8 @@ class ParseReport:
     examples: tuple[str, ...] = ()  # 'file:line' of the first unusable rows
 
     def __add__(self, other: 'ParseReport') -> 'ParseReport':
-        return ParseReport(self.rows + other.rows, self.bad_rows + other.bad_rows, self.examples + other.examples)
+        return ParseReport(self.rows + other.rows, self.bad_rows + other.bad_rows,
+                           self.examples + other.examples)
 
 # %% ../../nbs/11_bookcrossing.ipynb #cf287a78
 SHOWN = 10
@@ -47,23 +48,29 @@ def read_bx(
     with open_text(path, 'latin-1', newline='') as f:
         reader = csv.reader(f, BX)
         if next(reader, None) != list(columns):
-            raise LlmrecError(f'{path}, line 1: expected the header {";".join(columns)}; give the right file.')
+            raise LlmrecError(f'{path}, line 1: expected the header {";".join(columns)}; '
+                              'give the right file.')
         for row in reader:
-            if len(row) == len(columns) and usable(row): rows.append([None if v == 'NULL' else v for v in row])
+            if len(row) == len(columns) and usable(row):
+                rows.append([None if v == 'NULL' else v for v in row])
             elif row: bad.append(reader.line_num)
-    return rows, ParseReport(len(rows) + len(bad), len(bad), tuple(f'{Path(path).name}:{n}' for n in bad[:SHOWN]))
+    examples = tuple(f'{Path(path).name}:{n}' for n in bad[:SHOWN])
+    return rows, ParseReport(len(rows) + len(bad), len(bad), examples)
 
 # %% ../../nbs/11_bookcrossing.ipynb #5c14a80a
 BX_RATINGS = ('User-ID', 'ISBN', 'Book-Rating')
-BX_BOOKS = ('ISBN', 'Book-Title', 'Book-Author', 'Year-Of-Publication', 'Publisher', 'Image-URL-S', 'Image-URL-M', 'Image-URL-L')
+BX_BOOKS = ('ISBN', 'Book-Title', 'Book-Author', 'Year-Of-Publication', 'Publisher',
+            'Image-URL-S', 'Image-URL-M', 'Image-URL-L')
 BX_USERS = ('User-ID', 'Location', 'Age')
 
 # %% ../../nbs/11_bookcrossing.ipynb #be75fd65
 def read_bx_ratings(path) -> tuple[pl.DataFrame, ParseReport]:
     "Interactions in file order; ids are strings, the rating is 0 (implicit) to 10, there is no time (null)."
     rows, report = read_bx(path, BX_RATINGS, lambda r: r[0].isdigit() and r[2].isdigit())
-    frame = pl.DataFrame(rows, schema=[USER, ITEM, RATING], orient='row', schema_overrides={USER: pl.String, ITEM: pl.String, RATING: pl.String})
-    return frame.with_columns(pl.col(RATING).cast(pl.Float64), pl.lit(None, pl.Int64).alias(TIMESTAMP)), report
+    schema = {USER: pl.String, ITEM: pl.String, RATING: pl.String}
+    frame = pl.DataFrame(rows, schema=[USER, ITEM, RATING], orient='row', schema_overrides=schema)
+    no_time = pl.lit(None, pl.Int64).alias(TIMESTAMP)
+    return frame.with_columns(pl.col(RATING).cast(pl.Float64), no_time), report
 
 # %% ../../nbs/11_bookcrossing.ipynb #1aa52ff3
 def read_bx_books(

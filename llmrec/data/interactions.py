@@ -23,7 +23,8 @@ def drop_untitled(
     items: pl.DataFrame,         # item, title, ...; a missing title is null
 ) -> pl.DataFrame:
     "The interactions whose item has a title."
-    return interactions.join(items.filter(pl.col(TITLE).is_not_null()).select(ITEM).unique(), on=ITEM, how='semi', maintain_order='left')
+    titled = items.filter(pl.col(TITLE).is_not_null()).select(ITEM).unique()
+    return interactions.join(titled, on=ITEM, how='semi', maintain_order='left')
 
 # %% ../../nbs/13_interactions.ipynb #d26e7818
 def k_core(
@@ -83,7 +84,8 @@ def order_in_time(
     if ties == 'items': tie = random_places(interactions[ITEM], seed)
     if ties == 'file': tie = row
     if ties == 'random': tie = np.random.default_rng(seed).permutation(row)
-    return interactions.with_columns(tie=pl.Series(tie), row=pl.Series(row)).sort(USER, TIMESTAMP, 'tie', 'row').drop('tie', 'row')
+    frame = interactions.with_columns(tie=pl.Series(tie), row=pl.Series(row))
+    return frame.sort(USER, TIMESTAMP, 'tie', 'row').drop('tie', 'row')
 
 # %% ../../nbs/13_interactions.ipynb #d8fdf40f
 @dataclass(frozen=True)
@@ -103,17 +105,19 @@ def index(
     "Number users and items by sorted raw id and lay the sequences out in time."
     frame = order_in_time(interactions, ties, seed)
     users, items = frame[USER].unique().sort(), frame[ITEM].unique().sort()
-    ids = frame.select(pl.col(ITEM).replace_strict(items, pl.int_range(1, len(items) + 1, eager=True), return_dtype=pl.Int32))[ITEM]
+    numbers = pl.int_range(1, len(items) + 1, eager=True)
+    ids = frame.select(pl.col(ITEM).replace_strict(items, numbers, return_dtype=pl.Int32))[ITEM]
     counts = frame.group_by(USER, maintain_order=True).len()['len'].to_numpy()
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return Indexed(Sequences(offsets, ids.to_numpy(), len(items)), users.to_list(), items.to_list(), frame[TIMESTAMP].to_numpy())
+    sequences = Sequences(offsets, ids.to_numpy(), len(items))
+    return Indexed(sequences, users.to_list(), items.to_list(), frame[TIMESTAMP].to_numpy())
 
 # %% ../../nbs/13_interactions.ipynb #614f1709
 def rising_runs(
     users: np.ndarray,   # (n,) whose interaction it is; each user's stand together
     places: np.ndarray,  # (n,) place of the item in the order that sorted the days
 ) -> np.ndarray:
-    "Lengths of the longest stretches within a user where `places` do not fall, in their order; they sum to n."
+    "Lengths of the longest stretches within a user where `places` do not fall, in order; they sum to n."
     border = (users[1:] != users[:-1]) | (places[1:] < places[:-1])
     return np.diff(np.concatenate([[0], np.flatnonzero(border) + 1, [len(users)]]))
 
@@ -145,7 +149,8 @@ def day_shares(
     for _ in range(steps):
         (w, z), days = day_weights(shares), np.zeros(len(k))
         rest = np.array([log_sums(z, z, m) for m in k])
-        for m in np.flatnonzero(counts): days[1:m + 1] += counts[m] * np.exp(w[1:m + 1] + rest[m - 1::-1] - z[m])
+        for m in np.flatnonzero(counts):
+            days[1:m + 1] += counts[m] * np.exp(w[1:m + 1] + rest[m - 1::-1] - z[m])
         old, shares = shares, days / days.sum() * max(1 - n_users / days.sum(), 1e-9)
         if np.abs(shares - old).max() < tolerance: break
     return shares
@@ -172,10 +177,11 @@ def guess_days(
     places: np.ndarray,          # (len(interactions),) place of the item in the order that sorts a day
     seed: int = 0,
 ) -> pl.DataFrame:
-    "`interactions` sorted by user, time and place, with days drawn from that order alone for timestamps; they compare within a user only."
+    "`interactions` by user, time and place, with drawn days as timestamps that compare within a user only."
     known_places = int(np.isfinite(places).sum())
     if not len(interactions) or len(places) != len(interactions) or known_places < len(places):
-        raise LlmrecError(f'Days are guessed from a place for each interaction; got {len(places)} places, {known_places} of them known, for {len(interactions)} interactions.')
+        raise LlmrecError(f'Days are guessed from a place for each interaction; got {len(places)} places, '
+                          f'{known_places} of them known, for {len(interactions)} interactions.')
     frame = interactions.with_columns(place=pl.Series(places)).sort(USER, TIMESTAMP, 'place')
     runs = rising_runs(frame[USER].rank('dense').to_numpy(), frame['place'].to_numpy())
     days = draw_days(runs, day_shares(runs, frame[USER].n_unique()), np.random.default_rng([seed, 1]))
@@ -185,7 +191,8 @@ def guess_days(
 def statistics(sequences: Sequences) -> dict:
     "Users, items, interactions, mean sequence length and density (LlamaRec Table 2)."
     users, n = len(sequences), len(sequences.items)
-    return dict(users=users, items=sequences.n_items, interactions=n, length=n / users, density=n / (users * sequences.n_items))
+    return dict(users=users, items=sequences.n_items, interactions=n,
+                length=n / users, density=n / (users * sequences.n_items))
 
 # %% ../../nbs/13_interactions.ipynb #100fbcc3
 @dataclass(frozen=True)
@@ -216,8 +223,9 @@ def leave_one_out(
     n, last = sequences.lengths, sequences.offsets[1:]
     if (short := np.flatnonzero(n < 3)).size:
         who = short[0] if users is None else users[short[0]]
-        raise LlmrecError(f'User {who} has {n[short[0]]} interactions ({short.size} users have fewer than three); leave-one-out needs '
-                          'three a user: one each to learn from, to validate and to test; filter with k_core first.')
+        raise LlmrecError(f'User {who} has {n[short[0]]} interactions '
+                          f'({short.size} users have fewer than three); leave-one-out needs three a user: '
+                          'one each to learn from, to validate and to test; filter with k_core first.')
     train = heads(sequences, n - 2)
     return Split(train, train, sequences.items[last - 2], heads(sequences, n - 1), sequences.items[last - 1])
 
@@ -227,14 +235,16 @@ def global_time_split(
     valid_share: float = .1,  # share of all interactions in the validation period
     test_share: float = .1,   # share of all interactions in the test period, the last one
 ) -> Split:
-    "Train before a date, validate in the period after it, test in the last period; one question a user and period."
+    "Train before a date, validate in the period after, test in the last; one question a user and period."
     seqs, t = indexed.sequences, indexed.times
     when = np.sort(t)
     t_valid, t_test = (when[int(len(when) * (1 - s))] for s in (valid_share + test_share, test_share))
     user = np.repeat(np.arange(len(seqs)), seqs.lengths)
-    before = [np.bincount(user, weights=t < cut, minlength=len(seqs)).astype(np.int64) for cut in (t_valid, t_test)]
+    before = [np.bincount(user, weights=t < cut, minlength=len(seqs)).astype(np.int64)
+              for cut in (t_valid, t_test)]
     def asked(end, until):
         "The item after the first `end` ones where that lies before position `until`, else 0."
-        return np.where(end < until, seqs.items[np.minimum(seqs.offsets[:-1] + end, len(t) - 1)], 0).astype(np.int32)
+        following = seqs.items[np.minimum(seqs.offsets[:-1] + end, len(t) - 1)]
+        return np.where(end < until, following, 0).astype(np.int32)
     valid, test = asked(before[0], before[1]), asked(before[1], seqs.lengths)
     return Split(heads(seqs, before[0]), heads(seqs, before[0]), valid, heads(seqs, before[1]), test)

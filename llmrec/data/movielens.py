@@ -36,13 +36,15 @@ def bad_line(
     schema: dict,    # column -> polars type
     first: int = 1,  # line number of the first row
 ) -> None:
-    "Raise an `LlmrecError` for the first row with a wrong number of fields or a field that cannot be converted."
+    "Raise an `LlmrecError` for the first row with a wrong number of fields or an unreadable field."
     for number, fields in enumerate(lines, first):
         wrong = [f'{c} is {v!r}' for (c, kind), v in zip(schema.items(), fields) if not convertible(v, kind)]
         if len(fields) != len(schema): wrong = [f'{len(fields)} fields']
         if wrong:
-            expected = ', '.join(f"{c} ({'text' if kind == pl.String else 'number'})" for c, kind in schema.items())
-            raise LlmrecError(f'{path}, line {number}: {wrong[0]}, expected {len(schema)} fields: {expected}; '
+            kinds = {c: 'text' if kind == pl.String else 'number' for c, kind in schema.items()}
+            expected = ', '.join(f'{c} ({kind})' for c, kind in kinds.items())
+            raise LlmrecError(f'{path}, line {number}: {wrong[0]}, '
+                              f'expected {len(schema)} fields: {expected}; '
                               'repair or remove the line, or fetch the file again.')
 
 # %% ../../nbs/10_movielens.ipynb #b81c367f
@@ -54,14 +56,16 @@ def read_ratings(
     encoding: str = 'utf-8',
     nan_is_null: bool = False,  # whether a rating may be nan, which is null then
 ) -> pl.DataFrame:              # the columns of `schema`, in file order
-    "Read a table of ratings; a broken row is an `LlmrecError` with its line number. Empty lines at the end are none."
+    "Read a table of ratings; a broken row is an `LlmrecError` with its line number, empty last lines are not."
     with open_text(path, encoding, newline='') as f: text = f.read().rstrip('\r\n') + '\n'
     if header and text.split('\n', 1)[0].strip().split(separator) != list(header):
-        raise LlmrecError(f'{path}, line 1: expected the header {separator.join(header)}; add it or give the right file.')
+        raise LlmrecError(f'{path}, line 1: expected the header {separator.join(header)}; '
+                          'add it or give the right file.')
     try:
-        frame = pl.read_csv(io.StringIO(text), separator=separator, has_header=False, skip_rows=len(header) > 0,
-                            schema=schema, quote_char=None)
-        if not frame.null_count().sum_horizontal()[0]: return with_finite_ratings(path, frame, 1 + bool(header), nan_is_null)
+        frame = pl.read_csv(io.StringIO(text), separator=separator, has_header=False,
+                            skip_rows=len(header) > 0, schema=schema, quote_char=None)
+        if not frame.null_count().sum_horizontal()[0]:
+            return with_finite_ratings(path, frame, 1 + bool(header), nan_is_null)
         why = 'a field is empty'
     except pl.exceptions.PolarsError as e: why = str(e).split('\n')[0]
     rows = (line.rstrip('\r').split(separator) for line in text.removesuffix('\n').split('\n'))
@@ -76,7 +80,7 @@ def with_finite_ratings(
     first: int,         # line number of the first row
     nan_is_null: bool,
 ) -> pl.DataFrame:
-    "The frame, nan as null where that is allowed; an `LlmrecError` names the line of any other rating that is not finite."
+    "The frame, nan as null where allowed; an `LlmrecError` names the line of any other infinite rating or nan."
     if nan_is_null: frame = frame.with_columns(pl.col(RATING).fill_nan(None))
     wrong = (~frame[RATING].is_finite()).fill_null(False).arg_true()
     if not len(wrong): return frame
@@ -99,8 +103,9 @@ def _item_fields(path) -> list[list[str]]:
         for number, line in enumerate(f, 1):
             fields = line.rstrip('\r\n').split('|')
             if len(fields) != ITEM_FIELDS or not (fields[0].isascii() and fields[0].isdigit()):
-                raise LlmrecError(f'{path}, line {number}: {len(fields)} fields beginning with {fields[0]!r}, expected {ITEM_FIELDS} '
-                                  "between '|' beginning with a number; repair the line or fetch the file again.")
+                raise LlmrecError(f'{path}, line {number}: {len(fields)} fields beginning with {fields[0]!r}, '
+                                  f"expected {ITEM_FIELDS} between '|' beginning with a number; "
+                                  'repair the line or fetch the file again.')
             rows.append(fields)
     return rows
 
@@ -112,9 +117,12 @@ def read_u_item(
     "The items of MovieLens-100K; empty titles and dates are null."
     rows = _item_fields(path)
     names = genres or [str(g) for g in range(ITEM_FIELDS - 5)]
-    data = {ITEM: [int(r[0]) for r in rows], TITLE: [r[1].strip() or None for r in rows], 'release_date': [r[2] or None for r in rows],
+    data = {ITEM: [int(r[0]) for r in rows],
+            TITLE: [r[1].strip() or None for r in rows],
+            'release_date': [r[2] or None for r in rows],
             'genres': ['|'.join(n for n, flag in zip(names, r[5:]) if flag == '1') for r in rows]}
-    return pl.DataFrame(data, schema={ITEM: pl.Int64, TITLE: pl.String, 'release_date': pl.String, 'genres': pl.String})
+    schema = {ITEM: pl.Int64, TITLE: pl.String, 'release_date': pl.String, 'genres': pl.String}
+    return pl.DataFrame(data, schema=schema)
 
 # %% ../../nbs/10_movielens.ipynb #3c9f0f05
 def load_ml_100k(
@@ -123,12 +131,14 @@ def load_ml_100k(
     "MovieLens-100K (943 users, 1,682 items, 100,000 ratings), unfiltered and in file order."
     interactions = read_ratings(source('ml-100k-classic', 'u.data', folder), '\t')
     genre = find(raw_file('ml-100k-classic', 'u.genre')) if folder is None else None
-    return interactions, read_u_item(source('ml-100k-classic', 'u.item', folder), read_genres(genre) if genre else None)
+    names = read_genres(genre) if genre else None
+    return interactions, read_u_item(source('ml-100k-classic', 'u.item', folder), names)
 
 # %% ../../nbs/10_movielens.ipynb #32552b05
 def load_ml_100k_users(folder=None) -> pl.DataFrame:
     "The users of MovieLens-100K: user, age, gender, occupation, zip_code."
-    with open_text(source('ml-100k-classic', 'u.user', folder), 'latin-1') as f: rows = [line.rstrip('\n').split('|') for line in f]
+    with open_text(source('ml-100k-classic', 'u.user', folder), 'latin-1') as f:
+        rows = [line.rstrip('\n').split('|') for line in f]
     frame = pl.DataFrame(rows, schema=[USER, 'age', 'gender', 'occupation', 'zip_code'], orient='row')
     return frame.with_columns(pl.col(USER, 'age').cast(pl.Int64))
 
@@ -136,14 +146,17 @@ def load_ml_100k_users(folder=None) -> pl.DataFrame:
 def rows_of(path, reader) -> Iterator[list[str]]:
     "The rows of a csv reader; what it cannot read is an `LlmrecError` with the line."
     try: yield from reader
-    except csv.Error as e: raise LlmrecError(f'{path}, line {reader.line_num}: {e}; repair the line or fetch the file again.') from None
+    except csv.Error as e:
+        raise LlmrecError(f'{path}, line {reader.line_num}: {e}; '
+                          'repair the line or fetch the file again.') from None
 
 def read_movies(path, encoding: str = 'utf-8') -> pl.DataFrame:
-    "The items of ml-latest-small: item, title (as printed, outer spaces kept), genres; empty titles are null."
+    "The items of ml-latest-small: item, title (as printed, outer spaces kept), genres; empty titles: null."
     columns = ['movieId', TITLE, 'genres']
     with open_text(path, encoding, newline='') as f:
         reader = csv.reader(f)
-        if next(reader, None) != columns: raise LlmrecError(f'{path}, line 1: expected the header {",".join(columns)}; give the right file.')
+        if next(reader, None) != columns:
+            raise LlmrecError(f'{path}, line 1: expected the header {",".join(columns)}; give the right file.')
         rows = []
         for row in rows_of(path, reader):
             if len(row) != 3 or not row[0].isascii() or not row[0].isdigit():

@@ -51,13 +51,14 @@ def movie_samples(
     interactions: pl.DataFrame,  # user, item, rating, timestamp, in file order
     cfg: MovieSamplesConfig,
 ) -> pl.DataFrame:               # user, history, history_labels, item, label, timestamp
-    "TALLRec's samples (steps 1 to 4): a target with its label (0 or 1) and the films before it, oldest first."
+    "TALLRec's samples (steps 1 to 4): a target, its label (0 or 1) and the films before it, oldest first."
     label = (pl.col(RATING) > cfg.like_above).cast(pl.Int8).alias('label')
     frame = by_user_and_time(interactions, cfg.time_as_text).with_columns(label)
     back = range(cfg.history, 0, -1)
     window = lambda column: pl.concat_list([pl.col(column).shift(k).over(USER) for k in back])
     place = pl.int_range(pl.len()).over(USER)
-    frame = frame.with_columns(history=window(ITEM), history_labels=window('label')).filter(place >= cfg.history)
+    frame = frame.with_columns(history=window(ITEM), history_labels=window('label'))
+    frame = frame.filter(place >= cfg.history)
     if cfg.order == 'time': frame = frame.sort(TIMESTAMP, maintain_order=True)
     return frame.tail(cfg.keep).select(USER, 'history', 'history_labels', ITEM, 'label', TIMESTAMP)
 
@@ -77,21 +78,24 @@ def phrase(title: str, author: str | None = None) -> str:
     return f'"{title}"' if author is None else f'"{title}{BY}{author}'
 
 def is_phrase(text: str) -> bool:
-    "Whether `text` has the form of one item: an opening quote, and a closing one at the end or before an author."
+    "Whether `text` has the form of one item: an opening quote, a closing one at the end or before an author."
     return text[:1] == '"' and (BY in text[1:] or len(text) > 1 and text[-1] == '"')
 
 # %% ../../nbs/15_tallrec_movie.ipynb #12f4d910
 def parse_phrase(text: str) -> tuple[str, str | None]:
-    "Title and author (None where there is none) of an item as it stands in a prompt; the inverse of `phrase`."
-    if not is_phrase(text): raise LlmrecError(f'{text!r} is no item of a prompt; expected "title" or "title" written by author.')
+    "Title and author (or None) of an item as it stands in a prompt; the inverse of `phrase`."
+    if not is_phrase(text):
+        raise LlmrecError(f'{text!r} is no item of a prompt; expected "title" or "title" written by author.')
     title, by, author = text[1:].partition(BY)
     return (title, author) if by else (title[:-1], None)
 
 # %% ../../nbs/15_tallrec_movie.ipynb #25b5ff14
-TALLREC_INSTRUCTION = ("Given the user's preference and unpreference, identify whether the user will like the target {thing} "
-                       'by answering "Yes." or "No.".')
+TALLREC_INSTRUCTION = ("Given the user's preference and unpreference, identify whether the user will like "
+                       'the target {thing} by answering "Yes." or "No.".')
 TALLREC_ANSWERS = ('No.', 'Yes.')  # by label
-LIKED, DISLIKED, ASK = 'User Preference: ', '\nUser Unpreference: ', '\nWhether the user will like the target {thing} '
+LIKED = 'User Preference: '
+DISLIKED = '\nUser Unpreference: '
+ASK = '\nWhether the user will like the target {thing} '
 EXTRA_QUOTES = {'movie': '', 'book': '"'}  # around the target's phrase
 
 # %% ../../nbs/15_tallrec_movie.ipynb #663fdd00
@@ -114,11 +118,14 @@ def tallrec_records(
     titles: dict,           # item -> title
     thing: str = 'movie',
 ) -> list[dict[str, str]]:
-    "The samples as instruction records, items by their titles alone; an item without a title is an `LlmrecError`."
+    "The samples as instruction records, items by title alone; an item without one is an `LlmrecError`."
     def show(item):
-        if titles.get(item) is None: raise LlmrecError(f'Item {item!r} has no title; give one in `titles`, or drop the item before sampling.')
+        if titles.get(item) is None:
+            raise LlmrecError(f'Item {item!r} has no title; give one in `titles`, '
+                              'or drop the item before sampling.')
         return phrase(titles[item])
-    return [tallrec_record([show(i) for i in s['history']], s['history_labels'], show(s[ITEM]), s['label'], thing)
+    return [tallrec_record([show(i) for i in s['history']], s['history_labels'],
+                           show(s[ITEM]), s['label'], thing)
             for s in samples.iter_rows(named=True)]
 
 # %% ../../nbs/15_tallrec_movie.ipynb #ed62ad62
@@ -147,7 +154,8 @@ def movie_splits(
 # %% ../../nbs/15_tallrec_movie.ipynb #be1a486c
 def describe(splits: dict[str, pl.DataFrame]) -> pl.DataFrame:
     "Rows, users, share of likes, first and last time of every split."
-    facts = lambda s: dict(rows=s.height, users=s[USER].n_unique(), liked=s['label'].mean(), first=s[TIMESTAMP].min(), last=s[TIMESTAMP].max())
+    facts = lambda s: dict(rows=s.height, users=s[USER].n_unique(), liked=s['label'].mean(),
+                           first=s[TIMESTAMP].min(), last=s[TIMESTAMP].max())
     return pl.DataFrame([dict(split=name, **facts(s)) for name, s in splits.items()])
 
 # %% ../../nbs/15_tallrec_movie.ipynb #f9c41706
@@ -162,14 +170,15 @@ def load_tallrec_json(
     frame = read_instructions(path)
     odd = frame.with_row_index('record', offset=1).filter(~pl.col(OUTPUT).is_in(TALLREC_ANSWERS))
     if odd.height:
-        raise LlmrecError(f"{path}, record {odd['record'][0]}: output is {odd[OUTPUT][0]!r}, expected {' or '.join(TALLREC_ANSWERS)}; repair the record.")
+        raise LlmrecError(f"{path}, record {odd['record'][0]}: output is {odd[OUTPUT][0]!r}, "
+                          f"expected {' or '.join(TALLREC_ANSWERS)}; repair the record.")
     return frame.with_columns(label=(pl.col(OUTPUT) == TALLREC_ANSWERS[1]).cast(pl.Int8))
 
 # %% ../../nbs/15_tallrec_movie.ipynb #681ec4ee
 def read_list(
     text: str,  # a list of items as it stands in a prompt
 ) -> tuple[list[str], int]:
-    "The phrases of the list, and in how many ways it can be cut into that many (0 when it is no list of items)."
+    "The phrases of the list, and in how many ways it can be cut into that many (0: it is no list of items)."
     at = [0, *(m.start() + 2 for m in re.finditer(', "', text)), len(text) + 2]
     best, ways = [[]], [1]   # for the text up to each place
     for j in range(1, len(at)):
@@ -192,26 +201,31 @@ def parse_input(
     more = EXTRA_QUOTES[known('thing', thing, EXTRA_QUOTES)]
     target = question[len(more):-len(more) - 1]
     lists = [read_list(x) for x in (liked, disliked)]
-    if not (text.startswith(LIKED) and one and two and question == f'{more}{target}{more}?' and is_phrase(target) and all(n for _, n in lists)):
-        raise LlmrecError(f'{text[:60]!r}… does not read as two lists and a question about a {thing}; expected the wording of `tallrec_record`.')
+    asked = question == f'{more}{target}{more}?' and is_phrase(target)
+    if not (text.startswith(LIKED) and one and two and asked and all(n for _, n in lists)):
+        raise LlmrecError(f'{text[:60]!r}… does not read as two lists and a question about a {thing}; '
+                          'expected the wording of `tallrec_record`.')
     return lists[0][0], lists[1][0], target
 
 # %% ../../nbs/15_tallrec_movie.ipynb #278c2a76
 def parse_record(record: dict[str, str], thing: str) -> dict:
-    "A record's liked and disliked phrases, target phrase and label; an `LlmrecError` if it is not in the released wording."
+    "A record's liked and disliked phrases, target and label; an `LlmrecError` if it is worded otherwise."
     liked, disliked, target = parse_input(record[INPUT], thing)
     label = TALLREC_ANSWERS.index(record[OUTPUT])
     again = tallrec_record([*liked, *disliked], [1] * len(liked) + [0] * len(disliked), target, label, thing)
     for field, value in again.items():
-        if record[field] != value: raise LlmrecError(f'field {field!r} is not in the released wording; expected {value[:80]!r}…')
+        if record[field] != value:
+            raise LlmrecError(f'field {field!r} is not in the released wording; expected {value[:80]!r}…')
     return dict(liked=liked, disliked=disliked, target=target, label=label)
 
 # %% ../../nbs/15_tallrec_movie.ipynb #64561d53
 PARSED = {'liked': pl.List(pl.String), 'disliked': pl.List(pl.String), 'target': pl.String, 'label': pl.Int8}
 
 def load_tallrec_parsed(domain: str, split: str, folder=None) -> pl.DataFrame:
-    "A released file taken apart: liked, disliked (lists of phrases), target (phrase), label. Arguments as for `load_tallrec_json`."
-    rows, path = [], source(f"tallrec-{known('domain', domain, EXTRA_QUOTES)}", f"{known('split', split, SPLITS)}.json", folder)
+    "A released file taken apart: liked, disliked (lists), target, label; see `load_tallrec_json`."
+    known('domain', domain, EXTRA_QUOTES)
+    known('split', split, SPLITS)
+    rows, path = [], source(f'tallrec-{domain}', f'{split}.json', folder)
     for number, record in enumerate(load_tallrec_json(domain, split, folder).iter_rows(named=True), 1):
         try: rows.append(parse_record(record, domain))
         except LlmrecError as e: raise LlmrecError(f'{path}, record {number}: {e}') from None
