@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 
 from llmrec.llm.backbones import BackboneConfig, load_backbone
 from llmrec.llm.prompts import LlamaRecPromptConfig, encode_example, fit_prompt, letters
-from llmrec.llm.tuning import (RankerRows, TuningConfig, add_lora, check_learnt, claim, misfit, sample_negatives,
-                               training_rows, tune, with_adapter)
+from llmrec.llm.tuning import TuningConfig, misfit, sample_negatives, training_rows, tune, with_adapter
 from llmrec.paths import output_to
 from llmrec.runs.records import write_atomic
 
@@ -73,7 +72,7 @@ def test_adapters_of_another_shape_and_from_elsewhere(bb, learnable, load_tiny, 
     wide = {k: torch.cat([v, v], 1) if 'lora_A' in k else v for k, v in weights.items()}
     same(misfit(bb.model, wide).endswith("has size 128 and the backbone's 64"), True)
 
-def test_rows_and_negatives(load_tiny):
+def test_rows_and_negatives():
     offsets, items = np.array([0, 3, 4, 4, 6]), np.array([5, 6, 7, 8, 1, 2])
     same(len(training_rows(offsets, items, 2)[0]), 2)
     fails(lambda: training_rows([0, 3], items), contains='do not belong')

@@ -42,7 +42,7 @@ class EndpointConfig:
     logprobs: int = 5                                # most probable tokens at each position; 0 asks for none
     missing: Literal['bound', 'rest', 'none'] = 'bound'  # what stands for a missing word, see below
     max_tokens: int = 32                             # of an answer; enough to recognise a refusal
-    max_tokens_field: Literal['max_tokens', 'max_completion_tokens'] = 'max_tokens'  # chat may need the second
+    max_tokens_field: Literal['max_tokens', 'max_completion_tokens'] = 'max_tokens'  # some need the 2nd
     temperature: float | None = 0.                   # None leaves it to the server
     extra: dict = field(default_factory=dict)        # further fields of the request
     label: str = ''                                  # its name in tables; '' means `model`
@@ -73,7 +73,8 @@ REFUSALS = (r'\bas an? (ai|artificial|(large )?language model)',
             r"\bi (can ?not|can't|could not|couldn't|am not able to)\b",
             r'\b(not |im)possible to (say|tell|determine|know|predict|answer)',
             r'\b(unable|not able) to (say|tell|determine|predict|answer|provide)',
-            r"\b(can ?not|can't) (be )?(say|tell|determined?|predict(ed)?|answer(ed)?|accurately|definitively)",
+            r"\b(can ?not|can't) (be )?"
+            r'(say|tell|determined?|predict(ed)?|answer(ed)?|accurately|definitively)',
             r"\b(no|not|insufficient|(not|n't) have) (enough|sufficient|access|information)",
             r'\bi (do not|don\'t) (know|have)\b')
 
@@ -253,7 +254,7 @@ def complaint(error: openai.OpenAIError, endpoint: EndpointConfig) -> str:
 # %% ../../nbs/39a_chat.ipynb #de86358e
 @contextmanager
 def one_sentence(endpoint: EndpointConfig, kept) -> Iterator[None]:
-    "Turn the client's or server's error into an `LlmrecError` that also says what is kept, by calling `kept`."
+    "Turn the client's or server's error into an `LlmrecError` that also says what is kept, from `kept()`."
     try: yield
     except openai.OpenAIError as e:
         raise LlmrecError(f'{where_is(endpoint)} {complaint(e, endpoint)}; {kept()}.') from e
