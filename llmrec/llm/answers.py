@@ -58,8 +58,8 @@ def score_batches(model, prompts, pad: int, batch_tokens: int, cache=None, progr
     start = 0 if cache is None else cache.get_seq_length()
     for where in tqdm(length_batches([len(p) - start for p in prompts], batch_tokens), desc='scoring',
                       disable=not progress):
-        batch = {k: v.to(model.device) for k, v in left_padded([prompts[i][start:] for i in where],
-                                                               pad).items()}
+        batch = left_padded([prompts[i][start:] for i in where], pad)
+        batch = {k: v.to(model.device) for k, v in batch.items()}
         yield where, batch if cache is None else after_start(batch, cache)
 
 # %% ../../nbs/37_yesno_scoring.ipynb #dc4a51c9
@@ -67,8 +67,8 @@ def start_cache(model, start):
     "Keys and values (one row) of the tokens `start`."
     body = inner(model).base_model
     ids = torch.tensor([start], device=model.device)
-    return body(**accepted(body, dict(input_ids=ids, attention_mask=torch.ones_like(ids),
-                                      use_cache=True))).past_key_values
+    wanted = dict(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
+    return body(**accepted(body, wanted)).past_key_values
 
 def usable_start(
     model,
@@ -87,8 +87,8 @@ def usable_start(
                      for c in (cache, None))
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError): return None
     exact = inner(model).dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
-    return cache if (own - ours).abs().max() <= (1e-4 if exact
-                                                 else 2e-2) * own.abs().max().clamp(min=1) else None
+    allowed = (1e-4 if exact else 2e-2) * own.abs().max().clamp(min=1)
+    return cache if (own - ours).abs().max() <= allowed else None
 
 # %% ../../nbs/37_yesno_scoring.ipynb #d5678f02
 def whole_head(

@@ -331,8 +331,9 @@ def fetch(endpoint: EndpointConfig, wanted: dict, progress: bool = True) -> Iter
     with ThreadPoolExecutor(endpoint.workers) as pool:
         futures = [pool.submit(fetch_one, client, how, prompt, path) for path, prompt in todo[1:]]
         try:
-            yield from (f.result() for f in tqdm(as_completed(futures), total=len(futures),
-                                                 desc=endpoint_name(endpoint), disable=not progress))
+            arriving = tqdm(as_completed(futures), total=len(futures), desc=endpoint_name(endpoint),
+                            disable=not progress)
+            yield from (f.result() for f in arriving)
         finally: pool.shutdown(wait=False, cancel_futures=True)
 
 # %% ../../nbs/39a_chat.ipynb #6706e0f9
@@ -351,8 +352,8 @@ def ask(
         check_cost(endpoint, price(endpoint, *estimate(endpoint, list(wanted.values()))),
                    'the run would cost about')
         tokens = np.zeros(2, int)
-        with one_sentence(endpoint, lambda: f'{sum(p.exists() for p in paths):,} of {len(paths):,} answers '
-                                            'are kept, run again to go on'):
+        count = lambda: f'{sum(p.exists() for p in paths):,} of {len(paths):,} answers'
+        with one_sentence(endpoint, lambda: f'{count()} are kept, run again to go on'):
             with closing(fetch(endpoint, wanted, progress)) as arriving:
                 for raw in arriving:
                     tokens += raw['tokens_in'], raw['tokens_out']

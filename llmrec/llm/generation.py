@@ -49,8 +49,8 @@ def generation_prompt(
     longer = [len(prompt_ids(tokenizer, render([], ['x']).replace(INSTRUCTION, text, 1)))
               for text in (INSTRUCTION, cfg.instruction)]
     room = replace(cfg, max_text_tokens=cfg.max_text_tokens - max(0, longer[1] - longer[0]))
-    return fit_prompt(tokenizer, history_titles, candidate_titles, room).replace(INSTRUCTION, cfg.instruction,
-                                                                                 1)
+    prompt = fit_prompt(tokenizer, history_titles, candidate_titles, room)
+    return prompt.replace(INSTRUCTION, cfg.instruction, 1)
 
 # %% ../../nbs/39_generation.ipynb #14a80e64
 def answer_tokens(

@@ -74,8 +74,8 @@ class AlpacaTuningConfig:
         "The released `finetune.py`: loss on prompt and answer, the stray comment where there is an input."
         prompt = dataclasses.replace(YesNoPromptConfig.as_published(), max_tokens=256,
                                      wrapper_comment='with input')
-        return cls(prompt, dataclasses.replace(ALPACA_RECIPE, gradient_checkpointing=True,
-                                               evaluate_last=False))
+        tuning = dataclasses.replace(ALPACA_RECIPE, gradient_checkpointing=True, evaluate_last=False)
+        return cls(prompt, tuning)
 
     @classmethod
     def corrected(cls):
@@ -112,8 +112,11 @@ def auc_of(
 ):
     "A function from a model to its validation metrics, for `tune`."
     ids, labels = yesno_ids(backbone.tokenizer, cfg.prompt), np.asarray(labels)
-    return lambda model: dict(AUC=auc(labels, score_answers(dataclasses.replace(backbone, model=model),
-                                                            prompts, ids, cfg.score)))
+
+    def measure(model):
+        scores = score_answers(dataclasses.replace(backbone, model=model), prompts, ids, cfg.score)
+        return dict(AUC=auc(labels, scores))
+    return measure
 
 # %% ../../nbs/38_rec_tuning.ipynb #dba757b7
 log = logging.getLogger(__name__)
@@ -209,8 +212,10 @@ def alpaca_tune(
     if rows.left_out:
         log.warning('%d of %d instruction records fill a row of %d tokens by themselves and are left out.',
                     rows.left_out, len(train), cfg.prompt.max_tokens)
-    measure = lambda model: dict(log_likelihood=log_likelihood(dataclasses.replace(backbone, model=model),
-                                                               kept))
+
+    def measure(model):
+        return dict(log_likelihood=log_likelihood(dataclasses.replace(backbone, model=model), kept))
+
     about = dict(alpaca_tuning=keyed(cfg), records=digest(records.select(FIELDS).rows()))
     return tune(backbone, rows, measure if len(kept) else None, for_rows(cfg.tuning, len(rows)), out_dir,
                 callbacks=callbacks, progress=progress, about=about)

@@ -179,8 +179,8 @@ class RankerRows(Dataset):
 
     def __post_init__(self):
         check_rows(self)
-        self.users, self.ends = training_rows(self.sequences.offsets, self.sequences.items, self.cfg.max_rows,
-                                              self.cfg.seed)
+        own, cfg = self.sequences, self.cfg
+        self.users, self.ends = training_rows(own.offsets, own.items, cfg.max_rows, cfg.seed)
 
     def __len__(self): return len(self.users)
     def set_epoch(self, epoch: int): self.epoch = epoch
@@ -256,8 +256,8 @@ def put_weights(
     import peft    # here, because it takes five seconds that no table needs
     peft.set_peft_model_state_dict(model, weights)
     now = adapter_weights(model)
-    return sorted(now) == sorted(weights) and all(torch.equal(now[k].to(v.dtype), v)
-                                                  for k, v in weights.items())
+    if sorted(now) != sorted(weights): return False
+    return all(torch.equal(now[k].to(v.dtype), v) for k, v in weights.items())
 
 # %% ../../nbs/36_tuning.ipynb #1aa886ec
 def base_name(identity: str) -> str:
