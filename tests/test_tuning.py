@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 
 from llmrec.llm.backbones import BackboneConfig, load_backbone
 from llmrec.llm.prompts import LlamaRecPromptConfig, encode_example, fit_prompt, letters
-from llmrec.llm.tuning import TuningConfig, misfit, sample_negatives, training_rows, tune, with_adapter
+from llmrec.llm.rec_tuning import RECIPE, AlpacaTuningConfig, RecTuningConfig
+from llmrec.llm.tuning import (TuningConfig, draw_candidates, misfit, sample_negatives, training_rows, tune,
+                               with_adapter)
 from llmrec.paths import output_to
 from llmrec.runs.records import write_atomic
 
@@ -81,3 +83,13 @@ def test_rows_and_negatives():
     same(np.unique(draws).tolist(), [1, 4, 6])
     assert np.abs(np.bincount(draws)[[1, 4, 6]] / len(draws) - 1 / 3).max() < .02
     same(len(sample_negatives(rng, 4, [2, 1], 3, 9, distinct=False)), 9)
+
+def test_shuffled_candidates_hold_the_target_and_nothing_of_the_history():
+    mixed = draw_candidates(np.random.default_rng(0), 9, [1], 4, 5, TuningConfig())
+    same((len(mixed), 4 in mixed, 1 in mixed), (5, True, False))
+
+def test_the_recipes_of_both_stages():
+    both = RecTuningConfig.as_published(), RecTuningConfig.corrected()
+    same([c.prompt.loss for c in both], ['prompt+answer', 'answer'])
+    same((RECIPE.lora_r, RECIPE.lora_alpha, RECIPE.lora_dropout, RECIPE.schedule), (8, 16, .05, 'linear'))
+    same(AlpacaTuningConfig.corrected().tuning.lr, 3e-4)
