@@ -15,7 +15,8 @@ import torch
 from tqdm.auto import tqdm
 
 from .backbones import Backbone
-from .ranking import (accepted, in_float32, inner, kept_logits, last_state, left_padded, length_batches, letter_logits,
+from .ranking import (accepted, in_float32, inner, kept_logits, last_state, left_padded,
+                                length_batches, letter_logits,
                                 scoring, usable_rows)
 from .yesno import YesNoPromptConfig, context_of, shared_prefix, yesno_ids
 from ..paths import LlmrecError, known
@@ -55,8 +56,10 @@ def after_start(
 def score_batches(model, prompts, pad: int, batch_tokens: int, cache=None, progress: bool = False):
     "Yield (indices, batch on the model's device); `cache` holds the common start of all prompts."
     start = 0 if cache is None else cache.get_seq_length()
-    for where in tqdm(length_batches([len(p) - start for p in prompts], batch_tokens), desc='scoring', disable=not progress):
-        batch = {k: v.to(model.device) for k, v in left_padded([prompts[i][start:] for i in where], pad).items()}
+    for where in tqdm(length_batches([len(p) - start for p in prompts], batch_tokens), desc='scoring',
+                      disable=not progress):
+        batch = left_padded([prompts[i][start:] for i in where], pad)
+        batch = {k: v.to(model.device) for k, v in batch.items()}
         yield where, batch if cache is None else after_start(batch, cache)
 
 # %% ../../nbs/37_yesno_scoring.ipynb #dc4a51c9
@@ -64,7 +67,8 @@ def start_cache(model, start):
     "Keys and values (one row) of the tokens `start`."
     body = inner(model).base_model
     ids = torch.tensor([start], device=model.device)
-    return body(**accepted(body, dict(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True))).past_key_values
+    wanted = dict(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
+    return body(**accepted(body, wanted)).past_key_values
 
 def usable_start(
     model,
@@ -79,10 +83,12 @@ def usable_start(
     two = [f(prompts, key=len) for f in (min, max)]
     try:
         cache = start_cache(model, two[0][:start])
-        ours, own = (letter_logits(model, next(score_batches(model, two, pad, 10**9, c))[1], ids) for c in (cache, None))
+        ours, own = (letter_logits(model, next(score_batches(model, two, pad, 10**9, c))[1], ids)
+                     for c in (cache, None))
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError): return None
     exact = inner(model).dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
-    return cache if (own - ours).abs().max() <= (1e-4 if exact else 2e-2) * own.abs().max().clamp(min=1) else None
+    allowed = (1e-4 if exact else 2e-2) * own.abs().max().clamp(min=1)
+    return cache if (own - ours).abs().max() <= allowed else None
 
 # %% ../../nbs/37_yesno_scoring.ipynb #d5678f02
 def whole_head(
@@ -104,7 +110,7 @@ def pairs_of(
     how: Score,
     rows=None,          # from `usable_rows`
 ) -> torch.Tensor:
-    "Logits (rows, 2) of Yes and No; for the double softmax their probabilities under the softmax over the whole vocabulary."
+    "Logits (rows, 2) of Yes and No; for the double softmax, their probabilities in the whole vocabulary."
     if how != 'double_softmax': return letter_logits(model, batch, ids, rows)
     return whole_head(model, batch, rows is not None).softmax(-1)[:, ids]
 
@@ -113,17 +119,22 @@ def check_prompts(backbone: Backbone, prompts) -> None:
     "Raise an `LlmrecError` that names the first prompt that is empty or longer than the model's context."
     context = context_of(backbone)
     for row, prompt in enumerate(prompts):
-        if not len(prompt): raise LlmrecError(f'Row {row} (counted from 0): the prompt is empty; encode prompts with encode_questions.')
+        if not len(prompt):
+            raise LlmrecError(f'Row {row} (counted from 0): the prompt is empty; encode prompts with '
+                              'encode_questions.')
         if context and len(prompt) > context:
-            raise LlmrecError(f'Row {row} (counted from 0): the prompt has {len(prompt)} tokens and the context of {backbone.identity} is {context}; '
-                              'encode prompts with encode_questions(..., context=context_of(backbone)), which drops the oldest history items.')
+            raise LlmrecError(f'Row {row} (counted from 0): the prompt has {len(prompt)} tokens and the '
+                              f'context of {backbone.identity} is {context}; '
+                              'encode prompts with encode_questions(..., context=context_of(backbone)), '
+                              'which drops the oldest history items.')
 
 # %% ../../nbs/37_yesno_scoring.ipynb #e10012b7
 def check_scores(scores: np.ndarray, where: np.ndarray, backbone: Backbone) -> None:
     "Raise an `LlmrecError` that names the first row of `where` whose score is no number."
     bad = where[~np.isfinite(scores[where])]
     if len(bad):
-        raise LlmrecError(f'Row {bad.min()} (counted from 0): the backbone {backbone.identity} gives Yes and No logits that are not finite; '
+        raise LlmrecError(f'Row {bad.min()} (counted from 0): the backbone {backbone.identity} gives Yes '
+                          'and No logits that are not finite; '
                           'try another dtype, or look for values that are not finite in its adapter.')
 
 # %% ../../nbs/37_yesno_scoring.ipynb #50b56fef
@@ -135,7 +146,7 @@ def score_answers(
     batch_tokens: int = 8192,  # prompts x longest prompt in one batch
     progress: bool = False,    # show a progress bar
 ) -> np.ndarray:
-    "Scores (n,) in float32, higher for Yes, in the order of `prompts`, by one forward pass each; stops at a score that is no number."
+    "Scores (n,) in float32, higher for Yes, in the order of `prompts`; stops at a score that is no number."
     known('score', how, Score.__args__)
     check_prompts(backbone, prompts)
     out, model, pad = np.zeros(len(prompts), np.float32), backbone.model, backbone.tokenizer.pad_token_id
@@ -154,7 +165,8 @@ def generate_batch(backbone: Backbone, prompts, max_new_tokens: int):
     "The first step's logits (rows, vocabulary) and the new tokens (rows, steps) of greedy generation."
     batch = left_padded(prompts, backbone.tokenizer.pad_token_id)
     batch = {k: batch[k].to(backbone.model.device) for k in ('input_ids', 'attention_mask')}
-    out = backbone.model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, return_dict_in_generate=True,
+    out = backbone.model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
+                                  return_dict_in_generate=True,
                                   output_logits=True, pad_token_id=backbone.tokenizer.pad_token_id)
     return out.logits[0].float(), out.sequences[:, batch['input_ids'].shape[1]:]
 
@@ -167,7 +179,7 @@ def generate_answers(
     ids=None,                   # ids of Yes and No; None asks `yesno_ids`
     progress: bool = False,
 ) -> tuple[np.ndarray, list[str]]:  # double softmax (n,), the text after each prompt
-    "Scores of the first step and texts, as TALLRec's test script has them (notebook 03, TALLRec: the score)."
+    "Scores of the first step and texts, as TALLRec's test script has them."
     check_prompts(backbone, prompts)
     ids, scores, texts = list(ids or yesno_ids(backbone.tokenizer, YesNoPromptConfig())), [], []
     with scoring(backbone):

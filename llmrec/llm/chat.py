@@ -39,10 +39,10 @@ class EndpointConfig:
     revision: str = ''                               # tells two models of the same name apart
     api: Literal['chat', 'completions'] = 'chat'
     system: str = ''                                 # system message before the prompt; chat only
-    logprobs: int = 5                                # most probable tokens asked for at each position; 0 asks for none
-    missing: Literal['bound', 'rest', 'none'] = 'bound'  # what stands for a word that is not among them, see below
+    logprobs: int = 5                                # most probable tokens at each position; 0 asks for none
+    missing: Literal['bound', 'rest', 'none'] = 'bound'  # what stands for a missing word, see below
     max_tokens: int = 32                             # of an answer; enough to recognise a refusal
-    max_tokens_field: Literal['max_tokens', 'max_completion_tokens'] = 'max_tokens'  # some chat models know only the second
+    max_tokens_field: Literal['max_tokens', 'max_completion_tokens'] = 'max_tokens'  # some need the 2nd
     temperature: float | None = 0.                   # None leaves it to the server
     extra: dict = field(default_factory=dict)        # further fields of the request
     label: str = ''                                  # its name in tables; '' means `model`
@@ -56,7 +56,8 @@ class EndpointConfig:
     max_cost: float | None = None                    # a run that would cost more stops
 
 # %% ../../nbs/39a_chat.ipynb #adcb740d
-CIRCUMSTANCES = ('label', 'base_url', 'key_env', 'timeout', 'retries', 'workers', 'price_in', 'price_out', 'max_cost')
+CIRCUMSTANCES = ('label', 'base_url', 'key_env', 'timeout', 'retries', 'workers', 'price_in', 'price_out',
+                 'max_cost')
 
 def as_asked(endpoint: EndpointConfig) -> EndpointConfig:
     "`endpoint` without what has no bearing on its answers."
@@ -67,10 +68,15 @@ def endpoint_name(endpoint: EndpointConfig) -> str: return endpoint.label or end
 
 # %% ../../nbs/39a_chat.ipynb #21ba82cb
 KINDS = ('yes', 'no', 'refusal', 'unparsable')
-REFUSALS = (r'\bas an? (ai|artificial|(large )?language model)', r"\bi('m| am) (sorry|unable|not able|afraid)", r"\bi (can ?not|can't|could not|couldn't|am not able to)\b",
-            r'\b(not |im)possible to (say|tell|determine|know|predict|answer)', r'\b(unable|not able) to (say|tell|determine|predict|answer|provide)',
-            r"\b(can ?not|can't) (be )?(say|tell|determined?|predict(ed)?|answer(ed)?|accurately|definitively)",
-            r"\b(no|not|insufficient|(not|n't) have) (enough|sufficient|access|information)", r'\bi (do not|don\'t) (know|have)\b')
+REFUSALS = (r'\bas an? (ai|artificial|(large )?language model)',
+            r"\bi('m| am) (sorry|unable|not able|afraid)",
+            r"\bi (can ?not|can't|could not|couldn't|am not able to)\b",
+            r'\b(not |im)possible to (say|tell|determine|know|predict|answer)',
+            r'\b(unable|not able) to (say|tell|determine|predict|answer|provide)',
+            r"\b(can ?not|can't) (be )?"
+            r'(say|tell|determined?|predict(ed)?|answer(ed)?|accurately|definitively)',
+            r"\b(no|not|insufficient|(not|n't) have) (enough|sufficient|access|information)",
+            r'\bi (do not|don\'t) (know|have)\b')
 
 # %% ../../nbs/39a_chat.ipynb #85afcef1
 _QUOTES = str.maketrans('‘’“”', '\'\'""')
@@ -87,7 +93,8 @@ def answer_kind(
     if alone: return alone[1]
     if withheld or any(re.search(pattern, plain) for pattern in REFUSALS): return 'refusal'
     if first: return first[1]
-    words = list(dict.fromkeys(word for found in _WITHIN.findall(plain) for word in found if word in ('yes', 'no')))
+    words = list(dict.fromkeys(word for found in _WITHIN.findall(plain) for word in found
+                               if word in ('yes', 'no')))
     return words[0] if len(words) == 1 else 'unparsable'
 
 # %% ../../nbs/39a_chat.ipynb #f7889e9d
@@ -155,7 +162,8 @@ def payload(endpoint: EndpointConfig, prompt: str) -> dict:
     "The fields of the request for `prompt`."
     fields = {'model': endpoint.model, endpoint.max_tokens_field: endpoint.max_tokens} | endpoint.extra
     if endpoint.temperature is not None: fields['temperature'] = endpoint.temperature
-    if endpoint.api == 'completions': return fields | dict(prompt=prompt) | (dict(logprobs=endpoint.logprobs) if endpoint.logprobs else {})
+    if endpoint.api == 'completions':
+        return fields | dict(prompt=prompt) | (dict(logprobs=endpoint.logprobs) if endpoint.logprobs else {})
     system = [dict(role='system', content=endpoint.system)] if endpoint.system else []
     top = dict(logprobs=True, top_logprobs=endpoint.logprobs) if endpoint.logprobs else {}
     return fields | dict(messages=[*system, dict(role='user', content=prompt)]) | top
@@ -193,14 +201,20 @@ def request(client: openai.OpenAI, endpoint: EndpointConfig, prompt: str) -> dic
     "What the server sends for `prompt`, as plain values."
     response, refused = lenient(client, endpoint, prompt)
     choice = next(iter(getattr(response, 'choices', None) or []), None)
-    if choice is None: raise LlmrecError(f"{where_is(endpoint)} answers, but not in OpenAI's format; does its base_url end in /v1?")
+    if choice is None:
+        raise LlmrecError(f"{where_is(endpoint)} answers, but not in OpenAI's format; does its base_url end "
+                          "in /v1?")
     chat, usage = endpoint.api == 'chat', getattr(response, 'usage', None)
     declined = getattr(choice.message, 'refusal', None) if chat else None
-    return dict(text=(choice.message.content if chat else choice.text) or declined or '', withheld=bool(declined) or choice.finish_reason == 'content_filter',
-                steps=(chat_steps if chat else completion_steps)(choice.logprobs), logprobs_refused=refused, served=response.model or '',
-                tokens_in=getattr(usage, 'prompt_tokens', 0) or 0, tokens_out=getattr(usage, 'completion_tokens', 0) or 0)
+    return dict(text=(choice.message.content if chat else choice.text) or declined or '',
+                withheld=bool(declined) or choice.finish_reason == 'content_filter',
+                steps=(chat_steps if chat else completion_steps)(choice.logprobs), logprobs_refused=refused,
+                served=response.model or '',
+                tokens_in=getattr(usage, 'prompt_tokens', 0) or 0,
+                tokens_out=getattr(usage, 'completion_tokens', 0) or 0)
 
-def where_is(endpoint: EndpointConfig) -> str: return f"The endpoint {endpoint.base_url} (model '{endpoint.model}')"
+def where_is(endpoint: EndpointConfig) -> str:
+    return f"The endpoint {endpoint.base_url} (model '{endpoint.model}')"
 
 # %% ../../nbs/39a_chat.ipynb #5a2da96c
 def api_key(endpoint: EndpointConfig) -> str | None:
@@ -211,30 +225,41 @@ def connect(endpoint: EndpointConfig) -> openai.OpenAI:
     "A client for `endpoint`."
     key = api_key(endpoint)
     if key is None:
-        raise LlmrecError(f"{where_is(endpoint)} needs a key: set the environment variable {endpoint.key_env}, or key_env: '' for a server without keys.")
-    return openai.OpenAI(api_key=key, base_url=endpoint.base_url, timeout=endpoint.timeout, max_retries=endpoint.retries)
+        raise LlmrecError(f"{where_is(endpoint)} needs a key: set the environment variable "
+                          f"{endpoint.key_env}, or key_env: '' for a server without keys.")
+    return openai.OpenAI(api_key=key, base_url=endpoint.base_url, timeout=endpoint.timeout,
+                         max_retries=endpoint.retries)
 
 # %% ../../nbs/39a_chat.ipynb #d6889e3d
 def complaint(error: openai.OpenAIError, endpoint: EndpointConfig) -> str:
     "What went wrong, as the end of a sentence that begins with the endpoint."
     attempts = f'in {endpoint.retries + 1} attempts'
     detail = re.sub(r'\s+', ' ', str(getattr(error, 'message', error)))[:200]
-    said = {openai.APITimeoutError: f'did not answer within {endpoint.timeout:g} seconds {attempts}; raise timeout or look at the server',
-            openai.APIConnectionError: f'cannot be reached {attempts} ({detail}); check base_url and that the server runs',
+    said = {openai.APITimeoutError: f'did not answer within {endpoint.timeout:g} seconds {attempts}; raise '
+                                    'timeout or look at the server',
+            openai.APIConnectionError: f'cannot be reached {attempts} ({detail}); check base_url and that '
+                                       'the server runs',
             openai.AuthenticationError: f'refuses the key in {endpoint.key_env or "no variable"} ({detail})',
-            openai.PermissionDeniedError: f'does not allow this with the key in {endpoint.key_env or "no variable"} ({detail})',
-            openai.NotFoundError: f'does not know what is asked for ({detail}); check model, api and base_url',
-            openai.RateLimitError: f'was still too busy, or the quota is used up, {attempts} ({detail}); lower workers, raise retries, or wait',
-            openai.InternalServerError: f'failed {attempts} (status {getattr(error, "status_code", "")}: {detail})'}
-    return next((text for kind, text in said.items() if isinstance(error, kind)), f'does not accept the request ({type(error).__name__}: {detail})')
+            openai.PermissionDeniedError: 'does not allow this with the key in '
+                                          f'{endpoint.key_env or "no variable"} ({detail})',
+            openai.NotFoundError: f'does not know what is asked for ({detail}); check model, api and '
+                                  'base_url',
+            openai.RateLimitError: f'was still too busy, or the quota is used up, {attempts} ({detail}); '
+                                   'lower workers, raise retries, or wait',
+            openai.InternalServerError: f'failed {attempts} (status {getattr(error, "status_code", "")}: '
+                                        f'{detail})'}
+    return next((text for kind, text in said.items() if isinstance(error, kind)),
+                f'does not accept the request ({type(error).__name__}: {detail})')
 
 # %% ../../nbs/39a_chat.ipynb #de86358e
 @contextmanager
 def one_sentence(endpoint: EndpointConfig, kept) -> Iterator[None]:
-    "Turn what the client or the server throws into an `LlmrecError` that also says what is kept; `kept` is called for it."
+    "Turn the client's or server's error into an `LlmrecError` that also says what is kept, from `kept()`."
     try: yield
-    except openai.OpenAIError as e: raise LlmrecError(f'{where_is(endpoint)} {complaint(e, endpoint)}; {kept()}.') from e
-    except json.JSONDecodeError as e: raise LlmrecError(f"{where_is(endpoint)} answers, but not in JSON ({e}); {kept()}.") from e
+    except openai.OpenAIError as e:
+        raise LlmrecError(f'{where_is(endpoint)} {complaint(e, endpoint)}; {kept()}.') from e
+    except json.JSONDecodeError as e:
+        raise LlmrecError(f"{where_is(endpoint)} answers, but not in JSON ({e}); {kept()}.") from e
 
 # %% ../../nbs/39a_chat.ipynb #3a79169a
 def answer_path(
@@ -245,7 +270,8 @@ def answer_path(
     "Where the answer to `prompt` is kept."
     asked = keyed(replace(as_asked(endpoint), missing='bound'))
     key = hashlib.sha256(json.dumps([digest(asked, length=64), prompt]).encode()).hexdigest()
-    return Path(cache) / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', endpoint.model)[-60:]}-{digest(asked)}" / f'{key}.json'
+    model = re.sub(r'[^A-Za-z0-9.-]+', '_', endpoint.model)[-60:]
+    return Path(cache) / f'{model}-{digest(asked)}' / f'{key}.json'
 
 # %% ../../nbs/39a_chat.ipynb #0adbf4a3
 def kept_answer(path: Path, prompt: str, missing: str) -> Answer:
@@ -255,7 +281,8 @@ def kept_answer(path: Path, prompt: str, missing: str) -> Answer:
         if raw['prompt'] != prompt: raise ValueError('it belongs to another prompt')
         return read_answer(raw, missing)
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise LlmrecError(f'The kept answer {path} cannot be read ({type(e).__name__}: {e}); delete it to have the question asked again.') from None
+        raise LlmrecError(f'The kept answer {path} cannot be read ({type(e).__name__}: {e}); delete it to '
+                          'have the question asked again.') from None
 
 # %% ../../nbs/39a_chat.ipynb #834a3adc
 def price(endpoint: EndpointConfig, tokens_in: int, tokens_out: int) -> float | None:
@@ -271,33 +298,42 @@ def estimate_text(endpoint: EndpointConfig, prompts: list[str], kept: int) -> st
     "One line on what asking `prompts` will cost."
     tokens_in, tokens_out = estimate(endpoint, prompts)
     cost = price(endpoint, tokens_in, tokens_out)
-    say = 'cost unknown, price_in and price_out are not given' if cost is None else f'at most about {cost:.4f} in the currency of the prices'
-    return (f'{endpoint_name(endpoint)}: {len(prompts):,} questions to ask, {kept:,} answers kept; about {tokens_in:,} tokens in, at most {tokens_out:,} out; {say}.')
+    say = 'cost unknown, price_in and price_out are not given'
+    if cost is not None: say = f'at most about {cost:.4f} in the currency of the prices'
+    return (f'{endpoint_name(endpoint)}: {len(prompts):,} questions to ask, {kept:,} answers kept; about '
+            f'{tokens_in:,} tokens in, at most {tokens_out:,} out; {say}.')
 
 # %% ../../nbs/39a_chat.ipynb #fe6a9d1d
 def check_cost(endpoint: EndpointConfig, cost: float | None, what: str) -> None:
-    "Raise an `LlmrecError` when `cost` is above the endpoint's `max_cost`, or cannot be known although that is set."
+    "`LlmrecError` when `cost` is above the endpoint's `max_cost`, or unknown although that is set."
     if endpoint.max_cost is None: return
-    if cost is None: raise LlmrecError(f'{where_is(endpoint)} has max_cost but no prices; give price_in and price_out, per million tokens.')
+    if cost is None:
+        raise LlmrecError(f'{where_is(endpoint)} has max_cost but no prices; give price_in and price_out, '
+                          'per million tokens.')
     if cost > endpoint.max_cost:
-        raise LlmrecError(f'{where_is(endpoint)}: {what} {cost:.4f}, more than max_cost {endpoint.max_cost:.4f}; raise max_cost or ask fewer rows.')
+        raise LlmrecError(f'{where_is(endpoint)}: {what} {cost:.4f}, more than max_cost '
+                          f'{endpoint.max_cost:.4f}; raise max_cost or ask fewer rows.')
 
 # %% ../../nbs/39a_chat.ipynb #05dde451
 def fetch_one(client, endpoint: EndpointConfig, prompt: str, path: Path) -> dict:
     "Ask one question and keep the answer."
     raw = request(client, endpoint, prompt)
-    write_atomic(path, json.dumps(raw | dict(prompt=prompt, endpoint=asdict(as_asked(endpoint))), indent=1, ensure_ascii=False) + '\n')
+    write_atomic(path, json.dumps(raw | dict(prompt=prompt, endpoint=asdict(as_asked(endpoint))), indent=1,
+                                  ensure_ascii=False) + '\n')
     return raw
 
 def fetch(endpoint: EndpointConfig, wanted: dict, progress: bool = True) -> Iterator[dict]:
-    "Ask the questions `wanted` (prompt by path) and yield what the server sends, in the order of its answers."
+    "Ask the questions `wanted` (prompt by path) and yield what the server sends, as it comes."
     client, todo = connect(endpoint), list(wanted.items())
     first = fetch_one(client, endpoint, todo[0][1], todo[0][0])
     yield first
     how = replace(endpoint, logprobs=0) if first['logprobs_refused'] else endpoint
     with ThreadPoolExecutor(endpoint.workers) as pool:
         futures = [pool.submit(fetch_one, client, how, prompt, path) for path, prompt in todo[1:]]
-        try: yield from (f.result() for f in tqdm(as_completed(futures), total=len(futures), desc=endpoint_name(endpoint), disable=not progress))
+        try:
+            arriving = tqdm(as_completed(futures), total=len(futures), desc=endpoint_name(endpoint),
+                            disable=not progress)
+            yield from (f.result() for f in arriving)
         finally: pool.shutdown(wait=False, cancel_futures=True)
 
 # %% ../../nbs/39a_chat.ipynb #6706e0f9
@@ -311,12 +347,16 @@ def ask(
     paths = [answer_path(cache, endpoint, p) for p in prompts]
     wanted = {path: p for path, p in zip(paths, prompts) if not path.exists()}
     if wanted:
-        print(estimate_text(endpoint, list(wanted.values()), len(dict.fromkeys(paths)) - len(wanted)), flush=True)
-        check_cost(endpoint, price(endpoint, *estimate(endpoint, list(wanted.values()))), 'the run would cost about')
+        print(estimate_text(endpoint, list(wanted.values()), len(dict.fromkeys(paths)) - len(wanted)),
+              flush=True)
+        check_cost(endpoint, price(endpoint, *estimate(endpoint, list(wanted.values()))),
+                   'the run would cost about')
         tokens = np.zeros(2, int)
-        with one_sentence(endpoint, lambda: f'{sum(p.exists() for p in paths):,} of {len(paths):,} answers are kept, run again to go on'):
+        count = lambda: f'{sum(p.exists() for p in paths):,} of {len(paths):,} answers'
+        with one_sentence(endpoint, lambda: f'{count()} are kept, run again to go on'):
             with closing(fetch(endpoint, wanted, progress)) as arriving:
                 for raw in arriving:
                     tokens += raw['tokens_in'], raw['tokens_out']
-                    check_cost(endpoint, price(endpoint, *tokens.tolist()), 'the answers of this run cost already')
+                    check_cost(endpoint, price(endpoint, *tokens.tolist()),
+                               'the answers of this run cost already')
     return [kept_answer(path, p, endpoint.missing) for path, p in zip(paths, prompts)]

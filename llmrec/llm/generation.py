@@ -24,7 +24,8 @@ from .yesno import context_of
 from ..paths import LlmrecError
 
 # %% ../../nbs/39_generation.ipynb #e376fe25
-ASK_FOR_TITLES = ('Given user history in chronological order, rank all items of the candidate pool by how likely the user is to choose them next. '
+ASK_FOR_TITLES = ('Given user history in chronological order, rank all items of the candidate pool by how '
+                  'likely the user is to choose them next. '
                   'Write their titles, one a line, the best first.')
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class GenerationPromptConfig(LlamaRecPromptConfig):
     instruction: str = ASK_FOR_TITLES  # not printed in the paper
 
     def __post_init__(self):
-        if not self.instruction.strip(): raise LlmrecError('The instruction of a generation prompt is empty; say what the model is to write, or leave the default.')
+        if not self.instruction.strip():
+            raise LlmrecError('The instruction of a generation prompt is empty; say what the model is to '
+                              'write, or leave the default.')
 
 # %% ../../nbs/39_generation.ipynb #bfe37a91
 def generation_prompt(
@@ -43,9 +46,11 @@ def generation_prompt(
     cfg: GenerationPromptConfig = GenerationPromptConfig(),
 ) -> str:
     "The prompt that asks for the ranked titles; `LlmrecError` when the candidates alone are too long."
-    longer = [len(prompt_ids(tokenizer, render([], ['x']).replace(INSTRUCTION, text, 1))) for text in (INSTRUCTION, cfg.instruction)]
+    longer = [len(prompt_ids(tokenizer, render([], ['x']).replace(INSTRUCTION, text, 1)))
+              for text in (INSTRUCTION, cfg.instruction)]
     room = replace(cfg, max_text_tokens=cfg.max_text_tokens - max(0, longer[1] - longer[0]))
-    return fit_prompt(tokenizer, history_titles, candidate_titles, room).replace(INSTRUCTION, cfg.instruction, 1)
+    prompt = fit_prompt(tokenizer, history_titles, candidate_titles, room)
+    return prompt.replace(INSTRUCTION, cfg.instruction, 1)
 
 # %% ../../nbs/39_generation.ipynb #14a80e64
 def answer_tokens(
@@ -53,20 +58,26 @@ def answer_tokens(
     candidate_titles,  # titles
 ) -> int:
     "Tokens of all titles, one a line: the length at which generation is stopped."
-    if not len(candidate_titles): raise LlmrecError('There are no candidates, so there is nothing to write; give at least one title.')
+    if not len(candidate_titles):
+        raise LlmrecError('There are no candidates, so there is nothing to write; give at least one title.')
     return len(tokenizer('\n'.join(candidate_titles), add_special_tokens=False)['input_ids'])
 
 # %% ../../nbs/39_generation.ipynb #a59e8d09
 def check_lengths(backbone: Backbone, prompts, limits) -> None:
-    "Raise an `LlmrecError` that names the first prompt that is empty, may not be answered, or exceeds the model's context with its answer."
+    "`LlmrecError` for the first prompt that is empty, has no room to answer, or exceeds the context with it."
     context = context_of(backbone)
     for row, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
         where = f'Row {row} (counted from 0)'
-        if not len(prompt): raise LlmrecError(f'{where}: the prompt is empty; encode prompts with encode_prompt.')
-        if limit < 1: raise LlmrecError(f'{where}: {limit} new tokens are allowed and at least 1 is needed; take answer_tokens.')
+        if not len(prompt):
+            raise LlmrecError(f'{where}: the prompt is empty; encode prompts with encode_prompt.')
+        if limit < 1:
+            raise LlmrecError(f'{where}: {limit} new tokens are allowed and at least 1 is needed; take '
+                              'answer_tokens.')
         if context and len(prompt) + limit > context:
-            raise LlmrecError(f'{where}: {len(prompt)} tokens of prompt and {limit} of answer exceed the context of {context} tokens of {backbone.identity}; '
-                              'lower max_history, max_title_tokens or the number of candidates, or take another backbone.')
+            raise LlmrecError(f'{where}: {len(prompt)} tokens of prompt and {limit} of answer exceed the '
+                              f'context of {context} tokens of {backbone.identity}; '
+                              'lower max_history, max_title_tokens or the number of candidates, or take '
+                              'another backbone.')
 
 # %% ../../nbs/39_generation.ipynb #df4c3299
 def generate_batch(
@@ -79,7 +90,8 @@ def generate_batch(
     batch, end = left_padded(prompts, backbone.tokenizer.pad_token_id), backbone.tokenizer.eos_token_id
     batch = {k: batch[k].to(backbone.model.device) for k in ('input_ids', 'attention_mask')}
     steps = dict(max_new_tokens=int(max(limits)), min_new_tokens=int(max(limits)) if to_the_end else None)
-    out = backbone.model.generate(**batch, **steps, do_sample=False, num_beams=1, eos_token_id=end, pad_token_id=backbone.tokenizer.pad_token_id)
+    out = backbone.model.generate(**batch, **steps, do_sample=False, num_beams=1, eos_token_id=end,
+                                  pad_token_id=backbone.tokenizer.pad_token_id)
     rows = [row[:limit] for row, limit in zip(out[:, batch['input_ids'].shape[1]:].tolist(), limits)]
     return [row[:row.index(end)] if end in row else row for row in rows]
 
@@ -95,14 +107,18 @@ def generate_rankings(
     "What the model writes after each prompt, in the order of `prompts`."
     if batch_size < 1: raise LlmrecError(f'batch_size must be at least 1, got {batch_size}.')
     limits = [limits] * len(prompts) if np.ndim(limits) == 0 else list(limits)
-    if len(limits) != len(prompts): raise LlmrecError(f'{len(limits)} limits do not belong to {len(prompts)} prompts; give one a prompt, or one number for all.')
+    if len(limits) != len(prompts):
+        raise LlmrecError(f'{len(limits)} limits do not belong to {len(prompts)} prompts; give one a '
+                          'prompt, or one number for all.')
     check_lengths(backbone, prompts, limits)
     order, texts = np.argsort([-len(p) for p in prompts], kind='stable'), [''] * len(prompts)
     with scoring(backbone), tqdm(total=len(prompts), desc='generating', disable=not progress) as bar:
         for at in range(0, len(order), batch_size):
             where = order[at:at + batch_size]
-            new = generate_batch(backbone, [prompts[i] for i in where], [limits[i] for i in where], to_the_end)
-            for i, text in zip(where, backbone.tokenizer.batch_decode(new, skip_special_tokens=True)): texts[i] = text
+            new = generate_batch(backbone, [prompts[i] for i in where], [limits[i] for i in where],
+                                 to_the_end)
+            for i, text in zip(where, backbone.tokenizer.batch_decode(new, skip_special_tokens=True)):
+                texts[i] = text
             bar.update(len(where))
     return texts
 
@@ -123,7 +139,7 @@ def bare(line: str) -> str:
 @dataclass(frozen=True)
 class ParsedRanking:
     "What a generated text says about n candidates."
-    order: tuple[int, ...]      # places of all n candidates in the prompt (from 0), best first: the named ones, then the missing
+    order: tuple[int, ...]      # places (from 0) of all candidates: the named, best first; the missing
     unmatched: tuple[str, ...]  # lines that are no candidate
     repeated: tuple[str, ...]   # titles that were named once too often
     missing: tuple[str, ...]    # titles that were not named, in the order of the prompt
@@ -138,17 +154,21 @@ def parse_ranking(
 ) -> ParsedRanking:
     "The candidates in the order in which `text` names them; unnamed ones follow in the order of the prompt."
     titles = list(candidate_titles)
-    if not titles: raise LlmrecError('There are no candidates, so no text can rank them; give at least one title.')
+    if not titles:
+        raise LlmrecError('There are no candidates, so no text can rank them; give at least one title.')
     places, order, unmatched, repeated = {}, [], [], []
     for place, title in enumerate(titles): places.setdefault(normalised(title), []).append(place)
     used = Counter()
     for line in filter(str.strip, text.split('\n')):
         key = next((k for k in (normalised(line), normalised(bare(line))) if k in places), None)
         if key is None: unmatched.append(line.strip())
-        elif used[key] < len(places[key]): order.append(places[key][used[key]]); used[key] += 1
+        elif used[key] < len(places[key]):
+            order.append(places[key][used[key]])
+            used[key] += 1
         else: repeated.append(titles[places[key][0]])
     missing = [i for i in range(len(titles)) if i not in order]
-    return ParsedRanking((*order, *missing), tuple(unmatched), tuple(repeated), tuple(titles[i] for i in missing))
+    return ParsedRanking((*order, *missing), tuple(unmatched), tuple(repeated),
+                         tuple(titles[i] for i in missing))
 
 # %% ../../nbs/39_generation.ipynb #ea7723a8
 def order_scores(
@@ -158,6 +178,8 @@ def order_scores(
     "Scores (prompts, n) in float32, falling from 0 along each order; -inf where there is no candidate."
     out = np.full((len(parsed), n), -np.inf, np.float32)
     for row, ranking in enumerate(parsed):
-        if len(ranking.order) > n: raise LlmrecError(f'Row {row} (counted from 0) ranks {len(ranking.order)} candidates and {n} are expected; raise n.')
+        if len(ranking.order) > n:
+            raise LlmrecError(f'Row {row} (counted from 0) ranks {len(ranking.order)} candidates and {n} '
+                              'are expected; raise n.')
         out[row, list(ranking.order)] = -np.arange(len(ranking.order), dtype=np.float32)
     return out

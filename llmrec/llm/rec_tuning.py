@@ -26,12 +26,15 @@ from .backbones import Backbone
 from .loss import collate, label_loss
 from .ranking import length_batches, scoring
 from .tuning import TuningConfig, tune
-from .yesno import AlpacaRows, YesNoPromptConfig, YesNoRows, context_of, encode_questions, shortened, yesno_ids
+from .yesno import (AlpacaRows, YesNoPromptConfig, YesNoRows, context_of, encode_questions,
+                              shortened,
+                              yesno_ids)
 from ..paths import LlmrecError
 from ..runs.records import write_atomic
 
 # %% ../../nbs/38_rec_tuning.ipynb #3fcf35c3
-RECIPE = TuningConfig(lora_alpha=16, lr=1e-4, warmup_steps=20, batch_size=32, accumulation=4, epochs=200, eval_steps=10, patience=10, select='AUC')
+RECIPE = TuningConfig(lora_alpha=16, lr=1e-4, warmup_steps=20, batch_size=32, accumulation=4, epochs=200,
+                      eval_steps=10, patience=10, select='AUC')
 
 @dataclass(frozen=True)
 class RecTuningConfig:
@@ -44,7 +47,9 @@ class RecTuningConfig:
     @classmethod
     def as_published(cls):
         "The released scripts' recipe: loss on prompt and answer, double softmax in validation."
-        return cls(YesNoPromptConfig.as_published(), dataclasses.replace(RECIPE, gradient_checkpointing=True, evaluate_last=False), 'double_softmax')
+        return cls(YesNoPromptConfig.as_published(),
+                   dataclasses.replace(RECIPE, gradient_checkpointing=True, evaluate_last=False),
+                   'double_softmax')
 
     @classmethod
     def corrected(cls):
@@ -52,7 +57,8 @@ class RecTuningConfig:
         return cls(tuning=dataclasses.replace(RECIPE, gradient_checkpointing=True))
 
 # %% ../../nbs/38_rec_tuning.ipynb #d5d897f8
-ALPACA_RECIPE = TuningConfig(lora_alpha=16, lr=3e-4, warmup_steps=100, batch_size=4, accumulation=32, epochs=3, eval_steps=200,
+ALPACA_RECIPE = TuningConfig(lora_alpha=16, lr=3e-4, warmup_steps=100, batch_size=4, accumulation=32,
+                             epochs=3, eval_steps=200,
                              patience=1_000_000, select='log_likelihood')
 
 @schema('alpaca-tuning', 1)
@@ -66,8 +72,10 @@ class AlpacaTuningConfig:
     @classmethod
     def as_published(cls):
         "The released `finetune.py`: loss on prompt and answer, the stray comment where there is an input."
-        prompt = dataclasses.replace(YesNoPromptConfig.as_published(), max_tokens=256, wrapper_comment='with input')
-        return cls(prompt, dataclasses.replace(ALPACA_RECIPE, gradient_checkpointing=True, evaluate_last=False))
+        prompt = dataclasses.replace(YesNoPromptConfig.as_published(), max_tokens=256,
+                                     wrapper_comment='with input')
+        tuning = dataclasses.replace(ALPACA_RECIPE, gradient_checkpointing=True, evaluate_last=False)
+        return cls(prompt, tuning)
 
     @classmethod
     def corrected(cls):
@@ -79,7 +87,7 @@ def for_rows(
     cfg: TuningConfig,
     n: int,  # training rows
 ) -> TuningConfig:
-    "`cfg` with micro-batch and accumulation for `n` rows: no step spans more than an epoch, and micro-batches are of equal size."
+    "`cfg` for `n` rows: no step spans more than an epoch, and micro-batches are of equal size."
     if n < 1: raise LlmrecError('There are no training rows; K must be at least 1.')
     a_step = min(n, cfg.batch_size * cfg.accumulation)
     passes = -(-a_step // cfg.batch_size)
@@ -104,7 +112,11 @@ def auc_of(
 ):
     "A function from a model to its validation metrics, for `tune`."
     ids, labels = yesno_ids(backbone.tokenizer, cfg.prompt), np.asarray(labels)
-    return lambda model: dict(AUC=auc(labels, score_answers(dataclasses.replace(backbone, model=model), prompts, ids, cfg.score)))
+
+    def measure(model):
+        scores = score_answers(dataclasses.replace(backbone, model=model), prompts, ids, cfg.score)
+        return dict(AUC=auc(labels, scores))
+    return measure
 
 # %% ../../nbs/38_rec_tuning.ipynb #dba757b7
 log = logging.getLogger(__name__)
@@ -127,7 +139,8 @@ def prompt_report(
     train = np.concatenate([s.dropped for s in sets])
     for name, counts in (('Training', train), ('Validation', dropped)):
         if shortened(counts): log.warning('%s: %s', name, shortened(counts))
-    return dict(train_rows=len(train), train_rows_shortened=int((train > 0).sum()), train_items_dropped=int(train.sum()),
+    return dict(train_rows=len(train), train_rows_shortened=int((train > 0).sum()),
+                train_items_dropped=int(train.sum()),
                 train_answers_cut=int(sum(s.cut.sum() for s in sets)), valid_rows=len(dropped),
                 valid_rows_shortened=int((dropped > 0).sum()), valid_items_dropped=int(dropped.sum()))
 
@@ -142,13 +155,14 @@ def rec_tune(
     progress: bool = False,
     callbacks=(),  # further callbacks of transformers
 ) -> Path:
-    "Tune on the given rows and return the adapter folder; what was shortened stands in `prompts.json` beside it."
+    "Tune on the given rows and return the adapter folder; `prompts.json` counts what was shortened."
     context = context_of(backbone)
     sets = [YesNoRows(data, rows, backbone.tokenizer, cfg.prompt, context) for data, rows in train]
     rows, frame = ConcatDataset(sets), validation_rows(valid, cfg.valid_rows)
     prompts, dropped = encode_questions(backbone.tokenizer, valid, frame, cfg.prompt, context)
     tuning, report = for_rows(cfg.tuning, len(rows)), prompt_report(sets, dropped)
-    folder = tune(backbone, rows, auc_of(backbone, prompts, frame['label'], cfg), tuning, out_dir, callbacks=callbacks,
+    folder = tune(backbone, rows, auc_of(backbone, prompts, frame['label'], cfg), tuning, out_dir,
+                  callbacks=callbacks,
                   progress=progress, start=start, about=rows_note(train, valid, cfg))
     write_atomic(Path(out_dir) / 'prompts.json', json.dumps(report, indent=1) + '\n')
     return folder
@@ -160,7 +174,9 @@ def held_out(
     seed: int = 42,  # as published
 ) -> tuple[np.ndarray, np.ndarray]:  # row numbers for training, for validation
     "A random split of `n` records; an `LlmrecError` when nothing is left to train on."
-    if not 0 <= n_valid < n: raise LlmrecError(f'{n_valid} records are to be held out and there are {n}; set valid_rows to less than the number of records.')
+    if not 0 <= n_valid < n:
+        raise LlmrecError(f'{n_valid} records are to be held out and there are {n}; set valid_rows to less '
+                          'than the number of records.')
     order = np.random.default_rng(seed).permutation(n)
     return order[n_valid:], order[:n_valid]
 
@@ -174,7 +190,8 @@ def log_likelihood(
     total, count, pad = 0., 0, backbone.tokenizer.pad_token_id
     with scoring(backbone):
         for where in length_batches([len(r['input_ids']) for r in rows], batch_tokens):
-            batch = {k: v.to(backbone.model.device) for k, v in collate([rows[int(i)] for i in where], pad).items()}
+            batch = {k: v.to(backbone.model.device)
+                     for k, v in collate([rows[int(i)] for i in where], pad).items()}
             n = int((batch['labels'][:, 1:] != -100).sum())
             total, count = total - n * label_loss(backbone.model, batch).item(), count + n
     return total / count
@@ -192,7 +209,13 @@ def alpaca_tune(
     train, valid = held_out(records.height, cfg.valid_rows)
     encode = lambda rows: AlpacaRows(records[rows], backbone.tokenizer, cfg.prompt, context_of(backbone))
     rows, kept = encode(train), encode(valid)
-    if rows.left_out: log.warning('%d of %d instruction records fill a row of %d tokens by themselves and are left out.', rows.left_out, len(train), cfg.prompt.max_tokens)
-    measure = lambda model: dict(log_likelihood=log_likelihood(dataclasses.replace(backbone, model=model), kept))
+    if rows.left_out:
+        log.warning('%d of %d instruction records fill a row of %d tokens by themselves and are left out.',
+                    rows.left_out, len(train), cfg.prompt.max_tokens)
+
+    def measure(model):
+        return dict(log_likelihood=log_likelihood(dataclasses.replace(backbone, model=model), kept))
+
     about = dict(alpaca_tuning=keyed(cfg), records=digest(records.select(FIELDS).rows()))
-    return tune(backbone, rows, measure if len(kept) else None, for_rows(cfg.tuning, len(rows)), out_dir, callbacks=callbacks, progress=progress, about=about)
+    return tune(backbone, rows, measure if len(kept) else None, for_rows(cfg.tuning, len(rows)), out_dir,
+                callbacks=callbacks, progress=progress, about=about)

@@ -76,7 +76,7 @@ class TuningConfig(AdapterConfig):
     negatives: Literal['random', 'retrieved'] = 'random'
     distinct_negatives: bool = True  # False draws with replacement, as published
     candidate_order: Literal['shuffled', 'retriever'] = 'shuffled'       # in training
-    eval_candidate_order: Literal['shuffled', 'retriever'] = 'retriever'  # in evaluation; read by the experiments
+    eval_candidate_order: Literal['shuffled', 'retriever'] = 'retriever'  # in evaluation, by the experiments
     verbalizer: Verbalizer = 'as_trained'  # in evaluation; read by the experiments
     max_rows: int | None = None  # training rows, None for all
     seed: int = 42
@@ -92,7 +92,8 @@ def as_published(cls: TuningConfig):
 @patch(cls_method=True)
 def corrected(cls: TuningConfig):
     "The published recipe with the verbalizer's ids as trained and without repeated negatives."
-    return dataclasses.replace(cls.as_published(), verbalizer='as_trained', distinct_negatives=True, evaluate_last=True)
+    return dataclasses.replace(cls.as_published(), verbalizer='as_trained', distinct_negatives=True,
+                               evaluate_last=True)
 
 # %% ../../nbs/36_tuning.ipynb #72a95bb0
 def training_rows(
@@ -101,13 +102,16 @@ def training_rows(
     n: int | None = None,  # at most this many rows, drawn without replacement
     seed: int = 0,         # of that draw
 ) -> tuple[np.ndarray, np.ndarray]:
-    "Users and ends of all training rows: row i has target items[end-1] and history items[offsets[user]:end-1]."
+    "Users and ends of all training rows: target items[end-1], history items[offsets[user]:end-1]."
     offsets = np.asarray(offsets, np.int64)
-    if offsets[-1] != len(items): raise LlmrecError(f'The offsets end at {offsets[-1]} but there are {len(items)} items; they do not belong together.')
+    if offsets[-1] != len(items):
+        raise LlmrecError(f'The offsets end at {offsets[-1]} but there are {len(items)} items; they do not '
+                          'belong together.')
     users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     ends = np.arange(1, len(items) + 1)
     keep = np.flatnonzero(ends - offsets[users] >= 2)
-    if n is not None and n < len(keep): keep = np.sort(np.random.default_rng(seed).choice(keep, n, replace=False))
+    if n is not None and n < len(keep):
+        keep = np.sort(np.random.default_rng(seed).choice(keep, n, replace=False))
     return users[keep], ends[keep]
 
 # %% ../../nbs/36_tuning.ipynb #815000c5
@@ -123,7 +127,8 @@ def sample_negatives(
     banned = np.unique(np.append(np.asarray(history, np.int64), target))
     free = n_items - len(banned)
     if free < (n if distinct else 1):
-        raise LlmrecError(f'{n} negatives were asked for, and a catalogue of {n_items} items has {free} that the user has not met; ask for fewer candidates.')
+        raise LlmrecError(f'{n} negatives were asked for, and a catalogue of {n_items} items has {free} '
+                          'that the user has not met; ask for fewer candidates.')
     k = 1 + rng.choice(free, n, replace=not distinct)
     return k + np.searchsorted(banned - np.arange(len(banned)), k, side='right')
 
@@ -138,7 +143,8 @@ def draw_others(
     retrieved=None,  # item ids in the retriever's order, for negatives='retrieved'
 ) -> tuple[np.ndarray, int]:
     "The negatives of one row, and the place among them where the target belongs in the retriever's order."
-    if cfg.negatives == 'random': return sample_negatives(rng, n_items, history, target, n, cfg.distinct_negatives), n
+    if cfg.negatives == 'random':
+        return sample_negatives(rng, n_items, history, target, n, cfg.distinct_negatives), n
     found = np.asarray(retrieved)
     others = found[(found != target) & (found > 0)][:n]
     return others, min(int(np.append(np.flatnonzero(found == target), n)[0]), len(others))
@@ -173,7 +179,8 @@ class RankerRows(Dataset):
 
     def __post_init__(self):
         check_rows(self)
-        self.users, self.ends = training_rows(self.sequences.offsets, self.sequences.items, self.cfg.max_rows, self.cfg.seed)
+        own, cfg = self.sequences, self.cfg
+        self.users, self.ends = training_rows(own.offsets, own.items, cfg.max_rows, cfg.seed)
 
     def __len__(self): return len(self.users)
     def set_epoch(self, epoch: int): self.epoch = epoch
@@ -186,11 +193,14 @@ class RankerRows(Dataset):
 def check_rows(rows: RankerRows) -> None:
     "Raise an `LlmrecError` when titles, order and negatives do not fit together."
     if len(rows.titles) != rows.sequences.n_items + 1:
-        raise LlmrecError(f'There are {len(rows.titles)} titles and {rows.sequences.n_items} items; titles[0] stands for padding and titles[i] for item i.')
+        raise LlmrecError(f'There are {len(rows.titles)} titles and {rows.sequences.n_items} items; '
+                          'titles[0] stands for padding and titles[i] for item i.')
     if rows.cfg.negatives == 'retrieved' and rows.retrieved is None:
-        raise LlmrecError("negatives='retrieved' needs the retriever's candidates; pass `retrieved`, or set negatives='random'.")
+        raise LlmrecError("negatives='retrieved' needs the retriever's candidates; pass `retrieved`, or set "
+                          "negatives='random'.")
     if rows.cfg.negatives == 'random' and rows.cfg.candidate_order == 'retriever':
-        raise LlmrecError("Random negatives have no retriever's order; set candidate_order='shuffled' or negatives='retrieved'.")
+        raise LlmrecError("Random negatives have no retriever's order; set candidate_order='shuffled' or "
+                          "negatives='retrieved'.")
 
 # %% ../../nbs/36_tuning.ipynb #fd38d20d
 def render_row(
@@ -205,7 +215,8 @@ def render_row(
     rng = np.random.default_rng([rows.cfg.seed, rows.epoch, i])
     pool = draw_candidates(rng, rows.sequences.n_items, history, target, rows.n_candidates, rows.cfg, found)
     shown = history[-rows.prompt.max_history:]
-    prompt = fit_prompt(rows.tokenizer, [rows.titles[j] for j in shown], [rows.titles[j] for j in pool], rows.prompt)
+    prompt = fit_prompt(rows.tokenizer, [rows.titles[j] for j in shown], [rows.titles[j] for j in pool],
+                        rows.prompt)
     return prompt, letters(len(pool))[int(np.flatnonzero(pool == target)[0])]
 
 # %% ../../nbs/36_tuning.ipynb #54f84bec
@@ -216,21 +227,25 @@ def add_lora(
     "The backbone's model with a fresh adapter, initialised from `cfg.seed`; changes the model in place."
     import peft    # here, because it takes five seconds that no table needs
     if isinstance(backbone.model, peft.PeftModel):
-        raise LlmrecError(f'The backbone {backbone.identity} already carries an adapter; load it afresh before tuning.')
+        raise LlmrecError(f'The backbone {backbone.identity} already carries an adapter; load it afresh '
+                          'before tuning.')
     targets = cfg.target_modules if cfg.target_modules == 'all-linear' else list(cfg.target_modules)
-    lora = peft.LoraConfig(r=cfg.lora_r, lora_alpha=cfg.lora_alpha, lora_dropout=cfg.lora_dropout, target_modules=targets,
+    lora = peft.LoraConfig(r=cfg.lora_r, lora_alpha=cfg.lora_alpha, lora_dropout=cfg.lora_dropout,
+                           target_modules=targets,
                            bias='none', task_type='CAUSAL_LM')
     transformers.set_seed(cfg.seed)
     try: return peft.get_peft_model(backbone.model, lora)
     except ValueError as e:
-        raise LlmrecError(f"The adapter cannot be put on {cfg.target_modules} of {type(backbone.model).__name__} ({str(e).splitlines()[0]}); "
+        raise LlmrecError(f"The adapter cannot be put on {cfg.target_modules} of "
+                          f"{type(backbone.model).__name__} ({str(e).splitlines()[0]}); "
                           "name modules that exist, or set target_modules='all-linear'.") from None
 
 # %% ../../nbs/36_tuning.ipynb #e22745fa
 def adapter_weights(model: 'peft.PeftModel') -> dict:
     "The adapter's tensors by name, as they are saved."
     import peft    # here, because it takes five seconds that no table needs
-    return {k: v.detach().cpu() for k, v in peft.get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+    state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {k: v.detach().cpu() for k, v in state.items()}
 
 # %% ../../nbs/36_tuning.ipynb #078afcc4
 def put_weights(
@@ -241,7 +256,8 @@ def put_weights(
     import peft    # here, because it takes five seconds that no table needs
     peft.set_peft_model_state_dict(model, weights)
     now = adapter_weights(model)
-    return sorted(now) == sorted(weights) and all(torch.equal(now[k].to(v.dtype), v) for k, v in weights.items())
+    if sorted(now) != sorted(weights): return False
+    return all(torch.equal(now[k].to(v.dtype), v) for k, v in weights.items())
 
 # %% ../../nbs/36_tuning.ipynb #1aa886ec
 def base_name(identity: str) -> str:
@@ -259,13 +275,16 @@ def read_adapter(
     "Configuration and tensors of the adapter in `folder`; an `LlmrecError` when one of its files is missing."
     for name in ('adapter_model.safetensors', 'adapter_config.json'):
         if not (Path(folder) / name).is_file():
-            raise LlmrecError(f'There is no adapter in {folder} ({name} is missing); give the folder that tune() returned.')
-    return json.loads((Path(folder) / 'adapter_config.json').read_text(encoding='utf-8')), load_file(Path(folder) / 'adapter_model.safetensors')
+            raise LlmrecError(f'There is no adapter in {folder} ({name} is missing); give the folder that '
+                              'tune() returned.')
+    config = json.loads((Path(folder) / 'adapter_config.json').read_text(encoding='utf-8'))
+    return config, load_file(Path(folder) / 'adapter_model.safetensors')
 
 # %% ../../nbs/36_tuning.ipynb #a27a1d23
 def layer_sizes(layer) -> tuple[int, int]:
     "Inputs and outputs of a linear layer, quantised or not, or of GPT-2's `Conv1D`."
-    return (layer.in_features, layer.out_features) if hasattr(layer, 'in_features') else tuple(layer.weight.shape)
+    if hasattr(layer, 'in_features'): return layer.in_features, layer.out_features
+    return tuple(layer.weight.shape)
 
 def misfit(
     model,           # without an adapter
@@ -287,14 +306,17 @@ def check_base(
     backbone: Backbone,  # without an adapter
     folder,              # a peft adapter folder
 ) -> None:
-    "Raise an `LlmrecError` when the adapter in `folder` was made for another base model; warn when only hub ids differ."
+    "`LlmrecError` when the adapter in `folder` is for another base model; a warning for another hub id."
     config, weights = read_adapter(folder)
     made_for, here = base_name(config.get('base_model_name_or_path') or ''), base_name(backbone.identity)
     why = misfit(backbone.model, weights)
     if own_identity(made_for) and made_for != here: why = f'it was made for {made_for}'
-    if why: raise LlmrecError(f'The adapter in {folder} does not fit the backbone {backbone.identity}: {why}; load the backbone it was tuned on.')
+    if why:
+        raise LlmrecError(f'The adapter in {folder} does not fit the backbone {backbone.identity}: {why}; '
+                          'load the backbone it was tuned on.')
     if '/' in made_for and '/' in here and made_for.split('@')[0] != here.split('@')[0]:
-        warnings.warn(f'The adapter in {folder} names {made_for} as its base model and is put on {here}; the shapes agree.', stacklevel=2)
+        warnings.warn(f'The adapter in {folder} names {made_for} as its base model and is put on {here}; '
+                      'the shapes agree.', stacklevel=2)
 
 # %% ../../nbs/36_tuning.ipynb #989660b4
 def continue_from(
@@ -302,16 +324,20 @@ def continue_from(
     folder,             # the adapter to go on with
     cfg: TuningConfig,
 ) -> 'peft.PeftModel':
-    "`model` with the values of the adapter in `folder`; an `LlmrecError` when rank, scale or targets differ from `cfg`."
+    "`model` with the values of the adapter in `folder`, whose rank, scale and targets are as in `cfg`."
     config, weights = read_adapter(folder)
     for name, want in (('r', cfg.lora_r), ('lora_alpha', cfg.lora_alpha)):
         if config.get(name) != want:
-            raise LlmrecError(f"The adapter in {folder} has {name} {config.get(name)} and the settings {want}; set TuningConfig.{'lora_r' if name == 'r' else name} to {config.get(name)}.")
+            raise LlmrecError(f"The adapter in {folder} has {name} {config.get(name)} and the settings "
+                              f"{want}; set TuningConfig.{'lora_r' if name == 'r' else name} to "
+                              f"{config.get(name)}.")
     if sorted(weights) != sorted(adapter_weights(model)):
-        raise LlmrecError(f"The adapter in {folder} corrects {config.get('target_modules')} and the settings {cfg.target_modules}; set TuningConfig.target_modules to the same.")
+        raise LlmrecError(f"The adapter in {folder} corrects {config.get('target_modules')} and the "
+                          f"settings {cfg.target_modules}; set TuningConfig.target_modules to the same.")
     check_learnt(weights, f'in {folder}')
     if not put_weights(model, weights):
-        raise LlmrecError(f'The adapter in {folder} could not be put into the model; peft and its file do not fit together.')
+        raise LlmrecError(f'The adapter in {folder} could not be put into the model; peft and its file do '
+                          'not fit together.')
     return model
 
 # %% ../../nbs/36_tuning.ipynb #bbdbe734
@@ -321,11 +347,15 @@ def check_learnt(
 ) -> None:
     "Raise an `LlmrecError` when the adapter is empty, not finite, or still zero, as an unsaved one is."
     b = [v for k, v in weights.items() if 'lora_B' in k]
-    if not b: raise LlmrecError(f'The adapter {where} holds no LoRA weights; it was not saved properly, tune again.')
+    if not b:
+        raise LlmrecError(f'The adapter {where} holds no LoRA weights; it was not saved properly, tune '
+                          'again.')
     if not all(torch.isfinite(v).all() for v in weights.values()):
-        raise LlmrecError(f'The adapter {where} holds values that are not finite; lower the learning rate or use another dtype.')
+        raise LlmrecError(f'The adapter {where} holds values that are not finite; lower the learning rate '
+                          'or use another dtype.')
     if not any(v.abs().max() > 0 for v in b):
-        raise LlmrecError(f'The adapter {where} is still zero and would change nothing; tune for more steps or with fewer warm-up steps.')
+        raise LlmrecError(f'The adapter {where} is still zero and would change nothing; tune for more steps '
+                          'or with fewer warm-up steps.')
 
 # %% ../../nbs/36_tuning.ipynb #faf02606
 class InFirst(LlmrecError):
@@ -347,7 +377,8 @@ def from_first(compute):
     return box[0]
 
 # %% ../../nbs/36_tuning.ipynb #8a272a18
-def divides(cfg: TuningConfig, n: int) -> bool: return cfg.batch_size % (n // math.gcd(cfg.accumulation, n)) == 0
+def divides(cfg: TuningConfig, n: int) -> bool:
+    return cfg.batch_size % (n // math.gcd(cfg.accumulation, n)) == 0
 
 def share(
     cfg: TuningConfig,
@@ -357,9 +388,11 @@ def share(
     passes, rows = math.gcd(cfg.accumulation, n), cfg.batch_size * cfg.accumulation
     if not divides(cfg, n):
         fit = ', '.join(str(m) for m in range(1, rows + 1) if divides(cfg, m))
-        raise LlmrecError(f'A step of {rows} rows (batch_size {cfg.batch_size}, accumulation {cfg.accumulation}) cannot be divided among {n} processes; '
+        raise LlmrecError(f'A step of {rows} rows (batch_size {cfg.batch_size}, accumulation '
+                          f'{cfg.accumulation}) cannot be divided among {n} processes; '
                           f'start as many as fit ({fit}), or set batch_size to a multiple of {n // passes}.')
-    return dataclasses.replace(cfg, accumulation=cfg.accumulation // passes, batch_size=cfg.batch_size // (n // passes))
+    return dataclasses.replace(cfg, accumulation=cfg.accumulation // passes,
+                               batch_size=cfg.batch_size // (n // passes))
 
 # %% ../../nbs/36_tuning.ipynb #a3539bac
 def within_forward(
@@ -424,7 +457,8 @@ class RankerTrainer:
     def evaluate(self, *args, **kw) -> dict:
         with torch.random.fork_rng(): found = from_first(lambda: self.measure(self.model))
         if self.select not in found:
-            raise LlmrecError(f"The evaluation returns {', '.join(found)} and not '{self.select}', by which the best step is selected.")
+            raise LlmrecError(f"The evaluation returns {', '.join(found)} and not '{self.select}', by which "
+                              "the best step is selected.")
         metrics = {f'eval_{k}': float(v) for k, v in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -448,7 +482,8 @@ class Schedule:
 # %% ../../nbs/36_tuning.ipynb #233ee33c
 def in_eight_bits(model) -> bool:
     "Whether `model` has 8-bit linear layers of bitsandbytes; an adapter around them does not hide them."
-    return any(c.__module__.startswith('bitsandbytes.') and c.__name__ == 'Linear8bitLt' for m in model.modules() for c in type(m).__mro__)
+    return any(c.__module__.startswith('bitsandbytes.') and c.__name__ == 'Linear8bitLt'
+               for m in model.modules() for c in type(m).__mro__)
 
 # %% ../../nbs/36_tuning.ipynb #8a038337
 def checkpointing(
@@ -457,12 +492,14 @@ def checkpointing(
 ) -> dict:
     "The trainer's arguments for gradient checkpointing, whose name differs between versions of transformers."
     if not on: return {}
-    name = 'activation' if 'activation_checkpointing' in {f.name for f in dataclasses.fields(transformers.TrainingArguments)} else 'gradient'
-    return {f'{name}_checkpointing': True, f'{name}_checkpointing_kwargs': dict(use_reentrant=in_eight_bits(model))}
+    known = {f.name for f in dataclasses.fields(transformers.TrainingArguments)}
+    name = 'activation_checkpointing' if 'activation_checkpointing' in known else 'gradient_checkpointing'
+    return {name: True, f'{name}_kwargs': dict(use_reentrant=in_eight_bits(model))}
 
 def checkpoints(args: 'transformers.TrainingArguments') -> bool:
-    "Whether the trainer recomputes activations; then a start cannot be kept apart, because its keys and values would be dropped."
-    return bool(getattr(args, 'activation_checkpointing', False) or getattr(args, 'gradient_checkpointing', False))
+    "Whether the trainer recomputes activations; a start kept apart would lose its keys and values by that."
+    return bool(getattr(args, 'activation_checkpointing', False)
+                or getattr(args, 'gradient_checkpointing', False))
 
 # %% ../../nbs/36_tuning.ipynb #606d3666
 class InputGradients:
@@ -481,13 +518,20 @@ def arguments(
 ) -> 'transformers.TrainingArguments':
     "The settings of transformers' trainer."
     on_cpu = backbone.model.device.type == 'cpu'
-    every = dict(eval_strategy='steps' if evaluates else 'no', load_best_model_at_end=evaluates, save_strategy='steps')
+    every = dict(eval_strategy='steps' if evaluates else 'no', load_best_model_at_end=evaluates,
+                 save_strategy='steps')
     return transformers.TrainingArguments(
-        str(work), **every, eval_steps=cfg.eval_steps, save_steps=cfg.eval_steps, save_total_limit=2, logging_steps=math.gcd(10, cfg.eval_steps),
-        metric_for_best_model=cfg.select, greater_is_better=True, restore_callback_states_from_checkpoint=True,
-        per_device_train_batch_size=cfg.batch_size, gradient_accumulation_steps=cfg.accumulation, num_train_epochs=cfg.epochs,
-        max_steps=cfg.max_steps, learning_rate=cfg.lr, lr_scheduler_type=cfg.schedule, warmup_steps=cfg.warmup_steps, optim=cfg.optimiser,
-        weight_decay=cfg.weight_decay, max_grad_norm=cfg.max_grad_norm, **checkpointing(cfg.gradient_checkpointing, backbone.model), seed=cfg.seed, data_seed=cfg.seed, fp16=backbone.dtype == 'float16' and not on_cpu,
+        str(work), **every, eval_steps=cfg.eval_steps, save_steps=cfg.eval_steps, save_total_limit=2,
+        logging_steps=math.gcd(10, cfg.eval_steps),
+        metric_for_best_model=cfg.select, greater_is_better=True,
+        restore_callback_states_from_checkpoint=True,
+        per_device_train_batch_size=cfg.batch_size, gradient_accumulation_steps=cfg.accumulation,
+        num_train_epochs=cfg.epochs,
+        max_steps=cfg.max_steps, learning_rate=cfg.lr, lr_scheduler_type=cfg.schedule,
+        warmup_steps=cfg.warmup_steps, optim=cfg.optimiser,
+        weight_decay=cfg.weight_decay, max_grad_norm=cfg.max_grad_norm,
+        **checkpointing(cfg.gradient_checkpointing, backbone.model), seed=cfg.seed, data_seed=cfg.seed,
+        fp16=backbone.dtype == 'float16' and not on_cpu,
         use_cpu=on_cpu, dataloader_pin_memory=False, remove_unused_columns=False, label_names=['labels'],
         ddp_find_unused_parameters=False, report_to='none', disable_tqdm=not progress, log_level='error')
 
@@ -495,7 +539,8 @@ def arguments(
 def check_optimiser(cfg: TuningConfig, backbone: Backbone) -> None:
     "Raise an `LlmrecError` when the optimiser needs a GPU and the model is not on one."
     if cfg.optimiser.startswith('paged') and backbone.model.device.type == 'cpu':
-        raise LlmrecError(f"The optimiser '{cfg.optimiser}' needs a GPU; set optimiser='adamw_torch' on this machine.")
+        raise LlmrecError(f"The optimiser '{cfg.optimiser}' needs a GPU; set optimiser='adamw_torch' on "
+                          "this machine.")
 
 # %% ../../nbs/36_tuning.ipynb #bae281cc
 def trainer_for(
@@ -515,9 +560,11 @@ def trainer_for(
     args._n_gpu = min(args.n_gpu, 1)
     own = [on(Schedule, 'TrainerCallback')(dataset, cfg.evaluate_last and evaluate is not None)]
     if evaluate is not None: own.append(transformers.EarlyStoppingCallback(cfg.patience))
-    if cfg.gradient_checkpointing and in_eight_bits(model): own.append(on(InputGradients, 'TrainerCallback')())
+    if cfg.gradient_checkpointing and in_eight_bits(model):
+        own.append(on(InputGradients, 'TrainerCallback')())
     trainer = on(RankerTrainer, 'Trainer')(
-        backbone, evaluate, cfg.batch_size // mine.batch_size, model=model, args=args, train_dataset=dataset, eval_dataset=dataset,
+        backbone, evaluate, cfg.batch_size // mine.batch_size, model=model, args=args, train_dataset=dataset,
+        eval_dataset=dataset,
         callbacks=own + list(callbacks))
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
@@ -526,11 +573,12 @@ def trainer_for(
 def random_states(
     folder,  # a checkpoint
 ) -> bool:
-    "Whether the random states of all processes are there; an `LlmrecError` when another number of processes has written them."
+    "Whether the random states of all processes are there; `LlmrecError` when another number wrote them."
     n, found = processes(), sorted(p.name for p in Path(folder).glob('rng_state*.pth'))
     mine = ['rng_state.pth'] if n == 1 else [f'rng_state_{i}.pth' for i in range(n)]
     if set(found) - set(mine):
-        raise LlmrecError(f'The checkpoint {folder} was written by {len(found)} processes and this tuning has {n}; go on with {len(found)}, or delete {Path(folder).parent}.')
+        raise LlmrecError(f'The checkpoint {folder} was written by {len(found)} processes and this tuning '
+                          f'has {n}; go on with {len(found)}, or delete {Path(folder).parent}.')
     return n == 1 or len(found) == n
 
 # %% ../../nbs/36_tuning.ipynb #1089d459
@@ -555,7 +603,8 @@ def stopped(
 ) -> bool:
     "Whether training had come to its end at this checkpoint: by its steps or by patience."
     early = state.stateful_callbacks.get('EarlyStoppingCallback', {}).get('attributes', {})
-    return state.global_step >= state.max_steps or early.get('early_stopping_patience_counter', 0) >= cfg.patience
+    waited = early.get('early_stopping_patience_counter', 0)
+    return state.global_step >= state.max_steps or waited >= cfg.patience
 
 # %% ../../nbs/36_tuning.ipynb #42f9a135
 def claim(
@@ -567,7 +616,8 @@ def claim(
     path, text = Path(out) / 'tuning.json', json.dumps(note, indent=1, sort_keys=True) + '\n'
     if not resume and path.exists(): shutil.rmtree(out)
     if path.exists() and path.read_text(encoding='utf-8') != text:
-        raise LlmrecError(f'{path} describes another tuning than this one; choose another folder, or delete this one.')
+        raise LlmrecError(f'{path} describes another tuning than this one; choose another folder, or delete '
+                          'this one.')
     write_atomic(path, text)
 
 # %% ../../nbs/36_tuning.ipynb #7841e77f
@@ -576,11 +626,12 @@ def restore_best(
     state: 'transformers.TrainerState',
     work,  # folder of the checkpoints
 ) -> None:
-    "Put the best step's adapter into `model` (the last one's when nothing was evaluated) and check that it is there."
+    "Put the best step's adapter (the last one's without evaluation) into `model` and check that it is there."
     step = state.best_global_step or state.global_step
     saved = load_file(Path(work) / f'checkpoint-{step}' / 'adapter_model.safetensors')
     if not put_weights(model, saved):
-        raise LlmrecError(f'The adapter of step {step} could not be put back into the model; peft and transformers do not fit together.')
+        raise LlmrecError(f'The adapter of step {step} could not be put back into the model; peft and '
+                          'transformers do not fit together.')
     check_learnt(saved, f'of step {step}')
 
 # %% ../../nbs/36_tuning.ipynb #be5f4936
@@ -592,7 +643,8 @@ def plain_folder(
     path = Path(folder) / 'adapter_config.json'
     config = json.loads(path.read_text(encoding='utf-8'))
     if not backbone.commit: config['base_model_name_or_path'] = backbone.identity
-    config = {k: sorted(v) if k == 'target_modules' and isinstance(v, list) else v for k, v in sorted(config.items())}
+    config = {k: sorted(v) if k == 'target_modules' and isinstance(v, list) else v
+              for k, v in sorted(config.items())}
     write_atomic(path, json.dumps(config, indent=1) + '\n')
     for other in Path(folder).iterdir():
         if other.name not in ('adapter_config.json', 'adapter_model.safetensors'): other.unlink()
@@ -602,7 +654,8 @@ def probe_logits(model, backbone: Backbone, row: dict) -> torch.Tensor:
     "Logits at the label positions of one training row, in float32, without dropout."
     batch = {k: v.to(model.device) for k, v in collate([row], backbone.tokenizer.pad_token_id).items()}
     columns = (batch.pop('labels')[0, 1:] != -100).nonzero()[:, 0]
-    with scoring(dataclasses.replace(backbone, model=model)): return kept_logits(model, batch, columns[-2:]).float().cpu()
+    with scoring(dataclasses.replace(backbone, model=model)):
+        return kept_logits(model, batch, columns[-2:]).float().cpu()
 
 # %% ../../nbs/36_tuning.ipynb #8c128a52
 def reopened_logits(model, backbone: Backbone, folder, row: dict) -> torch.Tensor:
@@ -621,14 +674,15 @@ def save_adapter(
     folder,      # where to write it
     row: dict,   # a training row to compare scores on
 ) -> Path:
-    "Save the adapter to `folder`, atomically, and only when the saved one gives the logits of the one in memory."
+    "Save the adapter to `folder`, atomically, and only if the saved one gives the logits of that in memory."
     before = probe_logits(model, backbone, row)
     with new_folder(folder) as aside:
         model.save_pretrained(aside, save_embedding_layers=False)
         plain_folder(aside, backbone)
         after = reopened_logits(model, backbone, aside, row)
         if not torch.allclose(before, after, rtol=0, atol=1e-5 if backbone.dtype == 'float32' else 1e-2):
-            raise LlmrecError(f'The adapter saved for {folder} gives other scores than the one in memory (by {(before - after).abs().max():.2g}); it is not kept.')
+            raise LlmrecError(f'The adapter saved for {folder} gives other scores than the one in memory '
+                              f'(by {(before - after).abs().max():.2g}); it is not kept.')
     return Path(folder)
 
 # %% ../../nbs/36_tuning.ipynb #b53f56d2
@@ -642,9 +696,12 @@ def with_adapter(
     model = peft.PeftModel.from_pretrained(backbone.model, str(folder)).eval()
     weights = Path(folder) / 'adapter_model.safetensors'
     saved, now = load_file(weights), adapter_weights(model)
-    if sorted(saved) != sorted(now): raise LlmrecError(f'The adapter in {folder} does not fit the backbone {backbone.identity}; load the backbone it was tuned on.')
+    if sorted(saved) != sorted(now):
+        raise LlmrecError(f'The adapter in {folder} does not fit the backbone {backbone.identity}; load the '
+                          'backbone it was tuned on.')
     check_learnt(now, f'in {folder}')
-    return dataclasses.replace(backbone, model=model, identity=f'{backbone.identity}+adapter-{file_fingerprint(weights)[:16]}')
+    return dataclasses.replace(backbone, model=model,
+                               identity=f'{backbone.identity}+adapter-{file_fingerprint(weights)[:16]}')
 
 # %% ../../nbs/36_tuning.ipynb #ebe17e14
 @contextlib.contextmanager
@@ -687,8 +744,10 @@ def adapted(backbone: Backbone, cfg: TuningConfig, start):
 # %% ../../nbs/36_tuning.ipynb #d31ddcce
 def history(state: 'transformers.TrainerState') -> list[dict]:
     "Losses and metrics by step, without what was measured on a clock."
-    clock = ('train_runtime', 'train_samples_per_second', 'train_steps_per_second', 'total_flos', 'train_loss')
-    return [h for h in state.log_history if not any(k in h for k in clock)] + [dict(best_step=state.best_global_step, best=state.best_metric)]
+    clock = ('train_runtime', 'train_samples_per_second', 'train_steps_per_second', 'total_flos',
+             'train_loss')
+    logged = [h for h in state.log_history if not any(k in h for k in clock)]
+    return logged + [dict(best_step=state.best_global_step, best=state.best_metric)]
 
 # %% ../../nbs/36_tuning.ipynb #6bc2d4a1
 def finish(
@@ -707,7 +766,8 @@ def finish(
 def determines(cfg: TuningConfig, backbone: Backbone, rows: int, start, about: dict | None) -> dict:
     "What is noted in `tuning.json`."
     note = dict(cfg=keyed(cfg), backbone=backbone.identity, rows=rows) | dict(about or {})
-    return note if start is None else note | dict(start=file_fingerprint(Path(start) / 'adapter_model.safetensors'))
+    if start is None: return note
+    return note | dict(start=file_fingerprint(Path(start) / 'adapter_model.safetensors'))
 
 # %% ../../nbs/36_tuning.ipynb #80e64341
 def call(job: dict | None) -> None:
@@ -720,7 +780,9 @@ def called() -> dict | None:
 
 def take_part(backbone: Backbone, job: dict) -> None:
     "Tune together with the first process, which has called with `job`."
-    if backbone.identity != job['backbone']: raise LlmrecError(f"This process has the backbone {backbone.identity} and the first one {job['backbone']}; they must see the same files.")
+    if backbone.identity != job['backbone']:
+        raise LlmrecError(f"This process has the backbone {backbone.identity} and the first one "
+                          f"{job['backbone']}; they must see the same files.")
     rows, cfg, work = job['rows'], job['cfg'], job['work']
     with kept_randomness(), adapted(backbone, cfg, job['start']) as model:
         train(trainer_for(backbone, model, rows, dict if job['evaluates'] else None, cfg, work), cfg, work)
@@ -745,11 +807,14 @@ def tune(
     if (out / 'adapter').is_dir():
         shutil.rmtree(work, ignore_errors=True)
         return out / 'adapter'
-    if not len(train_dataset): raise LlmrecError('There are no training rows; sequences of two or more items are needed.')
+    if not len(train_dataset):
+        raise LlmrecError('There are no training rows; sequences of two or more items are needed.')
     share(cfg, processes())
-    call(dict(backbone=backbone.identity, rows=train_dataset, cfg=cfg, work=work, start=start, evaluates=evaluate is not None))
+    call(dict(backbone=backbone.identity, rows=train_dataset, cfg=cfg, work=work, start=start,
+              evaluates=evaluate is not None))
     with kept_randomness(), adapted(backbone, cfg, start) as model:
-        state = train(trainer_for(backbone, model, train_dataset, evaluate, cfg, work, callbacks, progress), cfg, work)
+        state = train(trainer_for(backbone, model, train_dataset, evaluate, cfg, work, callbacks, progress),
+                      cfg, work)
         finish(model, backbone, state, out, train_dataset[0])
     shutil.rmtree(work)
     return out / 'adapter'
