@@ -36,7 +36,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
-from ..config import keyed
+from ..config import keyed, limits, Range
 from .backbones import Backbone, file_fingerprint, new_folder, precision
 from .loss import can_gather, can_share, collate, label_loss, labelled_tokens
 from .prompts import LlamaRecPromptConfig, encode_example, fit_prompt, letters
@@ -55,6 +55,10 @@ class AdapterConfig:
     target_modules: tuple[str, ...] | Literal['all-linear'] = ('q_proj', 'v_proj')
 
 # %% ../../nbs/36_tuning.ipynb #78ad7620
+@limits(lora_r=Range(least=1), lora_dropout=Range(least=0, below=1), lr=Range(above=0), warmup_steps=Range(least=0),
+        weight_decay=Range(least=0), max_grad_norm=Range(above=0), batch_size=Range(least=1), accumulation=Range(least=1),
+        epochs=Range(least=1), max_steps=Range(least=-1), eval_steps=Range(least=1), patience=Range(least=1),
+        max_rows=Range(least=1))
 @dataclass(frozen=True)
 class TuningConfig(AdapterConfig):
     "How the ranker is tuned; most defaults are published values (notebook 03, LlamaRec: the tuning)."
