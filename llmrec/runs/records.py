@@ -259,7 +259,7 @@ def sweep(path: Path) -> None:
 
 # %% ../../nbs/92_records.ipynb #59a3542b
 KINDS = ('.json', '.npz', '.provenance.json')  # the files of one record
-NOTE_OF_PACKS = '.unpacked.json'               # name of a zip -> its checksum
+NOTE_OF_PACKS = '.unpacked'                    # name of a zip -> its checksum
 
 def pack(
     folder,           # of loose records

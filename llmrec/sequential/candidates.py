@@ -25,14 +25,16 @@ def hide(
     histories: list,       # arrays of item ids
     mask: str = 'whole',   # one of MASKS
     window: int = 50,      # for mask='window'
-) -> torch.Tensor:
+) -> torch.Tensor:         # the same `scores`
     "Set padding and the hidden part of each history to minus infinity."
     known('mask', mask, MASKS)
     scores[:, 0] = -torch.inf
-    if mask == 'none': return scores
+    if mask == 'none':
+        return scores
     seen = [h if mask == 'whole' else h[-window:] for h in histories]
     rows = np.repeat(np.arange(len(seen)), [len(h) for h in seen])
-    scores[torch.from_numpy(rows), torch.from_numpy(np.concatenate(seen).astype(np.int64))] = -torch.inf
+    items = np.concatenate(seen).astype(np.int64)
+    scores[torch.from_numpy(rows), torch.from_numpy(items)] = -torch.inf
     return scores
 
 # %% ../../nbs/43_candidates.ipynb #2faf5488
@@ -42,10 +44,12 @@ def top(
 ) -> torch.Tensor:         # (rows, k) item ids
     "The k best items of each row; equal scores by item id."
     values, ids = scores.topk(k, 1)
-    tied = (scores >= values[:, -1:]).sum(1) > k
-    if tied.any(): ids[tied] = scores[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
+    tied = (scores >= values[:, -1:]).sum(1) > k  # equal scores on both sides of the cut
+    if tied.any():
+        ids[tied] = scores[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
     ids = ids.sort(1).values
-    return ids.gather(1, scores.gather(1, ids).sort(dim=1, descending=True, stable=True).indices)
+    order = scores.gather(1, ids).sort(dim=1, descending=True, stable=True).indices
+    return ids.gather(1, order)
 
 # %% ../../nbs/43_candidates.ipynb #4841c528
 def rank(
@@ -55,7 +59,8 @@ def rank(
     "The place of each true item under the same order as `top`, without sorting."
     truth = torch.from_numpy(np.asarray(truth, np.int64))[:, None]
     own = scores.gather(1, truth)
-    ahead = (scores > own).sum(1) + ((scores == own) & (torch.arange(scores.shape[1]) < truth)).sum(1)
+    earlier = torch.arange(scores.shape[1]) < truth
+    ahead = (scores > own).sum(1) + ((scores == own) & earlier).sum(1)
     return torch.where(own[:, 0].isinf(), 0, ahead + 1).numpy()
 
 # %% ../../nbs/43_candidates.ipynb #88eb3d5e
@@ -63,7 +68,8 @@ CHUNK_BYTES = 64 * 2**20  # that the scores of a chunk may take; a single user's
 
 def chunk_size(n_items: int, most: int = 256) -> int:
     "How many users are scored at a time."
-    return min(most, max(1, CHUNK_BYTES // (4 * (n_items + 1))))
+    row = 4 * (n_items + 1)  # bytes of one user's scores
+    return min(most, max(1, CHUNK_BYTES // row))
 
 # %% ../../nbs/43_candidates.ipynb #9444a849
 Score = Callable[[list], torch.Tensor]  # histories -> (histories, n_items + 1)
@@ -93,7 +99,8 @@ def ranks(
 ) -> np.ndarray:          # (n_users,) 1-based rank; 0 = not asked, or the truth is hidden
     "The rank of every user's target among all items."
     out = np.zeros(len(truth), np.int64)
-    for part, scores in chunks(score, histories, np.flatnonzero(truth), mask, window): out[part] = rank(scores, truth[part])
+    for part, scores in chunks(score, histories, np.flatnonzero(truth), mask, window):
+        out[part] = rank(scores, truth[part])
     return out
 
 # %% ../../nbs/43_candidates.ipynb #e96394c0
@@ -107,18 +114,24 @@ class Candidates:
     def frame(self) -> pl.DataFrame:
         "The rank table: user, item, score, rank."
         n, k = self.items.shape
-        columns = {USER: np.repeat(self.users, k), ITEM: self.items.ravel(), SCORE: self.scores.ravel(), RANK: np.tile(np.arange(1, k + 1), n)}
-        return pl.DataFrame(columns)
+        places = np.tile(np.arange(1, k + 1), n)
+        return pl.DataFrame({USER: np.repeat(self.users, k), ITEM: self.items.ravel(),
+                             SCORE: self.scores.ravel(), RANK: places})
 
 # %% ../../nbs/43_candidates.ipynb #22f36b1d
 def check_found(values: np.ndarray, users: np.ndarray, histories: Sequences) -> None:
     "Raise an `LlmrecError` that names the first user for whom hidden items would have to be recommended."
-    short = np.isneginf(values).sum(1)
-    if not short.any(): return
-    u, k = int(users[np.flatnonzero(short)[0]]), values.shape[1]
-    raise LlmrecError(f'User {u} has met so many of the {histories.n_items} items that only {k - short[short > 0][0]} are left, and {k} candidates were asked for; '
-                      "ask for fewer, leave the user out, or hide less (mask='window').")
+    short = np.isneginf(values).sum(1)  # hidden items among the k best of each user
+    if not short.any():
+        return
+    first = np.flatnonzero(short)[0]
+    k = values.shape[1]
+    raise LlmrecError(
+        f'User {int(users[first])} has met so many of the {histories.n_items} items that only '
+        f'{k - short[first]} are left, and {k} candidates were asked for; '
+        "ask for fewer, leave the user out, or hide less (mask='window').")
 
+# %% ../../nbs/43_candidates.ipynb #e116b09b
 def recommend(
     score: Score,
     histories: Sequences,
@@ -128,10 +141,15 @@ def recommend(
     window: int = 50,     # see `hide`
 ) -> Candidates:
     "The `k` best items for each of `users` (LlamaRec 3.2.1)."
-    if k > histories.n_items: raise LlmrecError(f'{k} candidates were asked for, but the catalogue has {histories.n_items} items; ask for fewer.')
-    items, values, done = np.empty((len(users), k), np.int32), np.empty((len(users), k), np.float32), 0
+    if k > histories.n_items:
+        raise LlmrecError(f'{k} candidates were asked for, but the catalogue has {histories.n_items} items; '
+                          'ask for fewer.')
+    items = np.empty((len(users), k), np.int32)
+    values = np.empty((len(users), k), np.float32)
+    done = 0
     for part, scores in chunks(score, histories, users, mask, window):
-        ids, rows = top(scores, k), slice(done, done := done + len(part))
+        ids, rows = top(scores, k), slice(done, done + len(part))
         items[rows], values[rows] = ids.numpy(), scores.gather(1, ids).numpy()
         check_found(values[rows], part, histories)
+        done += len(part)
     return Candidates(users, items, values)
