@@ -105,12 +105,13 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1., 10.)  # scikit-learn's C: smaller is stronger
 def _model(c: float): return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
 
 def choose_strength(x: np.ndarray, labels: np.ndarray, seed: int = 0) -> float:
-    "The C of least log-loss in cross-validation within the rows; the strongest where a class has a single row."
+    "The C of least log-loss in cross-validation; the strongest where a class has a single row."
     fewest = int(np.bincount(labels, minlength=2).min())
     if fewest < 2:
         return STRENGTHS[0]
     folds = StratifiedKFold(min(5, fewest), shuffle=True, random_state=seed)
-    gains = [cross_val_score(_model(c), x, labels, cv=folds, scoring='neg_log_loss').mean() for c in STRENGTHS]
+    gains = [cross_val_score(_model(c), x, labels, cv=folds, scoring='neg_log_loss').mean()
+             for c in STRENGTHS]
     return STRENGTHS[int(np.argmax(gains))]
 
 # %% ../../nbs/49_counting.ipynb #d2a6bb2e
@@ -131,8 +132,14 @@ def logistic_features(train: YesNoArrays, rows: YesNoArrays, n_items: int, items
     columns = [history_like_rate(rows), np.log1p(popularity(train, rows, n_items))]
     return np.column_stack(columns + [item_mean(train, rows, n_items)] * items)
 
-def logistic(train: YesNoArrays, target: YesNoArrays, n_items: int, items: bool = False, seed: int = 0) -> np.ndarray:
-    "(n,) log-odds of a logistic regression on counts, fitted to the training rows' targets."
+def logistic(
+    train: YesNoArrays,
+    target: YesNoArrays,
+    n_items: int,
+    items: bool = False,  # add the item mean to the features
+    seed: int = 0,        # of the folds
+) -> np.ndarray:          # (n,) log-odds
+    "Scores of a logistic regression on counts, fitted to the training rows' targets."
     x, ask = (logistic_features(train, rows, n_items, items) for rows in (train, target))
     return regress(x, train.labels, ask, history_like_rate(target), seed)
 
@@ -190,9 +197,11 @@ def factorise(train: YesNoArrays, target: YesNoArrays, n_items: int, seed: int =
 COMPONENTS = 16
 
 def unit_texts(texts: np.ndarray) -> np.ndarray:
-    "(n_items + 1, d) text vectors centred on the items' mean and of length one; rows of zeros (no text) stay zero."
+    "(n_items + 1, d) text vectors, centred and of length one; rows of zeros (no text) stay zero."
     there = (np.abs(texts).sum(axis=1) > 0)[:, None]
-    centred = (texts - texts.mean(axis=0, where=there)) * there if there.any() else np.zeros_like(texts)
+    centred = np.zeros_like(texts)
+    if there.any():
+        centred = (texts - texts.mean(axis=0, where=there)) * there
     return (centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -219,8 +228,8 @@ def text_probe(train: YesNoArrays, target: YesNoArrays, texts: np.ndarray, seed:
     return regress(x, train.labels, ask, ask[:, 0] - ask[:, 1], seed)
 
 # %% ../../nbs/49_counting.ipynb #7d8d2d00
-SIMPLE = ('History like-rate', 'Item mean', 'User mean', 'Popularity', 'Logistic regression', 'Matrix factorisation',
-          'Sentence encoder + linear probe')
+SIMPLE = ('History like-rate', 'Item mean', 'User mean', 'Popularity', 'Logistic regression',
+          'Matrix factorisation', 'Sentence encoder + linear probe')
 
 def _check_rows(name: str, rows: YesNoArrays, n_items: int) -> None:
     "An `LlmrecError` unless `rows` is not empty and all its items are codes up to `n_items`."
@@ -246,11 +255,12 @@ def simple_scores(
     for name, rows in (('training', train), ('target', target)):
         _check_rows(name, rows, n_items)
     if method == SIMPLE[-1] and (texts is None or len(texts) != n_items + 1):
-        raise LlmrecError(f"'{method}' needs `texts` with {n_items + 1} rows, one an item code and row 0 for padding, "
-                          f'got {None if texts is None else len(texts)}.')
+        raise LlmrecError(f"'{method}' needs `texts` with {n_items + 1} rows, one an item code and row 0 "
+                          f'for padding, got {None if texts is None else len(texts)}.')
     return {'History like-rate': lambda: history_like_rate(target),
             'Item mean': lambda: item_mean(train, target, n_items),
-            'User mean': lambda: user_mean(train, target), 'Popularity': lambda: popularity(train, target, n_items),
+            'User mean': lambda: user_mean(train, target),
+            'Popularity': lambda: popularity(train, target, n_items),
             'Logistic regression': lambda: logistic(train, target, n_items, seed=seed),
             'Matrix factorisation': lambda: factorise(train, target, n_items, seed),
             'Sentence encoder + linear probe': lambda: text_probe(train, target, texts, seed)}[method]()
