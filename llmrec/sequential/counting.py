@@ -42,15 +42,22 @@ def labelled(rows: YesNoArrays) -> pl.DataFrame:
     "user, item, label: everything that `rows` tell, targets and histories, each user and item once."
     real = seen(rows)
     history = (np.repeat(rows.users, real.sum(axis=1)), rows.history[real], rows.history_labels[real])
-    stacked = [np.concatenate([a, b]) for a, b in zip((rows.users, rows.items, rows.labels), history)]
-    frame = pl.DataFrame(dict(zip((USER, ITEM, 'label'), stacked)))
-    return frame.unique([USER, ITEM], keep='first', maintain_order=True).with_columns(pl.col('label').cast(pl.Float64))
+    targets = (rows.users, rows.items, rows.labels)
+    users, items, labels = (np.concatenate(pair) for pair in zip(targets, history))
+    frame = pl.DataFrame({USER: users, ITEM: items, 'label': labels})
+    once = frame.unique([USER, ITEM], keep='first', maintain_order=True)
+    return once.with_columns(pl.col('label').cast(pl.Float64))
 
 # %% ../../nbs/49_counting.ipynb #15e736a6
-def item_counts(train: YesNoArrays, target: YesNoArrays, n_items: int) -> tuple[np.ndarray, np.ndarray]:
-    "(n,) likes and (n,) interactions of each row's target item in the training rows, the row's own answer left out."
+def item_counts(
+    train: YesNoArrays,
+    target: YesNoArrays,
+    n_items: int,
+) -> tuple[np.ndarray, np.ndarray]:  # (n,) and (n,)
+    "Likes and interactions of each row's target item in the training rows, the row's own answer left out."
     told = labelled(train)
-    likes, count = (np.bincount(told[ITEM], w, minlength=n_items + 1) for w in (told['label'], np.ones(told.height)))
+    likes = np.bincount(told[ITEM], told['label'], minlength=n_items + 1)
+    count = np.bincount(told[ITEM], np.ones(told.height), minlength=n_items + 1)
     ask = pl.DataFrame({USER: target.users, ITEM: target.items})
     own = ask.join(told, on=[USER, ITEM], how='left', maintain_order='left')['label']
     known_pair = own.is_not_null().to_numpy()
@@ -63,14 +70,15 @@ def like_share(train: YesNoArrays) -> float:
 
 # %% ../../nbs/49_counting.ipynb #9e1219a9
 def of_user(train: YesNoArrays, target: YesNoArrays) -> pl.DataFrame:
-    "row, item, label: what is known of the user of each row of `target`, from `train` and the row's history, its answer left out."
+    "row, item, label: what `train` and each row's history tell of its user, the row's answer left out."
     real, number = seen(target), np.arange(len(target))
     history = pl.DataFrame({'row': np.repeat(number, real.sum(axis=1)), ITEM: target.history[real],
                             'label': target.history_labels[real].astype(float)})
     ask = pl.DataFrame({'row': number, USER: target.users, 'asked': target.items})
     before = ask.join(labelled(train), on=USER, maintain_order='left_right').select('row', ITEM, 'label')
     both = pl.concat([history, before]).unique(['row', ITEM], keep='first', maintain_order=True)
-    return both.join(ask.select('row', pl.col('asked').alias(ITEM)), on=['row', ITEM], how='anti', maintain_order='left')
+    own = ask.select('row', pl.col('asked').alias(ITEM))
+    return both.join(own, on=['row', ITEM], how='anti', maintain_order='left')
 
 # %% ../../nbs/49_counting.ipynb #989c7e32
 WEIGHT = 2.  # imaginary interactions in a smoothed share
@@ -83,7 +91,8 @@ def item_mean(train: YesNoArrays, target: YesNoArrays, n_items: int) -> np.ndarr
 def user_mean(train: YesNoArrays, target: YesNoArrays) -> np.ndarray:
     "(n,) smoothed share of likes of each row's user, in the training rows and the row's history."
     told = of_user(train, target)
-    likes, count = (np.bincount(told['row'], w, minlength=len(target)) for w in (told['label'], np.ones(told.height)))
+    likes = np.bincount(told['row'], told['label'], minlength=len(target))
+    count = np.bincount(told['row'], np.ones(told.height), minlength=len(target))
     return (likes + WEIGHT * like_share(train)) / (count + WEIGHT)
 
 def popularity(train: YesNoArrays, target: YesNoArrays, n_items: int) -> np.ndarray:
@@ -96,12 +105,16 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1., 10.)  # scikit-learn's C: smaller is stronger
 def _model(c: float): return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
 
 def choose_strength(x: np.ndarray, labels: np.ndarray, seed: int = 0) -> float:
-    "The C of least log-loss in cross-validation within the rows given; the strongest where a class has a single row."
+    "The C of least log-loss in cross-validation; the strongest where a class has a single row."
     fewest = int(np.bincount(labels, minlength=2).min())
-    if fewest < 2: return STRENGTHS[0]
+    if fewest < 2:
+        return STRENGTHS[0]
     folds = StratifiedKFold(min(5, fewest), shuffle=True, random_state=seed)
-    return STRENGTHS[int(np.argmax([cross_val_score(_model(c), x, labels, cv=folds, scoring='neg_log_loss').mean() for c in STRENGTHS]))]
+    gains = [cross_val_score(_model(c), x, labels, cv=folds, scoring='neg_log_loss').mean()
+             for c in STRENGTHS]
+    return STRENGTHS[int(np.argmax(gains))]
 
+# %% ../../nbs/49_counting.ipynb #d2a6bb2e
 def regress(
     x: np.ndarray, labels: np.ndarray,  # (K, d) features and (K,) labels of the training rows
     target: np.ndarray,                 # (n, d) features of the rows to be scored
@@ -109,7 +122,8 @@ def regress(
     seed: int = 0,                      # of the folds
 ) -> np.ndarray:                        # (n,) log-odds
     "Scores of a logistic regression whose regularisation is chosen by cross-validation."
-    if np.ptp(labels) == 0: return fallback
+    if np.ptp(labels) == 0:
+        return fallback
     return _model(choose_strength(x, labels, seed)).fit(x, labels).decision_function(target)
 
 # %% ../../nbs/49_counting.ipynb #ee2e6e43
@@ -118,19 +132,31 @@ def logistic_features(train: YesNoArrays, rows: YesNoArrays, n_items: int, items
     columns = [history_like_rate(rows), np.log1p(popularity(train, rows, n_items))]
     return np.column_stack(columns + [item_mean(train, rows, n_items)] * items)
 
-def logistic(train: YesNoArrays, target: YesNoArrays, n_items: int, items: bool = False, seed: int = 0) -> np.ndarray:
-    "(n,) log-odds of a logistic regression on counts, fitted to the training rows' targets."
+def logistic(
+    train: YesNoArrays,
+    target: YesNoArrays,
+    n_items: int,
+    items: bool = False,  # add the item mean to the features
+    seed: int = 0,        # of the folds
+) -> np.ndarray:          # (n,) log-odds
+    "Scores of a logistic regression on counts, fitted to the training rows' targets."
     x, ask = (logistic_features(train, rows, n_items, items) for rows in (train, target))
     return regress(x, train.labels, ask, history_like_rate(target), seed)
 
 # %% ../../nbs/49_counting.ipynb #93dff014
 DIMENSIONS, RIDGE, ROUNDS = 8, 5., 15  # of the factors, lambda, alternations
 
-def _solve(design: np.ndarray, residual: np.ndarray, group: np.ndarray, n: int) -> np.ndarray:
-    "(n, k) ridge coefficients of each group of observations; `design` (e, k), `residual` (e,), `group` (e,) in 0..n-1."
-    k = design.shape[1]
-    add = sparse.csr_array((np.ones(len(group)), (group, np.arange(len(group)))), shape=(n, len(group)))
-    gram = (add @ (design[:, :, None] * design[:, None, :]).reshape(-1, k * k)).reshape(n, k, k) + RIDGE * np.eye(k)
+def _solve(
+    design: np.ndarray,    # (e, k)
+    residual: np.ndarray,  # (e,)
+    group: np.ndarray,     # (e,) in 0..n-1
+    n: int,
+) -> np.ndarray:           # (n, k)
+    "Ridge coefficients of each group of observations."
+    e, k = design.shape
+    add = sparse.csr_array((np.ones(e), (group, np.arange(e))), shape=(n, e))  # sums over the groups
+    products = (design[:, :, None] * design[:, None, :]).reshape(-1, k * k)
+    gram = (add @ products).reshape(n, k, k) + RIDGE * np.eye(k)
     return np.linalg.solve(gram, (add @ (design * residual[:, None]))[:, :, None])[:, :, 0]
 
 def _with_one(factors: np.ndarray) -> np.ndarray:
@@ -138,10 +164,15 @@ def _with_one(factors: np.ndarray) -> np.ndarray:
     return np.concatenate([factors[:, :-1], np.ones((len(factors), 1))], axis=1)
 
 # %% ../../nbs/49_counting.ipynb #61f8d7cc
-def item_factors(told: pl.DataFrame, n_items: int, seed: int = 0) -> tuple[float, np.ndarray]:
-    "Mean label and (n_items + 1, d + 1) item factors with the bias last, zero for items not in `told` (user, item, label)."
+def item_factors(
+    told: pl.DataFrame,  # user, item, label
+    n_items: int,
+    seed: int = 0,
+) -> tuple[float, np.ndarray]:
+    "Mean label and (n_items + 1, d + 1) item factors with the bias last, zero for items not in `told`."
     users, items = (np.unique(told[c].to_numpy(), return_inverse=True)[1] for c in (USER, ITEM))
-    codes, label, mean = np.unique(told[ITEM].to_numpy()), told['label'].to_numpy(), told['label'].mean()
+    codes = np.unique(told[ITEM].to_numpy())
+    label, mean = told['label'].to_numpy(), told['label'].mean()
     q = np.random.default_rng(seed).normal(scale=.1, size=(len(codes), DIMENSIONS + 1))
     q[:, -1] = 0
     for _ in range(ROUNDS):
@@ -151,12 +182,14 @@ def item_factors(told: pl.DataFrame, n_items: int, seed: int = 0) -> tuple[float
     out[codes] = q
     return float(mean), out
 
+# %% ../../nbs/49_counting.ipynb #489d53d4
 def factorise(train: YesNoArrays, target: YesNoArrays, n_items: int, seed: int = 0) -> np.ndarray:
     "(n,) scores of a biased matrix factorisation, each row's user folded in from what is known of them."
     mean, q = item_factors(labelled(train), n_items, seed)
     told = of_user(train, target)
     known_items = q[told[ITEM].to_numpy()]
-    p = _solve(_with_one(known_items), told['label'].to_numpy() - mean - known_items[:, -1], told['row'].to_numpy(), len(target))
+    residual = told['label'].to_numpy() - mean - known_items[:, -1]
+    p = _solve(_with_one(known_items), residual, told['row'].to_numpy(), len(target))
     asked = q[target.items]
     return mean + p[:, -1] + asked[:, -1] + (p[:, :-1] * asked[:, :-1]).sum(axis=1)
 
@@ -164,9 +197,11 @@ def factorise(train: YesNoArrays, target: YesNoArrays, n_items: int, seed: int =
 COMPONENTS = 16
 
 def unit_texts(texts: np.ndarray) -> np.ndarray:
-    "(n_items + 1, d) text vectors centred on the items' mean and of length one; rows of zeros (no text) stay zero."
+    "(n_items + 1, d) text vectors, centred and of length one; rows of zeros (no text) stay zero."
     there = (np.abs(texts).sum(axis=1) > 0)[:, None]
-    centred = (texts - texts.mean(axis=0, where=there)) * there if there.any() else np.zeros_like(texts)
+    centred = np.zeros_like(texts)
+    if there.any():
+        centred = (texts - texts.mean(axis=0, where=there)) * there
     return (centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -177,8 +212,11 @@ def probe_features(rows: YesNoArrays, units: np.ndarray) -> np.ndarray:
     "(n, 3 + 2 components) the probe's features from `unit_texts` vectors."
     _, _, axes = np.linalg.svd(units.T @ units)
     real, vectors, target = seen(rows), units[rows.history], units[rows.items]
-    mean = lambda mask: np.einsum('nh,nhd->nd', mask / np.maximum(mask.sum(axis=1, keepdims=True), 1), vectors)
-    liked, disliked = mean(real & (rows.history_labels > 0)), mean(real & (rows.history_labels == 0))
+    def mean(mask):
+        share = mask / np.maximum(mask.sum(axis=1, keepdims=True), 1)
+        return np.einsum('nh,nhd->nd', share, vectors)
+    liked = mean(real & (rows.history_labels > 0))
+    disliked = mean(real & (rows.history_labels == 0))
     flat = [_cosine(target, liked), _cosine(target, disliked), history_like_rate(rows)]
     return np.column_stack([*flat, target @ axes[:COMPONENTS].T, (liked - disliked) @ axes[:COMPONENTS].T])
 
@@ -190,14 +228,18 @@ def text_probe(train: YesNoArrays, target: YesNoArrays, texts: np.ndarray, seed:
     return regress(x, train.labels, ask, ask[:, 0] - ask[:, 1], seed)
 
 # %% ../../nbs/49_counting.ipynb #7d8d2d00
-SIMPLE = ('History like-rate', 'Item mean', 'User mean', 'Popularity', 'Logistic regression', 'Matrix factorisation',
-          'Sentence encoder + linear probe')
+SIMPLE = ('History like-rate', 'Item mean', 'User mean', 'Popularity', 'Logistic regression',
+          'Matrix factorisation', 'Sentence encoder + linear probe')
 
 def _check_rows(name: str, rows: YesNoArrays, n_items: int) -> None:
     "An `LlmrecError` unless `rows` is not empty and all its items are codes up to `n_items`."
-    if not len(rows): raise LlmrecError(f'The {name} rows are empty; counting needs at least one row.')
-    bad = (rows.items < 1) | (rows.items > n_items) | ((rows.history < 0) | (rows.history > n_items)).any(axis=1)
-    if bad.any(): raise LlmrecError(f'Row {bad.argmax()} of the {name} rows has an item outside 1..{n_items}; give the n_items of the data set that the rows come from.')
+    if not len(rows):
+        raise LlmrecError(f'The {name} rows are empty; counting needs at least one row.')
+    bad = (rows.items < 1) | (rows.items > n_items)
+    bad |= ((rows.history < 0) | (rows.history > n_items)).any(axis=1)
+    if bad.any():
+        raise LlmrecError(f'Row {bad.argmax()} of the {name} rows has an item outside 1..{n_items}; '
+                          'give the n_items of the data set that the rows come from.')
 
 # %% ../../nbs/49_counting.ipynb #a23287ad
 def simple_scores(
@@ -210,11 +252,15 @@ def simple_scores(
 ) -> np.ndarray:          # (n,) higher = more likely a like
     "Scores of a simple method for the rows of `target`."
     known('simple method', method, SIMPLE)
-    for name, rows in (('training', train), ('target', target)): _check_rows(name, rows, n_items)
+    for name, rows in (('training', train), ('target', target)):
+        _check_rows(name, rows, n_items)
     if method == SIMPLE[-1] and (texts is None or len(texts) != n_items + 1):
-        raise LlmrecError(f"'{method}' needs `texts` with {n_items + 1} rows, one an item code and row 0 for padding, got {None if texts is None else len(texts)}.")
-    return {'History like-rate': lambda: history_like_rate(target), 'Item mean': lambda: item_mean(train, target, n_items),
-            'User mean': lambda: user_mean(train, target), 'Popularity': lambda: popularity(train, target, n_items),
+        raise LlmrecError(f"'{method}' needs `texts` with {n_items + 1} rows, one an item code and row 0 "
+                          f'for padding, got {None if texts is None else len(texts)}.')
+    return {'History like-rate': lambda: history_like_rate(target),
+            'Item mean': lambda: item_mean(train, target, n_items),
+            'User mean': lambda: user_mean(train, target),
+            'Popularity': lambda: popularity(train, target, n_items),
             'Logistic regression': lambda: logistic(train, target, n_items, seed=seed),
             'Matrix factorisation': lambda: factorise(train, target, n_items, seed),
             'Sentence encoder + linear probe': lambda: text_probe(train, target, texts, seed)}[method]()
