@@ -3,7 +3,6 @@ import ast
 import graphlib
 import json
 import re
-import statistics
 import sys
 from pathlib import Path
 
@@ -29,8 +28,6 @@ def prose(path): return '\n'.join(c.source for c in cells(path, 'markdown'))
 def exported(path): return [c.source for c in cells(path, 'code') if re.search(r'^#\|\s*export', c.source, flags=re.M)]
 
 def code_lines(source): return [line for line in source.splitlines() if line.strip() and not line.lstrip().startswith('#|')]
-
-def percentile(values, share): return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 def mixes(source):
     "Whether imports and other statements share the cell; cells of one or two lines may."
@@ -114,16 +111,6 @@ def test_no_circle_of_imports():
 @every
 def test_imports_have_cells_of_their_own(path):
     assert [s for s in (c.source for c in cells(path, 'code')) if mixes(s)] == []
-
-
-@every
-def test_exported_cells_are_short(path):
-    assert {s.splitlines()[1]: len(code_lines(s)) for s in exported(path) if len(code_lines(s)) > 40} == {}
-
-
-def test_exported_cells_are_short_on_the_whole():
-    sizes = [len(code_lines(s)) for p in NOTEBOOKS for s in exported(p)]
-    assert statistics.median(sizes) <= 10 and percentile(sizes, .9) <= 25
 
 
 @of_chapters('678')
