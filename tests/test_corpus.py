@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from llmrec.data import corpus
+from llmrec.miniature import corpus
 from llmrec.data import miniature as mini
 from llmrec.miniature.corpus import FACT, KINDS, VERDICT, CorpusConfig, Now, documents, now_at, shares_at, things_of, tokenizer_texts
 from llmrec.data.tallrec import ASK, DISLIKED, LIKED, TALLREC_INSTRUCTION

@@ -353,9 +353,9 @@ def test_an_artefact_is_stale_by_content(tmp_path, project):
     edit('llmrec/runs/grid.py', '"What went wrong, on one line."', '"What went wrong."')  # nor do docstrings
     edit('llmrec/sequential/training.py', 'clip: float = 5.', 'clip: float = 6.')    # nor what the notebooks do not use
     assert fresh() == ['beyond/one', 'beyond/two']
-    edit('llmrec/runs/grid.py', "'another process is computing it'", "'somebody is computing it'")
-    assert {a: 'library changed: llmrec.runs.grid' in said for a, said in states().items()} == {'beyond/one': True, 'beyond/two': True}
-    edit('llmrec/runs/grid.py', "'somebody is computing it'", "'another process is computing it'")
+    edit('llmrec/runs/together.py', "'another process is computing it'", "'somebody is computing it'")
+    assert {a: 'library changed: llmrec.runs.together' in said for a, said in states().items()} == {'beyond/one': True, 'beyond/two': True}
+    edit('llmrec/runs/together.py', "'somebody is computing it'", "'another process is computing it'")
     edit('nbs/02_two.ipynb', '100 // cfg.n', '200 // cfg.n')
     assert fresh() == ['beyond/one'] and 'nbs/02_two.ipynb changed' in states()['beyond/two']
     edit('nbs/02_two.ipynb', '200 // cfg.n', '100 // cfg.n')

@@ -14,7 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from llmrec.llm import backbones, pretraining
+from llmrec.llm import backbones
+from llmrec.miniature import pretraining
 from llmrec.llm.backbones import BackboneConfig, backbone_identity, load_backbone, miniature_llama
 from llmrec.miniature.pretraining import (Hints, PretrainingConfig, Rates, Source, Wiring, begin, changed, check_recipe, group_losses, groups, hints_of, learnt_tokenizer, main,
                                     new_model, pretrain, rate, replayed, rows_of, token_weights, train)
@@ -145,7 +146,7 @@ def test_the_rates_never_fall_to_nothing():
 
 CHILD = """
 import os, signal
-from llmrec.llm import pretraining
+from llmrec.miniature import pretraining
 from tests.test_pretraining import made
 plain = pretraining.update
 def update(run, docs):

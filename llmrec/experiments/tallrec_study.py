@@ -25,7 +25,6 @@ from . import binary, in_context, tallrec
 from .study import drop_empty
 from ..runs.grid import run_all
 from ..llm.backbones import BackboneConfig, backbone_identity, backbone_label
-from ..llm.chat import EndpointConfig
 from ..llm.encoders import EncoderConfig
 from ..paths import LlmrecError, figures_dir, known
 from ..runs.records import Record, RunFailed, write_atomic
@@ -114,7 +113,7 @@ def check_runs(s: TallrecStudy) -> None:
     for d in s.datasets:
         for method in s.methods: binary_run(s, d, method, s.ks[0], 0)
         for variant in {*s.variants, 'TALLRec'}: llm_run(s, (d,), variant, s.llm_ks[0], 0)
-    for values in s.endpoints: from_dict(EndpointConfig, values)
+    for values in s.endpoints: in_context.endpoint_of(values)
 
 # %% ../../nbs/58_tallrec_study.ipynb #c6e8c01c
 def binary_records(s: TallrecStudy, ks=None) -> dict:
