@@ -73,6 +73,14 @@ def test_nobody_is_recommended_what_they_know_or_what_is_left_out(tuned):
     assert first not in tuned.recommend(tuned.users[0], k=20, leave_out=[first])['item'].to_list()
 
 
+def test_each_of_several_histories_keeps_its_place_when_lists_have_different_lengths(tuned):
+    "Who has met more items is recommended fewer, when more are asked for than there are."
+    short, long = tuned.items[:1], tuned.items[:50]
+    lists = tuned.recommend(history=[short, long], k=len(tuned.items), rank=False)
+    assert dict(lists.group_by('user').len().iter_rows()) == {0: len(tuned.items) - 1, 1: len(tuned.items) - 50}
+    assert not set(lists.filter(pl.col('user') == 1)['item']) & set(long)
+
+
 def test_the_ranker_orders_the_retrievers_candidates_as_explained(tuned):
     user = tuned.users[5]
     ranked, plain = tuned.recommend(user, k=20), tuned.recommend(user, k=20, rank=False)

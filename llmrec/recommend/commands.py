@@ -12,10 +12,8 @@ import json
 import sys
 from pathlib import Path
 
-import polars as pl
-
 from ..data.own import OwnData, load_own
-from ..paths import USER, LlmrecError
+from ..paths import LlmrecError
 from .recommender import MODELS, Recommender
 from ..runs.records import write_atomic
 
@@ -111,7 +109,6 @@ def run_recommend(args: argparse.Namespace) -> None:
         given = histories_in(args.histories) if args.histories else [args.history]
         who = dict(history=[typed(r, h, r.items) for h in given])
     lists = r.recommend(**who, k=args.k, leave_out=typed(r, args.leave_out, r.items), rank=not args.retriever_only)
-    if args.histories: lists = lists.with_columns(pl.Series(USER, [i // args.k for i in range(len(lists))]))
     text = lists.write_ndjson() if str(args.out).endswith('.jsonl') else lists.write_csv()
     if args.out: write_atomic(args.out, text)
     else: print(text, end='')

@@ -137,7 +137,7 @@ def histories_of(
     user=None,     # a user's id, or a list of them
     history=None,  # a list of raw item ids, the latest last, or a list of such lists
 ) -> tuple[list, list]:
-    "Names (None for a history) and item numbers of whoever is asked about; an `LlmrecError` names what is not known."
+    "Names (of several histories their places, of one None) and item numbers of whoever is asked about; an `LlmrecError` names what is not known."
     if (user is None) == (history is None): raise LlmrecError('Ask about users or about histories: give one of `user` and `history`.')
     data = r.about['data']
     if user is not None:
@@ -145,13 +145,14 @@ def histories_of(
         unknown = [u for u in asked if u not in r.row]
         if unknown: raise LlmrecError(f'There is no user {unknown[0]!r} in {data}; give a history, a list of item ids.')
         return asked, [r.people[r.row[u]] for u in asked]
-    several = history if history and isinstance(history[0], (list, tuple)) else [history]
+    many = bool(history) and isinstance(history[0], (list, tuple))
+    several = history if many else [history]
     place = r.number
     for h in several:
         if not h: raise LlmrecError('A history is empty; a recommendation needs at least one item.')
         unknown = [i for i in h if i not in place]
         if unknown: raise LlmrecError(f'There is no item {unknown[0]!r} in {data}; leave it out of the history.')
-    return [None] * len(several), [np.array([place[i] for i in h], np.int32) for h in several]
+    return list(range(len(several))) if many else [None], [np.array([place[i] for i in h], np.int32) for h in several]
 
 # %% ../../nbs/59a_recommender.ipynb #a9cd376d
 def recommend_for(
@@ -162,7 +163,7 @@ def recommend_for(
     leave_out=(),        # raw ids of items that are not recommended
     rank: bool = True,   # False: the retriever's order
 ) -> pl.DataFrame:
-    "user (null for a history), item, title, score, rank. Scores of ranked items are the letters' logits."
+    "user (null for one history, its place for several), item, title, score, rank. Scores of ranked items are the letters' logits."
     names, histories = histories_of(r, user, history)
     unknown = [i for i in leave_out if i not in r.number]
     if unknown: raise LlmrecError(f'There is no item {unknown[0]!r} in {r.about["data"]}; take it out of leave_out.')
@@ -275,6 +276,7 @@ def name_base(adapter: Path, name: str) -> None:
     "Write the name of the base model into the adapter's configuration."
     path = adapter / 'adapter_config.json'
     config = json.loads(path.read_text(encoding='utf-8'))
+    if config.get('base_model_name_or_path') == name: return    # the folder may be read-only
     path.write_text(json.dumps(config | dict(base_model_name_or_path=name), indent=2), encoding='utf-8')
 
 # %% ../../nbs/59a_recommender.ipynb #3496c3ad
