@@ -108,7 +108,7 @@ CELLS = '''{%- extends 'display_priority.j2' -%}
 {% block execute_result %}{{ self.data_priority() }}{% endblock %}
 {% block data_html %}<div class="output">{{ output.data['text/html'] }}</div>
 {% endblock %}
-{% block data_markdown %}<div class="prose">{{ output.data['text/markdown'] | prose }}</div>
+{% block data_markdown %}<div class="output prose">{{ output.data['text/markdown'] | prose }}</div>
 {% endblock %}
 {% block data_latex %}<div class="prose">{{ output.data['text/latex'] | prose }}</div>
 {% endblock %}
