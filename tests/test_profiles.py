@@ -35,6 +35,7 @@ def test_nothing_is_a_profile_with_the_defaults(profile, text):
     ('artefacts: {llamarec/table2: 5}\n', 'llamarec/table2 must hold'), ('parameters: {preset: 2024-01-01}\n', 'is a date'),
     ('parameters: {datasets: !!set {films}}\n', 'is a set'), ('parameters: {1: 2}\n', '1 is no name'), ('paramters: {}\n', "Did you mean 'parameters'"),
     ('parameters: &a {x: *a}\n', 'anchor that contains itself|not valid YAML'), (b'about: caf\xe9\n', 'not valid YAML in UTF-8'), ('a: [\n', 'not valid YAML'),
+    ('without: {llamarec/tabel2: dear}\n', "Did you mean 'llamarec/table2'"), ('without: {llamarec/table2: null}\n', 'say in words why'),
     ('parameters: !!python/object/apply:os.getcwd []\n', 'not valid YAML'),
 ])
 def test_what_is_no_profile(profile, text, said):
@@ -63,3 +64,14 @@ def test_the_command_line(profile, given, said, tmp_path):
 def test_nothing_is_written_outside_the_output_folder(name):
     for where in (records_dir, checkpoints_dir, lambda n: figures_dir(n, 'llamarec'), lambda n: figures_dir('miniature', n)):
         with pytest.raises(LlmrecError, match='cannot be the name'): where(name)
+
+
+def test_an_artefact_that_the_profile_leaves_out(profile, capsys):
+    "It is not planned with the others, and the reason is printed; named, it is."
+    name = profile('without: {llamarec/table2: it takes a week}\n')
+    reproduce([], name, show='cost')
+    said = capsys.readouterr().out
+    assert 'llamarec/table2: not made by profile mine: it takes a week' in said and 'llamarec/table2: missing' not in said
+    reproduce(['llamarec/table2'], name, show='cost')
+    said = capsys.readouterr().out
+    assert 'a week' not in said and 'llamarec/table2: missing' in said

@@ -75,7 +75,7 @@ def chosen(names: list) -> list:
     return [full(name) for name in names] or every
 
 # %% ../../nbs/97_reproduce.ipynb #6c3a8e6d
-SECTIONS = {'about': str, 'parameters': dict, 'papers': dict, 'artefacts': dict}  # of a profile
+SECTIONS = {'about': str, 'parameters': dict, 'papers': dict, 'artefacts': dict, 'without': dict}  # of a profile
 
 def profiles() -> list[str]: return sorted(p.stem for p in (root() / 'profiles').glob('*.yaml'))
 
@@ -106,10 +106,14 @@ def load_profile(name: str) -> dict:
     try: profile = plain(profile, path.name)
     except RecursionError: raise LlmrecError(f'{path} holds an anchor that contains itself; write the values out.') from None
     for key in profile: known(f'section in {path.name}', key, SECTIONS)
-    for key in ('parameters', 'papers', 'artefacts'): profile[key] = mapping(profile.get(key), f'{path.name}, {key}')
+    for key in ('parameters', 'papers', 'artefacts', 'without'): profile[key] = mapping(profile.get(key), f'{path.name}, {key}')
     for artefact, values in profile['artefacts'].items():
         known(f'artefact in {path.name}', artefact, list(manifest()))
         profile['artefacts'][artefact] = mapping(values, f'{path.name}, {artefact}')
+    for artefact, why in profile['without'].items():
+        known(f'artefact in {path.name}', artefact, list(manifest()))
+        if not isinstance(why, str) or not why.strip():
+            raise LlmrecError(f"{path.name}, without, {artefact}: say in words why this profile leaves it out.")
     for paper, values in profile['papers'].items():
         known(f'paper in {path.name}', paper, [a.split('/')[0] for a in manifest()])
         profile['papers'][paper] = mapping(values, f'{path.name}, {paper}')
@@ -542,12 +546,14 @@ def reproduce(
     **how,                      # jobs, scheduler, keep_going: see `make`
 ) -> list[str]:                 # what failed, as sentences
     "Make the artefacts that are missing, stale or failed; everything is checked before the first one runs."
-    given, names = given or {}, chosen(list(artefacts))
+    left_out = {} if artefacts else load_profile(profile)['without']
+    given, names = given or {}, [a for a in chosen(list(artefacts)) if a not in left_out]
     check_names(given, names, 'on the command line')
     check_profile(profile)
     plan = {a: parameters(a, profile, given) for a in names}
     states = {a: (looked_at if show else state)(a, profile, values) for a, values in plan.items()}
     meant = wanted(names, states, list(only))
+    for artefact, why in left_out.items(): print(f'{artefact}: not made by profile {profile}: {why}', flush=True)
     todo = [a for a in meant if force or states[a][0] != 'fresh']
     for a in todo if show == 'cost' else meant:
         print(describe(a, profile, plan[a], states[a], show) + (f', to be made by nbs/{manifest()[a]}' if a in todo and not show else ''), flush=True)
