@@ -156,11 +156,16 @@ def counted(a: Answers) -> Answers:
     return replace(a, model='History like-rate', setting='', change='', scores=a.like_rate[None], records=first)
 
 # %% ../../nbs/59_readings.ipynb #6738cdbd
-def study_answers(s: TallrecStudy, rows: int | None = None) -> list[Answers]:
+def study_answers(
+    s: TallrecStudy,
+    rows: int | None = None,  # evenly spaced test rows of each dataset, None for the study's
+    on_numbers: bool = True,  # tune each model once more, on prompts with numbers for titles
+) -> list[Answers]:
     "All that is asked for a study: its models, the same tuned on numbers, and the one that is not tuned."
     asked, of_numbers = asked_again(s, s.variants, rows=rows), replace(s, titles='titles numbered')
     plain = {llm_name(of_numbers, v): llm_name(s, v) for v in s.variants if v != 'AT'}
-    numbers = asked_again(of_numbers, tuple(v for v in s.variants if v != 'AT'), CHANGES[:1], rows)
+    again = tuple(v for v in s.variants if v != 'AT') if on_numbers else ()
+    numbers = asked_again(of_numbers, again, CHANGES[:1], rows)
     numbers = [replace(a, model=f'{plain[a.model]}, tuned on numbers') for a in numbers]
     bare = [replace(a, model='not tuned') for a in asked_again(s, ('zero-shot',), rows=rows)]
     return asked + numbers + bare + [flipped(a) for a in bare if a.change == CHANGES[0]]
