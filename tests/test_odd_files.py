@@ -3,7 +3,7 @@ import pytest
 
 from llmrec.data.alpaca import read_instructions
 from llmrec.data.amazon import read_amazon_ratings
-from llmrec.data.datasets import load_dataset
+from llmrec.data.datasets import load_dataset, load_listed
 from llmrec.data.movielens import load_ml_100k, read_movies, read_ratings
 from llmrec.paths import LlmrecError
 
@@ -16,12 +16,12 @@ def movielens(tmp_path, monkeypatch):
     folder = tmp_path / 'ml-latest-small'
     folder.mkdir()
     for name, value in dict(LLMREC_DATA=tmp_path, LLMREC_UNCHECKED='1', LLMREC_OUT=tmp_path / 'out').items(): monkeypatch.setenv(name, str(value))
-    load_dataset.cache_clear()
+    load_listed.cache_clear()
     def load(ratings, movies, encoding='utf-8'):
         (folder / 'ratings.csv').write_text(ratings, encoding=encoding); (folder / 'movies.csv').write_text(movies, encoding=encoding)
         return load_dataset('ml-100k')
     yield load
-    load_dataset.cache_clear()
+    load_listed.cache_clear()
 
 
 def rows(users=6, items=6): return ''.join(f'{u},{i},4.0,{i}\n' for u in range(1, users + 1) for i in range(1, items + 1))

@@ -62,10 +62,11 @@ def for_dataset(
     "The published settings for `dataset` (notebook 03, LlamaRec: the retriever)."
     known('dataset', dataset, DATASETS); known('retriever', method, METHODS)
     info, (model, own) = DATASETS[dataset], METHODS[method]
-    if model in COUNTED: return RetrievalConfig(dataset, model, training=TrainingConfig(seed=0))
+    read = dict(core=info.core, ties=info.ties)
+    if model in COUNTED: return RetrievalConfig(dataset, model, training=TrainingConfig(seed=0), **read)
     share = {'mask_probability': MASKED[method, dataset]} if (method, dataset) in MASKED else {}
     arch = from_dict(MODELS[model][1], dict(max_length=info.max_length) | own | share | architecture)
-    return RetrievalConfig(dataset, model, arch, replace(training, batch_size=info.batch_size))
+    return RetrievalConfig(dataset, model, arch, replace(training, batch_size=info.batch_size), **read)
 
 # %% ../../nbs/51_retrieval.ipynb #3cbda44c
 def make_split(cfg: RetrievalConfig, data: Dataset) -> Split:
