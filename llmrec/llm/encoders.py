@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from ..config import digest
 from .backbones import BackboneConfig, backbone_identity, folder_identity, is_folder, load_backbone
 from .pretrained import load_checked, one_sentence
+from .prompts import as_text
 from .ranking import accepted, inner, length_batches, scoring
 from ..paths import LlmrecError, checkpoints_dir
 from ..runs.records import lock, one_thread, write_atomic
@@ -136,7 +137,7 @@ def tokenise(
 ) -> tuple[list[list[int]], list[list[int]]]:
     "Token ids of each text, and 1 where a token counts in the mean, 0 elsewhere."
     settings = dict(truncation=True, max_length=max_tokens, return_special_tokens_mask=True)
-    found = encoder.tokenizer(list(texts), **settings)
+    found = as_text(encoder.tokenizer, list(texts), **settings)
     ids, special = found['input_ids'], found['special_tokens_mask']
     if not encoder.skip_special: return ids, [[1] * len(row) for row in ids]
     return ids, [[1 - s for s in row] for row in special]

@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .backbones import Backbone
-from .prompts import INSTRUCTION, LlamaRecPromptConfig, fit_prompt, prompt_ids, render
+from .prompts import INSTRUCTION, LlamaRecPromptConfig, as_text, fit_prompt, prompt_ids, render
 from .ranking import left_padded, scoring
 from .yesno import context_of
 from ..paths import LlmrecError
@@ -60,7 +60,7 @@ def answer_tokens(
     "Tokens of all titles, one a line: the length at which generation is stopped."
     if not len(candidate_titles):
         raise LlmrecError('There are no candidates, so there is nothing to write; give at least one title.')
-    return len(tokenizer('\n'.join(candidate_titles), add_special_tokens=False)['input_ids'])
+    return len(as_text(tokenizer, '\n'.join(candidate_titles), add_special_tokens=False)['input_ids'])
 
 # %% ../../nbs/39_generation.ipynb #a59e8d09
 def check_lengths(backbone: Backbone, prompts, limits) -> None:
