@@ -101,6 +101,8 @@ class OwnData:
     max_length: int = 50          # items that a retriever sees
     batch_size: int = 64          # of a retriever's training in an experiment
     ranker_batch: int = 12        # of a ranker's
+    like_from: float | None = None  # a rating from here on is a like, see notebook 18b
+    thing: str = 'item'           # what an item is called in a Yes/No question: 'film', 'song'
 
 # %% ../../nbs/18a_own_data.ipynb #69984c96
 TAKEN = ('ml-100k', 'beauty', 'games', 'films', 'books', 'movie', 'book')  # see notebooks 16 and 18
@@ -116,8 +118,10 @@ def check_own(own: OwnData) -> None:
         if getattr(own, name) < 1: raise LlmrecError(f'OwnData.{name} must be at least 1, got {getattr(own, name)}.')
     if len(own.rating_range) not in (0, 2) or list(own.rating_range) != sorted(own.rating_range):
         raise LlmrecError('OwnData.rating_range is a pair: the lowest and the highest rating.')
-    if own.rating is None and (own.least_rating is not None or own.rating_range):
-        raise LlmrecError('OwnData.least_rating and rating_range need ratings; name their column in OwnData.rating.')
+    if own.rating is None and (own.like_from is not None or own.least_rating is not None or own.rating_range):
+        raise LlmrecError('OwnData.least_rating, like_from and rating_range need ratings; name their column in OwnData.rating.')
+    if not own.thing.strip() or own.thing != ' '.join(own.thing.split()):
+        raise LlmrecError(f"OwnData.thing is a noun like 'song', got {own.thing!r}.")
 
 # %% ../../nbs/18a_own_data.ipynb #dd269152
 def column(
@@ -254,7 +258,7 @@ def content_of(path) -> str | None:
     if not path.is_file(): raise LlmrecError(f'There is no file {path}; give the path of a table.')
     return _content(path, path.stat().st_size, path.stat().st_mtime_ns)
 
-NOT_READ = ('name', 'label', 'interactions', 'items', 'max_length', 'batch_size', 'ranker_batch')  # no part of how
+NOT_READ = ('name', 'label', 'interactions', 'items', 'max_length', 'batch_size', 'ranker_batch', 'like_from', 'thing')  # no part of how
 
 def own_checksum(own: OwnData) -> str:
     "Twelve hexadecimal digits for the content of the files and how they are read."

@@ -104,11 +104,11 @@ def tallrec_record(
     labels: list[int],   # 1 where the user liked it
     target: str,         # phrase of the target
     label: int,          # 1 when the user liked the target
-    thing: str = 'movie',
+    thing: str = 'movie',  # any noun; TALLRec has 'movie' and 'book'
 ) -> dict[str, str]:     # instruction, input, output
     "One sample as TALLRec's instruction record, in the released wording."
     liked, disliked = (', '.join(p for p, y in zip(history, labels) if y == want) for want in (1, 0))
-    more = EXTRA_QUOTES[known('thing', thing, EXTRA_QUOTES)]
+    more = EXTRA_QUOTES.get(thing, '')
     text = f'{LIKED}{liked}{DISLIKED}{disliked}{ASK.format(thing=thing)}{more}{target}{more}?'
     return {INSTRUCTION: TALLREC_INSTRUCTION.format(thing=thing), INPUT: text, OUTPUT: TALLREC_ANSWERS[label]}
 

@@ -40,6 +40,7 @@ class YesNoData:
     authors: list[str | None]        # by item, None where there is none
     users: list                      # raw user by number, entry 0 is None
     note: str = ''                   # what a caption must say, '' if nothing
+    items: list = dataclasses.field(default_factory=list)  # raw item by number, entry 0 is None
 
     @property
     def n_items(self) -> int:
@@ -88,7 +89,7 @@ def used_items(splits: dict[str, pl.DataFrame]) -> list:
 def load_films(
     cfg: MovieSamplesConfig,
     folder=None,  # folder with u.data and u.item; None: the registered files
-) -> dict:        # splits, titles, authors and users as in `YesNoData`
+) -> dict:        # splits, titles, authors, users and items as in `YesNoData`
     "Films from files in the form of MovieLens-100K."
     splits, titles = movie_splits(cfg, folder)
     for item in used_items(splits):
@@ -98,7 +99,8 @@ def load_films(
                               'add its line, or drop its ratings.')
     samples, users = numbered(splits, list(titles))
     authors = [None] * (len(titles) + 1)
-    return dict(splits=samples, titles=['', *titles.values()], authors=authors, users=users)
+    return dict(splits=samples, titles=['', *titles.values()], authors=authors, users=users,
+                items=[None, *titles])
 
 # %% ../../nbs/16_yesno_data.ipynb #c36ae36d
 @dataclasses.dataclass(frozen=True)
@@ -228,11 +230,12 @@ def released_books(cfg: BookSamplesConfig, folder=None) -> dict[str, pl.DataFram
 
 # %% ../../nbs/16_yesno_data.ipynb #a76b0125
 def catalogued(splits: dict[str, pl.DataFrame]) -> dict:
-    "Splits, titles, authors, users as in `YesNoData` from samples of phrases, in order of first appearance."
+    "Splits, titles, authors, users, items as in `YesNoData` from samples of phrases, in order of first appearance."
     items = used_items(splits)
     samples, users = numbered(splits, items)
     titles, authors = zip(*map(parse_phrase, items))
-    return dict(splits=samples, titles=['', *titles], authors=[None, *authors], users=users)
+    return dict(splits=samples, titles=['', *titles], authors=[None, *authors], users=users,
+                items=[None, *items])
 
 # %% ../../nbs/16_yesno_data.ipynb #720a02ca
 def load_books(
@@ -240,7 +243,7 @@ def load_books(
     folder=None,                           # folder with all files that are read; None: the registered ones
     ratings: str = 'BX-Book-Ratings.csv',  # name of the ratings file
     released: bool = False,                # validation and test as released by TALLRec
-) -> dict:                                 # splits, titles, authors and users as in `YesNoData`
+) -> dict:                                 # splits, titles, authors, users and items as in `YesNoData`
     "Books from files in the form of BookCrossing."
     if released:
         splits = released_books(cfg, folder)
