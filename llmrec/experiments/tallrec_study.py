@@ -6,8 +6,8 @@
 __all__ = ['VARIANTS', 'LOSSES', 'MEASURED', 'PROTOCOL', 'TallrecStudy', 'binary_run', 'llm_run', 'study', 'check_runs',
            'binary_records', 'rate_records', 'chosen_rates', 'llm_records', 'Cell', 'mean_or_nan', 'cell_of',
            'binary_cells', 'llm_name', 'llm_cells', 'alpaca_lora', 'asked', 'in_context_cells', 'row', 'frame', 'tests',
-           'adjusted', 'seen_rows', 'seen_frame', 'named_as_in_paper', 'with_paper', 'pair', 'printed', 'sources',
-           'save_long', 'save_tests', 'study_caption', 'plot_over_k']
+           'adjusted', 'seen_rows', 'seen_frame', 'named_as_in_paper', 'with_paper', 'pair', 'printed', 'paper_value',
+           'readable', 'sources', 'save_long', 'save_tests', 'study_caption', 'plot_over_k', 'paper_marks']
 
 # %% ../../nbs/58_tallrec_study.ipynb #656a993a
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from ..runs.artefacts import beside_paper, caption
+from ..runs.artefacts import PAPER, beside, beside_paper, caption, paper_numbers, with_interval
 from ..config import from_dict
 from ..data.yesno import NOTES, YESNO_DATASETS, yesno_checksum
 from ..evaluation.auc import auc, auc_summary, compare, seed_t_test
@@ -311,6 +311,29 @@ def printed(long: pl.DataFrame) -> pl.DataFrame:
         line |= {f'K={k}': r['value'], f'95 % ({k})': pair(r['low'], r['high']), f'paper ({k})': r['paper']}
     return drop_empty(pl.DataFrame(list(out.values()), infer_schema_length=None))
 
+# %% ../../nbs/58_tallrec_study.ipynb #2570e6f2
+def paper_value(method: str, dataset: str, setting: str, protocol: str | None = None) -> float | None:
+    "AUC x 100 that the paper's Table 3 prints for a method, a variant of the language model under its bare name."
+    if protocol not in (None, 'as_published'): return None
+    found = paper_numbers('tallrec').filter(artefact='table3', dataset=dataset, method=method.split(' (')[0], setting=setting)
+    return found['value'].item() if len(found) else None
+
+def readable(long: pl.DataFrame) -> tuple[pl.DataFrame, list]:
+    "For `save_table`: ours with its interval, the paper's number and the difference, by dataset and protocol; and what is set in bold."
+    out, settings = [], sorted(dict.fromkeys(long['setting']), key=lambda x: int(x[2:]))
+    several = 'protocol' in long.columns and long['protocol'].n_unique() > 1
+    for key, part in long.group_by(['protocol', 'dataset'] if 'protocol' in long.columns else ['dataset'], maintain_order=True):
+        rows, protocol, d = {(r['method'], r['setting']): r for r in part.iter_rows(named=True)}, (None, *key)[-2], key[-1]
+        absent = [] if any(m.startswith('TALLRec') for m, _ in rows) or protocol == 'corrected' else ['TALLRec']
+        for m in (*dict.fromkeys(m for m, _ in rows), *absent):
+            for k in settings:
+                r, theirs = rows.get((m, k), {}), paper_value(m, d, k, protocol)
+                if not r and m in absent and theirs is None: continue
+                out.append(dict(group=YESNO_DATASETS[d] + (f", {protocol.replace('_', ' ')}" if several else ''), method=m,
+                                column=k.replace('=', ' = '), value=r.get('value'), low=r.get('low'), high=r.get('high'), paper=theirs,
+                                competes=r.get('rows') == part['rows'].max()))
+    return beside(pl.DataFrame(out, infer_schema_length=None, schema_overrides=dict.fromkeys(('value', 'low', 'high', 'paper'), pl.Float64)), '.1f')
+
 # %% ../../nbs/58_tallrec_study.ipynb #29887598
 def sources(long: pl.DataFrame):
     "For `save_table`: the records behind a number of ours in a table from `printed`."
@@ -330,25 +353,54 @@ def save_tests(tested: list[pl.DataFrame], s: TallrecStudy, artefact: str, paper
 PROTOCOL = ('K training rows drawn once a seed and the same for every method; pooled AUC x 100, mean over draws; '
             '95 % intervals resample users; nothing chosen on test rows')
 
-def study_caption(s: TallrecStudy, note: str = '', llm: bool = True, others=(), protocol: str = PROTOCOL) -> str:
+def study_caption(s: TallrecStudy, note: str = '', llm: bool = True, others=(), protocol: str = PROTOCOL,
+                  finding: str = '') -> str:
     "The caption of an artefact of this study; `others` are studies of further protocols in the same artefact."
     data = {(d, x.protocol): yesno_checksum(d, x.protocol) for x in (s, *others) for d in x.datasets}
     seeds = f"The language model has seed{'s' * (len(s.llm_seeds) > 1)} {', '.join(map(str, s.llm_seeds))}." if llm and s.llm_seeds != s.seeds else ''
     presets = f"Preset{'s' * bool(others)} {', '.join(x.protocol for x in (s, *others))}."
     note = ' '.join(x for x in (presets, seeds, *dict.fromkeys(NOTES.get(key, '') for key in data), note) if x)
     sums = {f'{YESNO_DATASETS[d]}{" " + p if others else ""}': checksum for (d, p), checksum in data.items()}
-    return caption(s.profile, sums, backbone_identity(s.language_model) if llm else '', s.seeds, protocol, note)
+    return caption(s.profile, sums, backbone_identity(s.language_model) if llm else '', s.seeds, protocol, note, finding)
 
 # %% ../../nbs/58_tallrec_study.ipynb #c06c4f48
-def plot_over_k(ax, long: pl.DataFrame, colours: dict, band: tuple = ()) -> None:
-    "A line a method: AUC x 100 over K; methods in `band` carry their interval over users."
-    for method, colour in colours.items():
-        part = long.filter(pl.col('method') == method).with_columns(K=pl.col('setting').str.slice(2).cast(pl.Int64)).sort('K')
-        if not len(part): continue
-        ax.plot(part['K'], part['value'], marker='o', ms=3, color=colour, label=method)
-        if method in band: ax.fill_between(part['K'], part['low'], part['high'], color=colour, alpha=.15, lw=0)
+def plot_over_k(
+    ax,
+    long: pl.DataFrame,         # method, setting ('K=16'; 'K=0' for what is not trained), value, low, high
+    colours: dict,              # method -> colour, in the order in which they are drawn
+    flat: tuple = (),           # methods whose value does not depend on K
+) -> list[tuple]:               # for `label_ends`: where each line ends, its method, its colour
+    "AUC x 100 over K with intervals; what is `flat` stands at the left edge, with a dashed line to the right."
+    ends, shift = [], 2 ** .09
+    part = {m: long.filter(pl.col('method') == m).with_columns(K=pl.col('setting').str.slice(2).cast(pl.Int64)).sort('K') for m in colours}
+    part = {m: p.unique('method', keep='first') if m in flat else p for m, p in part.items() if len(p)}
+    ticks = sorted({k for m, p in part.items() if m not in flat for k in p['K']})
+    if not ticks: ticks = sorted({int(x[2:]) for x in long['setting']} - {0}) or [1]
+    step, lines = max(2., (ticks[-1] / ticks[0]) ** (1 / max(1, len(ticks) - 1))), [m for m in part if m not in flat]
+    edge = ticks[0] / step
+    for m, p in part.items():
+        if m in flat:
+            i = [x for x in part if x in flat].index(m)
+            with_interval(ax, edge * shift ** (2 * i), p['value'], p['low'], p['high'], colours[m], ms=3)
+            ax.axhline(p['value'][0], color=colours[m], lw=.8, ls=(0, (4, 3)), zorder=1)
+        else:
+            x = p['K'].to_numpy() * shift ** (lines.index(m) - (len(lines) - 1) / 2)
+            ax.plot(x, p['value'], color=colours[m])
+            with_interval(ax, x, p['value'], p['low'], p['high'], colours[m], ms=3)
+        ends.append((p['value'][-1], m, colours[m]))
     ax.set_xscale('log', base=2)
-    ticks = sorted({int(x[2:]) for x in long['setting']} - {0})
-    ax.set_xticks(ticks, [str(t) for t in ticks])
+    ax.set_xlim(edge / shift ** 2 if set(flat) & set(part) else ticks[0] / step ** .3, ticks[-1] * step ** .25)
+    left = [edge] if set(flat) & set(part) else []
+    ax.set_xticks([*left, *ticks], [*('none' for _ in left), *map(str, ticks)])
+    ax.minorticks_off()
     ax.set_xlabel('K training rows')
-    ax.axhline(50, color='#888888', lw=.6, ls=':')
+    return ends
+
+def paper_marks(ax, dataset: str, method: str = 'TALLRec', protocol: str | None = None) -> bool:
+    "The paper's values of Table 3 for a method as its one mark, at the K of the axis; whether there were any."
+    low, high = ax.get_xlim()
+    found = [(k, v) for k in (16, 64, 256) if low <= k <= high and (v := paper_value(method, dataset, f'K={k}', protocol)) is not None]
+    if not found: return False
+    ax.plot(*zip(*found), **PAPER)
+    ax.annotate(f'{method}\nin the paper', found[0], (-6, 0), textcoords='offset points', ha='right', va='center', fontsize=6.5)
+    return True
