@@ -78,7 +78,7 @@ def test_what_measures_time_stores_nothing(path):
 
 
 # From the ground up: a room imports from itself and from those before it.
-ROOMS = ('paths', 'config', 'runs', 'data', 'evaluation', 'sequential', 'llm', 'miniature', 'experiments', 'recommend', 'repro')
+ROOMS = ('paths', 'config', 'runs', 'data', 'evaluation', 'sequential', 'llm', 'miniature', 'systems', 'experiments', 'recommend', 'repro')
 
 
 def imports(path):
