@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['FORM', 'Recommender', 'fitted_retriever', 'fitted_adapter', 'fit', 'evaluate', 'histories_of', 'recommend_for',
-           'prompt_of', 'reranked', 'as_frame', 'explain', 'save', 'save_ranker', 'plain', 'name_base', 'card', 'load',
-           'read_config', 'built', 'open_ranker']
+           'prompt_of', 'reranked', 'as_frame', 'explain', 'replaced', 'save', 'on_hub', 'save_ranker', 'plain',
+           'front_matter', 'card', 'load', 'read_config', 'built', 'open_ranker']
 
 # %% ../../nbs/59a_recommender.ipynb #264e5a6a
+import contextlib
 import json
+import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,12 +29,13 @@ from ..evaluation.ranking import summary
 from ..experiments import llamarec
 from ..experiments.llamarec import RankingConfig, questions, results, training_rows
 from ..experiments.retrieval import MODELS, RetrievalConfig, fit_model
-from ..llm.backbones import Backbone, BackboneConfig, load_backbone, new_folder
+from ..llm.backbones import Backbone, BackboneConfig, is_folder, is_gguf, load_backbone, new_folder
 from ..llm.prompts import encode_prompt, fit_prompt, letters, truncate_title
 from ..llm.ranking import rank_candidates, score_candidates
 from ..llm.tuning import TuningConfig, tune, with_adapter
 from ..llm.verbalizer import letter_ids
 from ..paths import ITEM, RANK, SCORE, TITLE, USER, LlmrecError, known
+from .hub import name_base, push_to_hub
 from ..runs.records import one_thread
 from ..sequential.candidates import hide, recommend, top
 from ..sequential.training import TrainingConfig
@@ -225,6 +229,21 @@ def explain(r: Recommender, user=None, history=None) -> tuple[str, pl.DataFrame]
     return text, pl.DataFrame({'letter': list(letters(len(shown))), ITEM: [r.items[i - 1] for i in shown],
                                TITLE: [r.titles[i] for i in shown], 'probability': share})
 
+# %% ../../nbs/59a_recommender.ipynb #d762f639
+@contextlib.contextmanager
+def replaced(
+    folder: Path,
+    what: str,  # 'recommender' or 'rater'; <what>.json in it says that the folder may be replaced
+) -> Iterator[Path]:
+    "A folder to write into, which takes the place of `folder` at the end; a folder of something else is an `LlmrecError`."
+    if folder.is_file() or folder.is_dir() and any(folder.iterdir()) and not (folder / f'{what}.json').is_file():
+        raise LlmrecError(f'{folder} is not empty and holds no {what}; give another folder.')
+    old = folder.with_name(f'{folder.name}.old-{os.getpid()}')
+    with new_folder(folder) as aside:
+        yield aside
+        if folder.is_dir(): os.replace(folder, old)
+    shutil.rmtree(old, ignore_errors=True)
+
 # %% ../../nbs/59a_recommender.ipynb #2bcf5137
 FORM = 1  # of the folder; raised when older folders cannot be read any more
 
@@ -235,9 +254,7 @@ def save(
 ) -> Path:
     "Write the recommender to a folder."
     folder = Path(folder).resolve()
-    if folder.exists() and any(folder.iterdir()) and not (folder / 'recommender.json').is_file():
-        raise LlmrecError(f'{folder} is not empty and holds no recommender; give another folder.')
-    with new_folder(folder) as aside:
+    with replaced(folder, 'recommender') as aside:
         save_file({k: v.contiguous().cpu() for k, v in r.model.state_dict().items()}, aside / 'retriever.safetensors')
         pl.DataFrame({ITEM: r.items, TITLE: r.titles[1:]}).write_parquet(aside / 'items.parquet')
         if people:
@@ -251,12 +268,16 @@ def save(
     return folder
 
 # %% ../../nbs/59a_recommender.ipynb #7af6b983
+def on_hub(name: str) -> bool:
+    "Whether a backbone's name is that of a model on a hub."
+    return '/' in name and not is_folder(name) and not is_gguf(name)
+
 def save_ranker(r: Recommender, aside: Path, folder: Path) -> None:
     "The adapter, and its base model where that has no name on a hub."
     import peft    # here, because it takes five seconds
     shutil.copytree(r.adapter, aside / 'adapter')
     name = r.config.backbone.name
-    if '/' not in name or Path(name).expanduser().is_dir():
+    if not on_hub(name):
         base = r.backbone.model.get_base_model() if isinstance(r.backbone.model, peft.PeftModel) else r.backbone.model
         plain(base).save_pretrained(aside / 'base')
         r.backbone.tokenizer.save_pretrained(aside / 'base')
@@ -272,18 +293,19 @@ def plain(base):
     fresh.generation_config = base.generation_config
     return fresh
 
-def name_base(adapter: Path, name: str) -> None:
-    "Write the name of the base model into the adapter's configuration."
-    path = adapter / 'adapter_config.json'
-    config = json.loads(path.read_text(encoding='utf-8'))
-    if config.get('base_model_name_or_path') == name: return    # the folder may be read-only
-    path.write_text(json.dumps(config | dict(base_model_name_or_path=name), indent=2), encoding='utf-8')
-
 # %% ../../nbs/59a_recommender.ipynb #3496c3ad
+def front_matter(
+    what: str,  # 'recommender' or 'rater'
+    cfg: BackboneConfig | None,  # of the language model, if there is one
+) -> list[str]:
+    "The lines of a model card that a hub reads."
+    base = [f'base_model: {cfg.name}'] if cfg and on_hub(cfg.name) else []
+    return ['---', 'library_name: llmrec', *base, f'tags: [{what}, recommendation]', '---', '']
+
 def card(r: Recommender) -> str:
     "The model card."
     about, measured = r.about, r.about.get('measured', {})
-    lines = [f'# A recommender for {about["data"]}', '',
+    lines = [*front_matter('recommender', r.config.backbone if r.backbone else None), f'# A recommender for {about["data"]}', '',
              f'{len(r.items):,} items, {len(r.users):,} people; data {about["checksum"]}. Retriever {r.config.retrieval.model}, '
              + (f'ranker {r.config.backbone.label or r.config.backbone.name} with a LoRA adapter.' if r.backbone else 'no ranker.'), '',
              f"Measured on the last item of each of {measured.get('users', 0):,} people, which was in no training:", '',
@@ -336,7 +358,8 @@ def built(cfg: RetrievalConfig, n_items: int, weights: dict, folder) -> torch.nn
 def open_ranker(r: Recommender, folder: Path) -> None:
     "Load the language model with its adapter; a folder that was moved learns where its base lies."
     base = folder / 'base'
-    if base.is_dir(): name_base(folder / 'adapter', str(base))
+    if base.is_dir():
+        with contextlib.suppress(OSError): name_base(folder / 'adapter', str(base))    # read-only: only plain peft needs the name
     cfg = replace(r.config.backbone, name=str(base)) if base.is_dir() else r.config.backbone
     r.adapter = folder / 'adapter'
     r.backbone = with_adapter(load_backbone(cfg), r.adapter)
@@ -345,3 +368,4 @@ def open_ranker(r: Recommender, folder: Path) -> None:
 Recommender.fit = staticmethod(fit)
 Recommender.load = staticmethod(load)
 Recommender.save, Recommender.recommend, Recommender.explain, Recommender.evaluate = save, recommend_for, explain, evaluate
+Recommender.push_to_hub = push_to_hub
