@@ -25,6 +25,8 @@ exclude_patterns = ['results/files/**']
 # Notebooks are shown as they are stored. Their links use Jupyter's names for headings.
 nb_execution_mode = 'off'
 nb_merge_streams = True
+nb_code_prompt_show = 'Show the imports'    # nothing else is folded
+nb_code_prompt_hide = 'Hide the imports'
 nb_render_markdown_format = 'myst'    # tables are shown as Markdown, which plain CommonMark does not know
 nb_mime_priority_overrides = [('html', 'image/svg+xml', 5)]
 myst_enable_extensions = ['dollarmath', 'amsmath', 'colon_fence', 'deflist', 'attrs_inline']
@@ -47,10 +49,11 @@ html_math_renderer = 'mathml'
 html_show_search_summary = False    # it would read the pages over a network
 html_copy_source = False
 html_show_sphinx = False
+html_context = dict(default_mode='auto')
 html_theme_options = dict(
     repository_url=settings['git_url'], repository_branch=settings['branch'], use_repository_button=True,
-    launch_buttons=dict(binderhub_url='https://mybinder.org', colab_url='https://colab.research.google.com'),
-    show_navbar_depth=1, show_toc_level=2, home_page_in_toc=True, navigation_with_keys=True)
+    launch_buttons=dict(notebook_interface='jupyterlab', binderhub_url='https://mybinder.org', colab_url='https://colab.research.google.com'),
+    collapse_navbar=True, show_navbar_depth=1, show_toc_level=2, navbar_persistent=[], home_page_in_toc=True, navigation_with_keys=True)
 
 
 def mathml(tex: str, display: str) -> str:
@@ -71,7 +74,8 @@ def block_math(translator, node):
 def restructured(line: str) -> str:
     "A line of a docstring, in which code stands between single backticks and nothing else is marked up."
     parts = re.split(r'(`[^`]+`)', line)
-    return ''.join(f'`{part}`' if part[:1] == '`' and len(part) > 2 else re.sub(r'([*|`])', r'\\\1', part) for part in parts)
+    marked = ''.join(f'`{part}`' if part[:1] == '`' and len(part) > 2 else re.sub(r'([*|`])', r'\\\1', part) for part in parts)
+    return re.sub(r'(``[^`]+``)(?=\w)', r'\1\\ ', marked)    # as in `Config`s
 
 
 def docstring(app, what, name, obj, options, lines):
@@ -100,8 +104,15 @@ def linked(app, doctree):
         link += literal
 
 
+def launchable(app, pagename, templatename, context, doctree):
+    "No button to run elsewhere what is no notebook of the repository."
+    if not pagename.startswith('nbs/'):
+        context['header_buttons'] = [b for b in context.get('header_buttons', []) if b.get('label') != 'launch-buttons']
+
+
 def setup(app):
     app.add_html_math_renderer('mathml', inline_renderers=(inline_math, None), block_renderers=(block_math, None))
     app.connect('autodoc-process-docstring', docstring)
     app.connect('doctree-read', linked)
+    app.connect('html-page-context', launchable, priority=502)    # after the theme's
     return dict(parallel_read_safe=True, parallel_write_safe=True)

@@ -3,6 +3,7 @@
 Usage: python book/pages.py
 Nothing is executed and no data is needed; figures and tables are those of figures/ (or of $LLMREC_OUT/figures).
 """
+import ast
 import html
 import json
 import re
@@ -59,6 +60,13 @@ def library() -> tuple[dict, dict, dict]:
 MODULES, HOMES, FULL_NAMES = library()
 
 
+def only_imports(code: str) -> bool:
+    "Whether a cell does nothing but import, in more lines than a reader wants to see at the beginning."
+    try: statements = ast.parse(code).body
+    except SyntaxError: return False    # a magic
+    return len(code.splitlines()) > 5 and all(isinstance(s, (ast.Import, ast.ImportFrom)) for s in statements)
+
+
 def shown(nb, number: str, target: str = ''):
     "A copy of the notebook for the book: no directives, a number in the title, and a target before every exported cell."
     cells = []
@@ -68,6 +76,7 @@ def shown(nb, number: str, target: str = ''):
         cell = nbformat.from_dict(dict(cell))
         cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M) if directives else cell.source
         if cell.source.startswith('# '): cell.source = f'# {number} · {cell.source[2:]}'
+        if cell.cell_type == 'code' and only_imports(cell.source): cell.metadata['tags'] = ['hide-input']
         if target and 'export' in directives: cells.append(nbformat.v4.new_markdown_cell(f'({target}-{cell.id})='))
         cells.append(cell)
     return nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
@@ -161,7 +170,8 @@ def switch(here: str, ways: dict[str, str]) -> str:
 def ways_of(r: Result, everything: dict[str, list[Result]]) -> dict[str, str]:
     "Profile -> where its page of the artefact is; the miniature's is the notebook itself when nothing else was made."
     ways = {p: f'../{p}/{r.paper}-{r.name}.md' for p, rs in everything.items() if r.artefact in [o.artefact for o in rs]}
-    return {'miniature': f'../../nbs/{r.notebook}'} | ways if 'miniature' not in ways else ways
+    ways = {'miniature': f'../../nbs/{r.notebook}'} | ways
+    return {p: ways[p] for p in SHOWN if p in ways}
 
 
 def facts(r: Result) -> list[tuple[str, str]]:
@@ -248,7 +258,9 @@ def write_results() -> list[str]:
         for r in mine:
             if r.executed.exists():
                 nb = shown(nbformat.read(r.executed, as_version=4), f'Profile {profile}')
-                for i, cell in enumerate(nb.cells): cell['id'] = f'c{i}'
+                for i, cell in enumerate(nb.cells):
+                    cell['id'] = f'c{i}'
+                    if cell.cell_type == 'markdown': cell.source = re.sub(r'\]\((?=\d\d[a-z]?_\w+\.ipynb)', '](../../../nbs/', cell.source)
                 nb.metadata['orphan'] = True
                 pages[f'results/{profile}/executed/{r.paper}-{r.name}.ipynb'] = nbformat.writes(nb)
         for name, text in pages.items(): write(name, text)
