@@ -19,7 +19,7 @@ export LLMREC_MODELS
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compiled test reproduce notebooks verify site bundle lab readme clean
+.PHONY: help setup compiled test reproduce notebooks verify book bundle lab readme clean
 
 help:
 	@echo 'make setup      create .venv from requirements.lock (the other commands do it when needed)'
@@ -27,7 +27,7 @@ help:
 	@echo 'make reproduce  write all tables and figures to figures/$$PROFILE (PROFILE=miniature, JOBS=number of cores)'
 	@echo 'make notebooks  run the notebooks whose stored outputs are not current, and store what they show'
 	@echo 'make verify     check every artefact and record against the checksums it was made with'
-	@echo 'make site       render the executed notebooks of $$PROFILE to site/$$PROFILE/index.html'
+	@echo 'make book       render notebooks, results and library to book/_build/html/index.html; executes nothing'
 	@echo 'make bundle     write the zip of $$PROFILE for a reviewer'
 	@echo 'make lab        open the notebooks in JupyterLab'
 	@echo 'make readme     fill the generated parts of README.md'
@@ -69,8 +69,12 @@ notebooks: setup
 verify: setup
 	@$(BIN)/llmrec_verify
 
-site: setup
-	@$(BIN)/llmrec_site --profile $(PROFILE)
+# from the stored outputs; `-W` at the end of SPHINX makes every warning an error
+SPHINX  ?= -q -j auto
+book: compiled
+	@$(BIN)/python book/pages.py
+	@$(BIN)/python -m sphinx $(SPHINX) -c book book/_build/source book/_build/html
+	@echo 'The book is book/_build/html/index.html.'
 
 bundle: setup
 	@$(BIN)/llmrec_bundle --profile $(PROFILE)
@@ -82,5 +86,5 @@ readme:
 	@$(PYTHON) tools/readme.py
 
 clean:
-	@rm -rf .venv llmrec.egg-info build .pytest_cache _proc _docs nbs/_quarto.yml nbs/nbdev.yml
-	@find llmrec nbs tests tools \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+	@rm -rf .venv llmrec.egg-info build .pytest_cache _proc _docs book/_build nbs/_quarto.yml nbs/nbdev.yml
+	@find llmrec nbs tests tools book \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

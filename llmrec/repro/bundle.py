@@ -35,8 +35,9 @@ from ..runs.records import commit, records_of, write_atomic
 from .reproduce import executed_path, load_profile, load_stamp, manifest, outputs, parameters, stamp_path, state
 
 # %% ../../nbs/99_bundle.ipynb #124bb4a2
-TREE = ('CITATION.cff', 'LICENSE', 'MANIFEST.in', 'Makefile', 'artefacts.yaml', 'requirements.lock', 'settings.ini', 'setup.py', 'profiles/*.yaml',
-        'nbs/*.ipynb', 'llmrec/**/*.py', 'tests/*.json', 'tests/*.py', 'tools/*.py', 'data/paper_numbers/*.csv', 'data/miniature/llama/*')
+TREE = ('CHANGELOG.md', 'CITATION.cff', 'CONTRIBUTING.md', 'LICENSE', 'MANIFEST.in', 'Makefile', 'artefacts.yaml', 'requirements.lock', 'settings.ini', 'setup.py', 'profiles/*.yaml',
+        'nbs/*.ipynb', 'llmrec/**/*.py', 'tests/*.json', 'tests/*.py', 'tools/*.py', 'book/*.py', 'book/*.md',
+        'book/api/*.md', 'book/_static/*', 'data/paper_numbers/*.csv', 'data/miniature/llama/*')
 
 def tree_files() -> dict[str, bytes]:
     "Name in the bundle -> content, for the files of the project."
@@ -242,7 +243,7 @@ def add_action(crate: ROCrate, m: Made, files: dict, profile: str):
 
 # %% ../../nbs/99_bundle.ipynb #036f1ffe
 FOLDERS = {'nbs': 'The notebooks: methods in prose, code, tests.', 'llmrec': 'The library that the notebooks export.', 'profiles': 'Parameters of the notebooks.',
-           'tests': 'Tests of the library and its commands.', 'tools': 'Small scripts of the Makefile.', 'data/paper_numbers': 'What the papers print.',
+           'tests': 'Tests of the library and its commands.', 'tools': 'Small scripts of the Makefile.', 'book': 'What `make book` renders notebooks and results with.', 'data/paper_numbers': 'What the papers print.',
            'data/miniature/llama': 'A Llama of a million parameters, trained on invented prose.', 'data/records': 'The records: configuration, metrics, one value a user.',
            'figures': 'Tables and figures.', 'figures/executed': 'The notebooks as they were executed.'}
 PROCESS = 'https://w3id.org/ro/wfrun/process/0.5'
@@ -289,7 +290,7 @@ This is everything behind the tables and figures listed below, made by `llmrec_b
 
     make reproduce PROFILE={profile}
 
-What is there is left alone; delete `figures/{profile}` to have it made anew from the records, and `data/records/{profile}` too to have the runs repeated. `README.project.md` explains the project, `ro-crate-metadata.json` describes the files for machines.
+What is there is left alone; delete `figures/{profile}` to have it made anew from the records, and `data/records/{profile}` too to have the runs repeated. `README.project.md` explains the project, `make book` renders all of it as pages, and `ro-crate-metadata.json` describes the files for machines.
 
 ## What is in here
 
