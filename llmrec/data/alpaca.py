@@ -10,8 +10,8 @@ import json
 
 import polars as pl
 
-from .raw import open_text, source
-from ..paths import LlmrecError
+from .raw import open_text, reader, source
+from ..paths import LlmrecError, parse_json
 
 # %% ../../nbs/14_alpaca.ipynb #655d29e5
 INSTRUCTION, INPUT, OUTPUT = 'instruction', 'input', 'output'
@@ -33,13 +33,15 @@ def check_record(
                               'repair or remove the record.')
 
 # %% ../../nbs/14_alpaca.ipynb #8639f622
+@reader
 def read_instructions(path) -> pl.DataFrame:
     "The records of a JSON list as a frame of instruction, input and output, in file order."
     with open_text(path, newline='') as f: text = f.read()
-    try: records = json.loads(text)
+    try: records = parse_json(text)
     except json.JSONDecodeError as e:
         raise LlmrecError(f'{path}, line {e.lineno}: not JSON ({e.msg}); '
                           'the file is damaged or truncated, fetch it again.') from None
+    except ValueError as e: raise LlmrecError(f'{path}: {e}; repair the file or fetch it again.') from None
     if not isinstance(records, list):
         raise LlmrecError(f'{path}: expected a list of records, got {type(records).__name__}; '
                           'give the right file.')

@@ -15,8 +15,8 @@ from pathlib import Path
 import polars as pl
 
 from .movielens import read_ratings
-from .raw import open_text, source
-from ..paths import ITEM, RATING, TIMESTAMP, TITLE, USER, LlmrecError, known
+from .raw import open_text, reader, source
+from ..paths import ITEM, RATING, TIMESTAMP, TITLE, USER, LlmrecError, known, parse_json
 
 # %% ../../nbs/12_amazon.ipynb #1fbbfc6c
 AMAZON_SCHEMA = {USER: pl.String, ITEM: pl.String, RATING: pl.Float64, TIMESTAMP: pl.Int64}
@@ -28,9 +28,12 @@ def read_amazon_ratings(path) -> pl.DataFrame:
 # %% ../../nbs/12_amazon.ipynb #e65ab58b
 def parse_metadata_line(line: str) -> dict:
     "The mapping in one metadata line, JSON (2018) or Python literal (2014); a ValueError when it is neither."
-    try: value = json.loads(line)
+    try: value = parse_json(line)
     except json.JSONDecodeError:
-        try: value = ast.literal_eval(line.strip())
+        try:
+            value = ast.literal_eval(line.strip())
+            str(value).encode()
+        except UnicodeEncodeError: raise ValueError('it holds half a character (a lone surrogate)') from None
         except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
             raise ValueError('neither JSON nor a Python literal') from None
     if not isinstance(value, dict): raise ValueError('not a mapping')
@@ -46,6 +49,7 @@ def amazon_title(
     return ' '.join((html.unescape(value) if unescape else value).split()) or None
 
 # %% ../../nbs/12_amazon.ipynb #adac00a5
+@reader
 def read_amazon_metadata(
     path,                    # metadata file, one item a line, gzipped or not
     unescape: bool = False,  # whether entities in titles are resolved

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import polars as pl
 
-from .raw import open_text, source
+from .movielens import rows_of
+from .raw import is_number, open_text, reader, source
 from ..paths import AUTHOR, ITEM, RATING, TIMESTAMP, TITLE, USER, LlmrecError
 
 # %% ../../nbs/11_bookcrossing.ipynb #d9f1b872
@@ -38,6 +39,7 @@ class ParseReport:
 # %% ../../nbs/11_bookcrossing.ipynb #cf287a78
 SHOWN = 10
 
+@reader
 def read_bx(
     path,                      # a BX-*.csv file, gzipped or not
     columns: tuple[str, ...],  # expected header
@@ -46,14 +48,15 @@ def read_bx(
     "The rows of a BookCrossing file as lists of text (None for NULL), and what had to be left out."
     rows, bad = [], []
     with open_text(path, 'latin-1', newline='') as f:
-        reader = csv.reader(f, BX)
-        if next(reader, None) != list(columns):
+        found = csv.reader(f, BX)
+        lines = rows_of(path, found)
+        if next(lines, None) != list(columns):
             raise LlmrecError(f'{path}, line 1: expected the header {";".join(columns)}; '
                               'give the right file.')
-        for row in reader:
+        for row in lines:
             if len(row) == len(columns) and usable(row):
                 rows.append([None if v == 'NULL' else v for v in row])
-            elif row: bad.append(reader.line_num)
+            elif row: bad.append(found.line_num)
     examples = tuple(f'{Path(path).name}:{n}' for n in bad[:SHOWN])
     return rows, ParseReport(len(rows) + len(bad), len(bad), examples)
 
@@ -66,7 +69,7 @@ BX_USERS = ('User-ID', 'Location', 'Age')
 # %% ../../nbs/11_bookcrossing.ipynb #be75fd65
 def read_bx_ratings(path) -> tuple[pl.DataFrame, ParseReport]:
     "Interactions in file order; ids are strings, the rating is 0 (implicit) to 10, there is no time (null)."
-    rows, report = read_bx(path, BX_RATINGS, lambda r: r[0].isdigit() and r[2].isdigit())
+    rows, report = read_bx(path, BX_RATINGS, lambda r: is_number(r[0]) and is_number(r[2]))
     schema = {USER: pl.String, ITEM: pl.String, RATING: pl.String}
     frame = pl.DataFrame(rows, schema=[USER, ITEM, RATING], orient='row', schema_overrides=schema)
     no_time = pl.lit(None, pl.Int64).alias(TIMESTAMP)
@@ -88,7 +91,7 @@ def read_bx_books(
 # %% ../../nbs/11_bookcrossing.ipynb #a24e4208
 def read_bx_users(path) -> tuple[pl.DataFrame, ParseReport]:
     "Users: user, location, age (null when unknown)."
-    rows, report = read_bx(path, BX_USERS, lambda r: r[0].isdigit())
+    rows, report = read_bx(path, BX_USERS, lambda r: is_number(r[0]))
     frame = pl.DataFrame(rows, schema=dict.fromkeys([USER, 'location', 'age'], pl.String), orient='row')
     return frame.with_columns(pl.col('age').cast(pl.Int64, strict=False)), report
 

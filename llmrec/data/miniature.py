@@ -14,6 +14,7 @@ __all__ = ['GENRES', 'MOODS', 'VERSION', 'CONSONANTS', 'VOWELS', 'CODAS', 'GENRE
            'checksum_of', 'ensure_world', 'world_checksum', 'like_chance', 'all_people', 'posterior_like']
 
 # %% ../../nbs/19_miniature.ipynb #a53f4bd6
+import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -561,13 +562,11 @@ def ensure_world(cfg: WorldConfig = WorldConfig()) -> Path:
     if folder.exists():
         return folder
     aside = folder.with_name(f'{folder.name}.tmp-{os.getpid()}')
-    write_world(make_world(cfg), aside)
     try:
-        os.rename(aside, folder)
-    except OSError:
-        shutil.rmtree(aside)
-        if not folder.exists():
-            raise
+        write_world(make_world(cfg), aside)
+        with contextlib.suppress(OSError): os.rename(aside, folder)    # another process may have been faster
+        if not folder.exists(): raise LlmrecError(f'{folder} could not be written; is a file of that name in the way?')
+    finally: shutil.rmtree(aside, ignore_errors=True)    # also when the disk is full
     return folder
 
 def world_checksum(cfg: WorldConfig = WorldConfig()) -> str:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RATINGS_SCHEMA', 'ITEM_FIELDS', 'convertible', 'bad_line', 'read_ratings', 'with_finite_ratings', 'read_genres',
-           'read_u_item', 'load_ml_100k', 'load_ml_100k_users', 'rows_of', 'read_movies', 'load_ml_latest_small',
-           'clean_title']
+           'read_u_item', 'load_ml_100k', 'read_u_user', 'load_ml_100k_users', 'rows_of', 'read_movies',
+           'load_ml_latest_small', 'clean_title']
 
 # %% ../../nbs/10_movielens.ipynb #7368a632
 import csv
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from .raw import find, open_text, raw_file, source
+from .raw import find, is_number, open_text, raw_file, reader, source
 from ..paths import ITEM, RATING, TIMESTAMP, TITLE, USER, LlmrecError
 
 # %% ../../nbs/10_movielens.ipynb #1fa669c6
@@ -48,6 +48,7 @@ def bad_line(
                               'repair or remove the line, or fetch the file again.')
 
 # %% ../../nbs/10_movielens.ipynb #b81c367f
+@reader
 def read_ratings(
     path,                       # ratings file, gzipped or not
     separator: str,             # between the fields; quotes mean nothing
@@ -90,9 +91,15 @@ def with_finite_ratings(
 # %% ../../nbs/10_movielens.ipynb #ac67e310
 ITEM_FIELDS = 24
 
+@reader
 def read_genres(path) -> list[str]:
     "Genre names of a `u.genre` file by their number."
-    with open_text(path, 'latin-1') as f: rows = [line.rstrip('\n').split('|') for line in f if '|' in line]
+    with open_text(path, 'latin-1') as f: lines = [line.rstrip('\n') for line in f]
+    for number, line in enumerate(lines, 1):
+        if line.strip() and (line.count('|') != 1 or not is_number(line.split('|')[1])):
+            raise LlmrecError(f"{path}, line {number}: {line[:40]!r}, expected a name and a number with '|' between; "
+                              'repair the line or fetch the file again.')
+    rows = [line.split('|') for line in lines if line.strip()]
     return [name for name, _ in sorted(rows, key=lambda r: int(r[1]))]
 
 # %% ../../nbs/10_movielens.ipynb #d71e042a
@@ -102,7 +109,7 @@ def _item_fields(path) -> list[list[str]]:
     with open_text(path, 'latin-1', newline='\n') as f:
         for number, line in enumerate(f, 1):
             fields = line.rstrip('\r\n').split('|')
-            if len(fields) != ITEM_FIELDS or not (fields[0].isascii() and fields[0].isdigit()):
+            if len(fields) != ITEM_FIELDS or not is_number(fields[0]):
                 raise LlmrecError(f'{path}, line {number}: {len(fields)} fields beginning with {fields[0]!r}, '
                                   f"expected {ITEM_FIELDS} between '|' beginning with a number; "
                                   'repair the line or fetch the file again.')
@@ -110,6 +117,7 @@ def _item_fields(path) -> list[list[str]]:
     return rows
 
 # %% ../../nbs/10_movielens.ipynb #b476e583
+@reader
 def read_u_item(
     path,                           # a `u.item` file
     genres: list[str] | None = None,  # genre names by number; None: their numbers
@@ -135,12 +143,21 @@ def load_ml_100k(
     return interactions, read_u_item(source('ml-100k-classic', 'u.item', folder), names)
 
 # %% ../../nbs/10_movielens.ipynb #32552b05
+@reader
+def read_u_user(path) -> pl.DataFrame:
+    "The users of a `u.user` file: user, age, gender, occupation, zip_code."
+    columns = [USER, 'age', 'gender', 'occupation', 'zip_code']
+    with open_text(path, 'latin-1') as f: rows = [line.rstrip('\n').split('|') for line in f]
+    for number, row in enumerate(rows, 1):
+        if len(row) != 5 or not (is_number(row[0]) and is_number(row[1])):
+            raise LlmrecError(f"{path}, line {number}: {len(row)} fields beginning with {row[:2]}, expected {', '.join(columns)} "
+                              "between '|'; repair the line or fetch the file again.")
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient='row')
+    return frame.with_columns(pl.col(USER, 'age').cast(pl.Int64))
+
 def load_ml_100k_users(folder=None) -> pl.DataFrame:
     "The users of MovieLens-100K: user, age, gender, occupation, zip_code."
-    with open_text(source('ml-100k-classic', 'u.user', folder), 'latin-1') as f:
-        rows = [line.rstrip('\n').split('|') for line in f]
-    frame = pl.DataFrame(rows, schema=[USER, 'age', 'gender', 'occupation', 'zip_code'], orient='row')
-    return frame.with_columns(pl.col(USER, 'age').cast(pl.Int64))
+    return read_u_user(source('ml-100k-classic', 'u.user', folder))
 
 # %% ../../nbs/10_movielens.ipynb #84f070bb
 def rows_of(path, reader) -> Iterator[list[str]]:
@@ -150,6 +167,7 @@ def rows_of(path, reader) -> Iterator[list[str]]:
         raise LlmrecError(f'{path}, line {reader.line_num}: {e}; '
                           'repair the line or fetch the file again.') from None
 
+@reader
 def read_movies(path, encoding: str = 'utf-8') -> pl.DataFrame:
     "The items of ml-latest-small: item, title (as printed, outer spaces kept), genres; empty titles: null."
     columns = ['movieId', TITLE, 'genres']
@@ -159,7 +177,7 @@ def read_movies(path, encoding: str = 'utf-8') -> pl.DataFrame:
             raise LlmrecError(f'{path}, line 1: expected the header {",".join(columns)}; give the right file.')
         rows = []
         for row in rows_of(path, reader):
-            if len(row) != 3 or not row[0].isascii() or not row[0].isdigit():
+            if len(row) != 3 or not is_number(row[0]):
                 raise LlmrecError(f'{path}, line {reader.line_num}: {len(row)} fields beginning with {row[:1]}, expected '
                                   'a number, a title and genres; repair the line or fetch the file again.')
             rows.append((int(row[0]), row[1] if row[1].strip() else None, row[2]))

@@ -19,6 +19,7 @@ import polars as pl
 
 from ..config import check_types, digest, from_dict, keyed
 from .interactions import Indexed, index, k_core
+from .raw import reader
 from ..paths import ITEM, RATING, TIMESTAMP, TITLE, USER, LlmrecError, known
 
 # %% ../../nbs/18a_own_data.ipynb #7c8956a0
@@ -33,6 +34,7 @@ def format_of(path) -> str:
     raise LlmrecError(f"{path} ends with '{found}', which is no known format; use {', '.join([*FORMATS, *OTHERS])}, with .gz or without.")
 
 # %% ../../nbs/18a_own_data.ipynb #a69cf296
+@reader
 def read_table(
     path,           # a file in one of the formats
     wanted=(),      # names of the columns that are needed; of JSON lines no others are read
@@ -55,6 +57,8 @@ def unzipped(path: Path) -> bytes:
     import gzip    # here, because few files need it
     content = path.read_bytes()
     if content[:2] == b'\x1f\x8b': content = gzip.decompress(content)
+    place = content.find(b'\0')
+    if place >= 0: raise LlmrecError(f'{path}: byte {place} is NUL, which no text holds; save the file as UTF-8.')
     return content.removeprefix(b'\xef\xbb\xbf')
 
 def read_separated(path: Path, separator: str) -> pl.DataFrame:

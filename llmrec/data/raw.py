@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GROUPLENS', 'MOVIELENS', 'SNAP', 'AMAZON_2018', 'AMAZON', 'BX_DUMP', 'BOOKCROSSING', 'GITHUB', 'TEXT', 'RAW_FILES',
-           'CONNECT_SECONDS', 'READ_SECONDS', 'RawFile', 'raw_file', 'is_gzip', 'open_text', 'content', 'sidecar',
-           'accepted', 'verify', 'in_folder', 'raw_roots', 'find', 'available', 'target', 'missing', 'fetch', 'locate',
-           'source', 'data_checksum']
+           'BLOCK', 'CONNECT_SECONDS', 'READ_SECONDS', 'RawFile', 'raw_file', 'is_gzip', 'refuse_binary', 'open_text',
+           'reader', 'is_number', 'content', 'sidecar', 'accepted', 'verify', 'in_folder', 'raw_roots', 'find',
+           'available', 'target', 'missing', 'fetch', 'locate', 'source', 'data_checksum']
 
 # %% ../../nbs/94_raw_files.ipynb #7be08788
 import contextlib
@@ -16,9 +16,10 @@ import hashlib
 import os
 import zipfile
 import zlib
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from pathlib import Path
 
+import polars as pl
 import pooch
 import requests
 
@@ -123,6 +124,15 @@ def is_gzip(path) -> bool:
     with open(path, 'rb') as f: return f.read(2) == b'\x1f\x8b'
 
 # %% ../../nbs/94_raw_files.ipynb #2038b19c
+BLOCK = 2**20
+
+def refuse_binary(path) -> None:
+    "Raise an `LlmrecError` for a file with a NUL in its first MiB: UTF-16, or no text at all."
+    try:
+        with (gzip.open if is_gzip(path) else open)(path, 'rb') as f: place = f.read(BLOCK).find(b'\0')
+    except (OSError, EOFError, zlib.error): return    # said when it is read
+    if place >= 0: raise LlmrecError(f'{path}: byte {place} is NUL, which no text holds; save the file as UTF-8, or fetch it again.')
+
 @contextlib.contextmanager
 def open_text(
     path,                         # a text file, gzipped or not
@@ -131,6 +141,7 @@ def open_text(
 ):
     "Open a text file for reading (`with open_text(..) as f`); damaged gzip and undecodable bytes are `LlmrecError`s."
     if not Path(path).is_file(): raise LlmrecError(f'{path} is missing; give the path of an existing file.')
+    refuse_binary(path)
     marked = 'utf-8-sig' if encoding == 'utf-8' else encoding    # a byte order mark is no text
     try:
         with (gzip.open if is_gzip(path) else open)(path, 'rt', encoding=marked, newline=newline) as f: yield f
@@ -138,6 +149,23 @@ def open_text(
         raise LlmrecError(f'{path}: the gzip stream is damaged or truncated ({e}); fetch the file again.') from None
     except UnicodeDecodeError as e:
         raise LlmrecError(f'{path}: byte {e.start} is not {encoding}; give the encoding of the file or fetch it again.') from None
+    except OSError as e: raise LlmrecError(f'{path} cannot be read ({e.strerror or e}); look at its permissions.') from None
+
+# %% ../../nbs/94_raw_files.ipynb #a162c55f
+def reader(read):
+    "A decorator for a function that reads the file `path`: all that goes wrong is an `LlmrecError`."
+    @wraps(read)
+    def checked(path, *args, **kw):
+        try: return read(path, *args, **kw)
+        except (LlmrecError, MemoryError): raise
+        except (Exception, pl.exceptions.PanicException) as e:
+            why = ' '.join(f'{type(e).__name__}: {e}'.split())[:200]
+            raise LlmrecError(f'{path} cannot be read ({why}); repair the file or fetch it again.') from None
+    return checked
+
+def is_number(text: str) -> bool:
+    "Whether `text` is a whole number without a sign that fits 64 bits; `isdigit` alone also likes `²` and `४`."
+    return text.isascii() and text.isdigit() and len(text) < 19
 
 # %% ../../nbs/94_raw_files.ipynb #b22c7615
 def _blocks(f):

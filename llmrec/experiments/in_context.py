@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PAPER_MODELS', 'PAPER_SAYS', 'InContextRun', 'check_run', 'remote_prompt', 'ask_remote', 'ask_local', 'counts',
            'answered', 'undecided_as_zero', 'auc_or_none', 'summary', 'recorded', 'asked_model', 'compute', 'run',
-           'existing', 'endpoint_of', 'Asked', 'local_name', 'ask_endpoint', 'local_lines', 'line_up', 'interval',
-           'long_rows']
+           'existing', 'endpoint_of', 'Asked', 'local_name', 'ask_endpoint', 'check_endpoints', 'local_lines',
+           'line_up', 'interval', 'long_rows']
 
 # %% ../../nbs/56_in_context.ipynb #cdf2afe0
 import math
@@ -24,7 +24,7 @@ from ..evaluation.auc import auc, auc_summary
 from .tallrec import chosen_rows
 from ..llm.answers import generate_answers, score_answers
 from ..llm.backbones import BackboneConfig, backbone_identity, backbone_label, load_backbone
-from ..llm.chat import KINDS, Answer, EndpointConfig, answer_kind, api_key, as_asked, ask, endpoint_name, one_scale
+from ..llm.chat import KINDS, Answer, EndpointConfig, answer_kind, answer_path, api_key, as_asked, ask, check_endpoint, endpoint_name, one_scale
 from ..llm.tuning import with_adapter
 from ..llm.yesno import YesNoPromptConfig, context_of, encode_questions, question, record_of, shortened, yesno_ids
 from ..paths import USER, LlmrecError, checkpoints_dir, known
@@ -180,6 +180,14 @@ def ask_endpoint(endpoint: EndpointConfig, base: InContextRun, profile: str, pro
     if record is None and api_key(endpoint) is None: return Asked(name, None, f'no key in {endpoint.key_env}')
     return Asked(name, record or run(cfg, profile, progress))
 
+# %% ../../nbs/56_in_context.ipynb #be8291b5
+def check_endpoints(endpoints: list[EndpointConfig], base: InContextRun, profile: str) -> None:
+    "Raise an `LlmrecError` before the local models run when an endpoint that is still to be asked does not answer."
+    for endpoint in endpoints:
+        begun = answer_path(checkpoints_dir(profile) / 'answers', endpoint, '').parent.exists()
+        if begun or api_key(endpoint) is None or existing(replace(base, endpoint=endpoint, backbone=None), profile): continue
+        check_endpoint(endpoint)
+
 # %% ../../nbs/56_in_context.ipynb #a15986c5
 def local_lines(base: InContextRun, adapters: dict | None, profile: str, progress: bool) -> list[Asked]:
     "A local model as it is, and with each adapter: name -> (recipe, function that returns the folder)."
@@ -201,6 +209,7 @@ def line_up(
 ) -> list[Asked]:
     "The lines of one domain: the local models, the adapters on them, the endpoints, and the paper's models that are missing."
     base = InContextRun(dataset, protocol, backbone=backbone, prompt=getattr(YesNoPromptConfig, protocol)(), rows=rows)
+    check_endpoints([endpoint_of(e) for e in endpoints], base, profile)
     out = []
     for model, own in [(backbone, adapters), *more]: out += local_lines(replace(base, backbone=model), own, profile, progress)
     if not adapters: out.append(Asked('Alpaca-LoRA', None, 'no adapter'))

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SEARCHED', 'METRICS', 'PRINTED', 'READ', 'PROTOCOL', 'LlamaRecStudy', 'retrieval_config', 'ranker_on',
            'ranking_config', 'settings', 'study', 'check_runs', 'search_records', 'best_setting', 'choice', 'choices',
-           'retrieval_records', 'variant_records', 'ranking_records', 'rows', 'rows_of', 'first', 'backbone_of',
-           'ranker_name', 'retrieved', 'retriever_rows', 'ranker_rows', 'frame', 'interval_text', 'line', 'wide',
-           'sources', 'best_of_ours', 'readable', 'drop_empty', 'save_long', 'how_trained', 'afterwards',
-           'study_caption']
+           'retrieval_records', 'variant_records', 'ranking_records', 'ranked_already', 'check_ranker', 'rows',
+           'rows_of', 'first', 'backbone_of', 'ranker_name', 'retrieved', 'retriever_rows', 'ranker_rows', 'frame',
+           'interval_text', 'line', 'wide', 'sources', 'best_of_ours', 'readable', 'drop_empty', 'save_long',
+           'how_trained', 'afterwards', 'study_caption']
 
 # %% ../../nbs/53_llamarec_study.ipynb #8d9b4e44
 import itertools
@@ -25,10 +25,10 @@ from ..data.datasets import DATASETS, dataset_checksum
 from ..evaluation.intervals import bootstrap_interval
 from ..evaluation.ranking import per_user
 from . import llamarec, retrieval
-from ..runs.grid import run_all
-from ..llm.backbones import BackboneConfig, backbone_identity, backbone_label
+from ..runs.grid import look_up, run_all
+from ..llm.backbones import BackboneConfig, backbone_identity, backbone_label, check_source
 from ..llm.tuning import TuningConfig
-from ..paths import figures_dir, known
+from ..paths import LlmrecError, figures_dir, known
 from ..runs.records import RunFailed, write_atomic
 from ..sequential.training import TrainingConfig
 
@@ -170,6 +170,21 @@ def ranking_records(s: LlamaRecStudy) -> dict:
     keys = [(d, seed) for d in s.ranker_datasets for seed in s.ranker_seeds_of(d)]
     return dict(zip(keys, run_all(llamarec.run, [ranking_config(s, *k) for k in keys], s.profile, 'rankers')))
 
+# %% ../../nbs/53_llamarec_study.ipynb #57462a2f
+def ranked_already(s: LlamaRecStudy) -> bool:
+    "Whether the records of all rankers are there, and those of the search by which they are chosen."
+    for d in s.ranker_datasets:
+        tried = [retrieval_config(s, d, 'LRURec', s.seeds_of(d)[0], **x) for x in settings(s, d, 'LRURec')]
+        if len(tried) > 1 and any(isinstance(look_up(retrieval.run, c, s.profile), str) for c in tried): return False
+        if any(isinstance(look_up(llamarec.run, ranking_config(s, d, seed), s.profile), str) for seed in s.ranker_seeds_of(d)): return False
+    return True
+
+def check_ranker(s: LlamaRecStudy) -> None:
+    "Raise an `LlmrecError` before the first run when a ranker is to be tuned and its language model cannot be loaded."
+    try: check_source(BackboneConfig(s.backbone, quantisation=s.quantisation, dtype=s.dtype, label=s.label))
+    except LlmrecError:
+        if not ranked_already(s): raise
+
 # %% ../../nbs/53_llamarec_study.ipynb #273e1d2f
 def rows(
     dataset: str, method: str,
@@ -239,6 +254,7 @@ def frame(
     subset: bool = False,  # only the valid retrieval subset (Table 3) instead of all users (Table 1)
 ) -> pl.DataFrame:
     "dataset, method, metric, value, low, high, seed_sd, seeds, records: all methods of the study."
+    check_ranker(s)
     found, ranked, out = retrieval_records(s), ranking_records(s), []
     for d in s.datasets:
         runs = {m: [r for (name, method, _), r in found.items() if (name, method) == (d, m)] for m in s.methods_of(d)}

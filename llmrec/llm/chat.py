@@ -6,8 +6,9 @@
 __all__ = ['CIRCUMSTANCES', 'KINDS', 'REFUSALS', 'TEXT_SCORE', 'CONTROL', 'POSITIONS', 'EndpointConfig', 'as_asked',
            'endpoint_name', 'answer_kind', 'reads', 'answer_step', 'yesno_score', 'Answer', 'read_answer', 'one_scale',
            'defused', 'payload', 'chat_steps', 'completion_steps', 'create', 'lenient', 'request', 'where_is',
-           'api_key', 'connect', 'complaint', 'one_sentence', 'answer_path', 'kept_answer', 'price', 'estimate',
-           'estimate_text', 'check_cost', 'fetch_one', 'fetch', 'ask']
+           'api_key', 'connect', 'check_key', 'without_key', 'complaint', 'one_sentence', 'check_endpoint',
+           'answer_path', 'kept_answer', 'price', 'estimate', 'estimate_text', 'check_cost', 'fetch_one', 'fetch',
+           'ask']
 
 # %% ../../nbs/39a_chat.ipynb #a361c340
 import hashlib
@@ -27,7 +28,7 @@ import openai
 from tqdm.auto import tqdm
 
 from ..config import digest, keyed, schema
-from ..paths import LlmrecError
+from ..paths import LlmrecError, parse_json, redacted
 from ..runs.records import write_atomic
 
 # %% ../../nbs/39a_chat.ipynb #1c924644
@@ -215,15 +216,16 @@ def request(client: openai.OpenAI, endpoint: EndpointConfig, prompt: str) -> dic
                           "in /v1?")
     chat, usage = endpoint.api == 'chat', getattr(response, 'usage', None)
     declined = getattr(choice.message, 'refusal', None) if chat else None
-    return dict(text=(choice.message.content if chat else choice.text) or declined or '',
+    said = dict(text=(choice.message.content if chat else choice.text) or declined or '',
                 withheld=bool(declined) or choice.finish_reason == 'content_filter',
                 steps=(chat_steps if chat else completion_steps)(choice.logprobs), logprobs_refused=refused,
                 served=response.model or '',
                 tokens_in=getattr(usage, 'prompt_tokens', 0) or 0,
                 tokens_out=getattr(usage, 'completion_tokens', 0) or 0)
+    return said | {name: without_key(said[name], endpoint) for name in ('text', 'served')}
 
 def where_is(endpoint: EndpointConfig) -> str:
-    return f"The endpoint {endpoint.base_url} (model '{endpoint.model}')"
+    return redacted(f"The endpoint {endpoint.base_url} (model '{endpoint.model}')")
 
 # %% ../../nbs/39a_chat.ipynb #5a2da96c
 def api_key(endpoint: EndpointConfig) -> str | None:
@@ -232,18 +234,30 @@ def api_key(endpoint: EndpointConfig) -> str | None:
 
 def connect(endpoint: EndpointConfig) -> openai.OpenAI:
     "A client for `endpoint`."
-    key = api_key(endpoint)
-    if key is None:
-        raise LlmrecError(f"{where_is(endpoint)} needs a key: set the environment variable "
-                          f"{endpoint.key_env}, or key_env: '' for a server without keys.")
+    key = check_key(api_key(endpoint), endpoint)
     return openai.OpenAI(api_key=key, base_url=endpoint.base_url, timeout=endpoint.timeout,
                          max_retries=endpoint.retries)
+
+def check_key(key: str | None, endpoint: EndpointConfig) -> str:
+    "`key`, or an `LlmrecError` when it is not set or cannot be sent; the message does not repeat it."
+    variable = endpoint.key_env
+    if key is None:
+        raise LlmrecError(f"{where_is(endpoint)} needs a key: set the environment variable "
+                          f"{variable}, or key_env: '' for a server without keys.")
+    if not (key.isascii() and key.isprintable()) or ' ' in key:
+        raise LlmrecError(f'The key in {variable} holds characters that no key has (other than ASCII letters, '
+                          'digits and signs), perhaps quotes or a line of a file; set it again.')
+    return key
+
+def without_key(text: str, endpoint: EndpointConfig) -> str:
+    "What a server sent, with neither the key nor other secrets."
+    return redacted(text, os.environ.get(endpoint.key_env, '').strip() if endpoint.key_env else '')
 
 # %% ../../nbs/39a_chat.ipynb #d6889e3d
 def complaint(error: openai.OpenAIError, endpoint: EndpointConfig) -> str:
     "What went wrong, as the end of a sentence that begins with the endpoint."
     attempts = f'in {endpoint.retries + 1} attempts'
-    detail = re.sub(r'\s+', ' ', str(getattr(error, 'message', error)))[:200]
+    detail = without_key(re.sub(r'\s+', ' ', str(getattr(error, 'message', error))), endpoint)[:200]
     said = {openai.APITimeoutError: f'did not answer within {endpoint.timeout:g} seconds {attempts}; raise '
                                     'timeout or look at the server',
             openai.APIConnectionError: f'cannot be reached {attempts} ({detail}); check base_url and that '
@@ -266,9 +280,18 @@ def one_sentence(endpoint: EndpointConfig, kept) -> Iterator[None]:
     "Turn the client's or server's error into an `LlmrecError` that also says what is kept, from `kept()`."
     try: yield
     except openai.OpenAIError as e:
-        raise LlmrecError(f'{where_is(endpoint)} {complaint(e, endpoint)}; {kept()}.') from e
+        raise LlmrecError(f'{where_is(endpoint)} {complaint(e, endpoint)}; {kept()}.') from None    # whose text may hold the key
     except json.JSONDecodeError as e:
-        raise LlmrecError(f"{where_is(endpoint)} answers, but not in JSON ({e}); {kept()}.") from e
+        raise LlmrecError(f"{where_is(endpoint)} answers, but not in JSON ({e}); {kept()}.") from None
+
+# %% ../../nbs/39a_chat.ipynb #d9a0acce
+def check_endpoint(endpoint: EndpointConfig) -> None:
+    "Raise an `LlmrecError` when the server cannot be reached or refuses the key; costs nothing."
+    short = replace(endpoint, retries=0, timeout=min(endpoint.timeout, 10.))
+    try: connect(short).models.list()
+    except (openai.APIConnectionError, openai.AuthenticationError, openai.PermissionDeniedError) as e:
+        raise LlmrecError(f'{where_is(endpoint)} {complaint(e, short)}; nothing has been run yet.') from None
+    except (openai.OpenAIError, ValueError): pass    # it answers
 
 # %% ../../nbs/39a_chat.ipynb #3a79169a
 def answer_path(
@@ -286,10 +309,10 @@ def answer_path(
 def kept_answer(path: Path, prompt: str, missing: str) -> Answer:
     "The answer at `path`; an `LlmrecError` names the file when it is damaged."
     try:
-        raw = json.loads(path.read_text(encoding='utf-8'))
+        raw = parse_json(path.read_bytes())
         if raw['prompt'] != prompt: raise ValueError('it belongs to another prompt')
         return read_answer(raw, missing)
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise LlmrecError(f'The kept answer {path} cannot be read ({type(e).__name__}: {e}); delete it to '
                           'have the question asked again.') from None
 

@@ -26,7 +26,7 @@ from .backbones import BackboneConfig, backbone_identity, folder_identity, is_fo
 from .pretrained import load_checked, one_sentence
 from .prompts import as_text
 from .ranking import accepted, inner, length_batches, scoring
-from ..paths import LlmrecError, checkpoints_dir
+from ..paths import LlmrecError, checkpoints_dir, parse_json
 from ..runs.records import lock, one_thread, write_atomic
 
 # %% ../../nbs/48a_encoders.ipynb #8a918733
@@ -67,8 +67,11 @@ def normalises(cfg: EncoderConfig) -> bool:
     if cfg.normalise is not None: return cfg.normalise
     listed = Path(encoder_source(cfg)) / 'modules.json'
     if cfg.name == 'backbone' or not listed.is_file(): return False
-    modules = json.loads(listed.read_text(encoding='utf-8'))
-    return any(m.get('type', '').endswith('Normalize') for m in modules)
+    try:
+        modules = parse_json(listed.read_bytes())
+        return any(str(m.get('type', '')).endswith('Normalize') for m in modules)
+    except (ValueError, TypeError, AttributeError):
+        raise LlmrecError(f'{listed} is no list of modules; get the folder of the encoder again.') from None
 
 # %% ../../nbs/48a_encoders.ipynb #d39edb75
 def needs_backbone(cfg: EncoderConfig, backbone: BackboneConfig | None) -> BackboneConfig:
@@ -125,7 +128,7 @@ def load_encoder(
     with one_sentence(f"The encoder '{cfg.name}'", remedy):
         model = load_checked(transformers.AutoModel, source, headless=True, revision=revision,
                              dtype=torch.float32)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     model = model.to('cuda:0' if torch.cuda.is_available() else 'cpu').requires_grad_(False).eval()
     return Encoder(model, tokenizer, identity)
 
@@ -207,8 +210,11 @@ def stored_vectors(
             np.save(buffer, fresh_vectors(load_encoder(cfg, backbone), texts, cfg, progress=progress))
             write_atomic(path, buffer.getvalue())
         try:
-            return np.load(path)
-        except (OSError, ValueError) as e:
+            found = np.load(path)
+            if found.dtype != np.float32 or found.ndim != 2 or len(found) != len(texts) or not np.isfinite(found).all():
+                raise ValueError(f'{found.dtype} of shape {found.shape} for {len(texts)} texts')
+            return found
+        except (OSError, ValueError, EOFError) as e:
             raise LlmrecError(f'The stored vectors {path} cannot be read ({e}); '
                               'delete the file to have them made again.') from None
 

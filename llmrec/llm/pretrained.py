@@ -34,7 +34,7 @@ import transformers
 from safetensors import safe_open
 from tqdm.auto import tqdm
 
-from ..paths import LlmrecError, known, models_dir
+from ..paths import LlmrecError, json_or_none, known, models_dir, read_json, redacted
 from ..runs.records import lock, tell, write_atomic
 
 # %% ../../nbs/95_pretrained.ipynb #0e4205ae
@@ -144,15 +144,8 @@ def read_note(
     "The note in `folder`, {} when there is none; an `LlmrecError` when it cannot be read."
     path = Path(folder) / NOTE
     if not path.is_file(): return {}
-    try: note = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as e: raise _unreadable(path, type(e).__name__) from None
-    good = isinstance(note, dict) and isinstance(note.get('files'), dict)
-    if not good: raise _unreadable(path, 'fields are missing')
-    return note
-
-def _unreadable(path: Path, why: str) -> LlmrecError:
-    return LlmrecError(f'{path} is not the note of a model ({why}); '
-                       'delete its folder to have the model made again, or get it again.')
+    try: return read_json(path, dict(files=dict), 'delete its folder to have the model made again, or get it again')
+    except LlmrecError as e: raise LlmrecError(f'This is not the note of a model: {e}') from None
 
 # %% ../../nbs/95_pretrained.ipynb #3194cde4
 RECIPE_FILE = 'recipe.json'  # how a model was made (notebook 96a); no part of the model
@@ -164,9 +157,7 @@ def noted_sums(
     "The checksums that are known of the files in `folder`; ('', {}) where there are none."
     note = read_note(folder)
     if note: return NOTE, note['files']
-    try: recipe = json.loads((folder / RECIPE_FILE).read_text(encoding='utf-8'))
-    except (OSError, ValueError): return '', {}
-    if not isinstance(recipe, dict): return '', {}
+    recipe = json_or_none(folder / RECIPE_FILE) or {}
     sums = {file: recipe[key] for key, file in RECIPE_SUMS.items() if key in recipe}
     return (RECIPE_FILE, sums) if sums else ('', {})
 
@@ -298,8 +289,10 @@ def one_sentence(
     try: yield
     except LlmrecError: raise
     except Exception as e:
-        why = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise LlmrecError(f'{what} cannot be loaded ({why}); {remedy}.') from e
+        if 'trust_remote_code' in str(e):
+            raise LlmrecError(f'{what} needs program code from its own files, which is not executed here; {remedy}.') from None
+        why = redacted((str(e).strip().splitlines() or [type(e).__name__])[0])
+        raise LlmrecError(f'{what} cannot be loaded ({why}); {remedy}.') from None
 
 # %% ../../nbs/95_pretrained.ipynb #5f833332
 def _no_table(record: logging.LogRecord) -> bool: return 'LOAD REPORT' not in record.getMessage()
@@ -324,7 +317,7 @@ def load_checked(
     what = what or source
     noted = Path(source).is_dir() and check_sums(Path(source))
     with without_table():
-        how |= dict(output_loading_info=True, ignore_mismatched_sizes=True)
+        how |= dict(output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False)
         model, info = auto.from_pretrained(source, **how)
     check_keys(model, info, what, headless)
     check_shapes(model, what)
@@ -375,7 +368,7 @@ def complaint(
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line.removeprefix('ERROR: ') for line in lines if line.startswith('ERROR: ')]
     offline = 'the package index did not answer; ' if 'connection broken by' in log else ''
-    return offline + (errors or lines or ['pip said nothing'])[-1].rstrip('.')[:200]
+    return offline + redacted((errors or lines or ['pip said nothing'])[-1].rstrip('.'))[:200]
 
 # %% ../../nbs/95_pretrained.ipynb #d82021a4
 PIP = ('pip', 'download', '--quiet', '--no-input', '--disable-pip-version-check',

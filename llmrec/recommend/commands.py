@@ -8,12 +8,13 @@ __all__ = ['setting', 'fit_parser', 'run_fit', 'recommend_parser', 'histories_in
 
 # %% ../../nbs/59b_commands.ipynb #3e59644b
 import argparse
-import json
+import re
 import sys
 from pathlib import Path
 
 from ..data.own import OwnData, load_own
-from ..paths import LlmrecError
+from ..data.raw import open_text
+from ..paths import LlmrecError, parse_json
 from .recommender import MODELS, Recommender
 from ..runs.records import write_atomic
 
@@ -22,7 +23,7 @@ def setting(text: str) -> tuple:
     "A name and a value from `name=value`; the value is JSON where it can be, else text."
     name, equals, value = text.partition('=')
     if not equals: raise argparse.ArgumentTypeError(f'{text!r} is not name=value')
-    try: return name, json.loads(value)
+    try: return name, parse_json(value)
     except ValueError: return name, value
 
 def fit_parser() -> argparse.ArgumentParser:
@@ -82,12 +83,13 @@ def recommend_parser() -> argparse.ArgumentParser:
 # %% ../../nbs/59b_commands.ipynb #7219e17e
 def histories_in(path) -> list[list]:
     "The histories in a file, one a line."
-    try: lines = Path(path).read_text(encoding='utf-8').splitlines()
-    except (OSError, UnicodeDecodeError) as e: raise LlmrecError(f'{path} cannot be read ({e}); give a file with one history a line.') from None
+    with open_text(path) as f: lines = [line.rstrip('\n') for line in f]
     out = []
     for number, line in enumerate(lines, 1):
-        try: found = json.loads(line) if line.startswith('[') else line.split('\t')
+        try: found = parse_json(line) if line.startswith('[') else line.split('\t')
         except ValueError: raise LlmrecError(f'{path}, line {number}: no JSON list; write ["first", "second"], or separate the ids by tabs.') from None
+        if not all(isinstance(x, (str, int, float)) for x in found):
+            raise LlmrecError(f'{path}, line {number}: an id is a text or a number; write a flat list of ids.')
         out.append([as_id(x) for x in found if x != ''])
     return out
 
@@ -96,7 +98,7 @@ def as_id(x): return x if isinstance(x, str) else str(x)
 def typed(r: Recommender, ids: list, known_ids: list) -> list:
     "Ids from a command line as they are in the data, where they may be numbers."
     number = bool(known_ids) and isinstance(known_ids[0], int)
-    return [int(i) if number and i.lstrip('-').isdigit() else i for i in ids]
+    return [int(i) if number and re.fullmatch('-?[0-9]+', i) else i for i in ids]
 
 def run_recommend(args: argparse.Namespace) -> None:
     "Load, ask, write."

@@ -34,7 +34,7 @@ from ..llm.prompts import encode_prompt, fit_prompt, letters, truncate_title
 from ..llm.ranking import rank_candidates, score_candidates
 from ..llm.tuning import TuningConfig, tune, with_adapter
 from ..llm.verbalizer import letter_ids
-from ..paths import ITEM, RANK, SCORE, TITLE, USER, LlmrecError, known
+from ..paths import ITEM, RANK, SCORE, TITLE, USER, LlmrecError, known, read_json
 from .hub import name_base, push_to_hub
 from ..runs.records import one_thread
 from ..sequential.candidates import hide, recommend, top
@@ -319,10 +319,9 @@ def card(r: Recommender) -> str:
 def load(folder) -> Recommender:
     "The recommender in a folder that `save` wrote, wherever it lies now."
     folder = Path(folder).resolve()
-    try: body = json.loads((folder / 'recommender.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError) as e:
-        raise LlmrecError(f'There is no recommender in {folder} ({type(e).__name__}); give the folder that save() wrote.') from None
-    if not isinstance(body, dict) or body.get('form') != FORM:
+    try: body = read_json(folder / 'recommender.json', remedy='give the folder that save() wrote')
+    except LlmrecError as e: raise LlmrecError(f'There is no recommender in {folder}: {e}') from None
+    if body.get('form') != FORM or any(not isinstance(body.get(k), dict) for k in ('config', 'about')) or 'ranker' not in body:
         raise LlmrecError(f'{folder} was written by another version of llmrec; fit and save the recommender again.')
     config = read_config(body['config'])
     try:

@@ -32,7 +32,7 @@ import polars as pl
 from papermill.exceptions import PapermillExecutionError
 
 from ..config import canonical, digest
-from ..paths import LlmrecError, known, miniature_dir, output_root, output_to, raw_dir, root
+from ..paths import LlmrecError, json_or_none, known, parse_json, miniature_dir, output_root, output_to, raw_dir, root
 from ..runs.records import make_key, records_of
 from .reproduce import QUIET, QuietKernel, changes, chosen, code_of, data_used, executed_path, library_used, load_stamp, manifest, outputs, parameters, sha256, stamp_path
 
@@ -130,10 +130,7 @@ def cost_of(side: dict) -> str:
 # %% ../../nbs/98_trace.ipynb #ae943777
 def json_of(path: Path) -> dict:
     "The dictionary in a JSON file; empty where there is none that can be read."
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding='utf-8'))
-        if isinstance(found, dict): return found
-    return {}
+    return json_or_none(path) or {}
 
 # %% ../../nbs/98_trace.ipynb #72b21301
 def record_lines(stamp: dict, profile: str, numbers: dict) -> Iterator[str]:
@@ -328,7 +325,7 @@ def check_record(path: Path) -> Iterator[Finding]:
     "A record against its own checksums, its name and its key; the file alone is enough for that."
     text, again = path.read_bytes(), 'bring the original back, or delete its files to have the run repeated'
     try:
-        body = json.loads(text)
+        body = parse_json(text)
         key, agree = key_in(body), agrees(body['values'], body['config'])
     except (ValueError, KeyError, TypeError): yield Finding(path, f'cannot be read as a record; {again}'); return
     side, npz = json_of(path.with_suffix('.provenance.json')), path.with_suffix('.npz')

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DASH', 'TEX', 'NUMBER', 'WIDEST', 'SINGLE', 'DOUBLE', 'PALETTE', 'ROLES', 'PAPER', 'METADATA', 'caption',
            'caption_md', 'cell_text', 'best_in_column', 'best_in_row', 'table_md', 'table_tex', 'value_text', 'beside',
-           'save_table', 'figure_style', 'with_interval', 'spread_apart', 'label_ends', 'save_figure', 'paper_numbers',
-           'paper_number', 'beside_paper']
+           'save_table', 'figure_style', 'with_interval', 'spread_apart', 'label_ends', 'take_texts_literally',
+           'save_figure', 'paper_numbers', 'paper_number', 'beside_paper']
 
 # %% ../../nbs/92a_artefacts.ipynb #20e66887
 import io
@@ -17,6 +17,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
+from matplotlib.text import Text
 
 from ..paths import LlmrecError, figures_dir, known, root
 from .records import write_atomic
@@ -105,7 +106,12 @@ def _grouped(frame: pl.DataFrame, rows: list, by: str, line: Callable) -> list:
     return out
 
 # %% ../../nbs/92a_artefacts.ipynb #33d3f779
-def _escape_md(text: str) -> str: return ' '.join(text.replace('\\', '\\\\').replace('|', '\\|').replace('*', '\\*').split())
+_MARKUP = re.compile(r"""[\\|*`$~]|<(?=[A-Za-z/!?])|&(?=\#?\w+;)|\](?=[(\[:])|\[(?=[\^\]])   # anywhere, or before what makes it markup
+                     |(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=\{)\{|(?<=\})\}             # at the edge of a word; {{ and }}""", re.X)
+
+def _escape_md(text: str) -> str:
+    "`text` on one line, such that Markdown (with tables, formulas, strikethrough and HTML) shows it as it is."
+    return ' '.join(_MARKUP.sub(r'\\\g<0>', text.replace('\0', '')).split())
 
 def table_md(frame: pl.DataFrame, caption: str, formats: dict = {}, bold=(), by: str = '') -> str:
     "`frame` as a Markdown table with the caption below, in groups of the column `by`."
@@ -118,9 +124,14 @@ def table_md(frame: pl.DataFrame, caption: str, formats: dict = {}, bold=(), by:
 
 # %% ../../nbs/92a_artefacts.ipynb #74aab15c
 TEX = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': r'\textless{}', '>': r'\textgreater{}',
-       DASH: '--', '\n': ' ', **{c: f'\\{c}' for c in '&%$#_{}'}}
+       DASH: '--', '\n': ' ', '\r': ' ', '\0': '', '|': r'\textbar{}', '`': r'\textasciigrave{}',
+       **{c: f'\\{c}' for c in '&%$#_{}'}}
 
-def _escape_tex(text: str) -> str: return ''.join(TEX.get(c, c) for c in text.strip())
+def _escape_tex(text: str) -> str:
+    "`text` such that TeX prints it; a bracket or star at the beginning would belong to the row's end before it."
+    text = text.strip()
+    out = ''.join(TEX.get(c, c) for c in text)
+    return f'{{{out[0]}}}{out[1:]}' if text[:1] in ('[', '*') and out else out
 
 def table_tex(frame: pl.DataFrame, caption: str, label: str, formats: dict = {}, bold=(), by: str = '') -> str:
     "`frame` as a TeX table (booktabs, adjustbox) that fits a page, with caption and label, in groups of the column `by`."
@@ -212,7 +223,7 @@ def save_table(
         raise LlmrecError(f'{paper}/{artefact} would show {shown.width - bool(by)} columns and a page has room for {WIDEST}; choose some for `shown`.')
     stem, label = _stem(paper, artefact, profile), f'tab:{profile}-{paper}-{artefact}'
     texts = dict(csv=frame.write_csv(), md=table_md(shown, caption, formats, bold, by), tex=table_tex(shown, caption, label, formats, bold, by))
-    texts |= {'sources.csv': _sources(frame, source).write_csv(), 'caption.md': caption_md(caption) + '\n'}
+    texts |= {'sources.csv': _sources(frame, source).write_csv(), 'caption.md': caption_md(caption, _escape_md) + '\n'}
     return {kind: write_atomic(f'{stem}.{kind}', text) for kind, text in texts.items()}
 
 # %% ../../nbs/92a_artefacts.ipynb #4f1e1179
@@ -271,6 +282,11 @@ def label_ends(
 # %% ../../nbs/92a_artefacts.ipynb #f1323b86
 METADATA = {'svg': {'Date': None, 'Creator': None}, 'pdf': {'CreationDate': None, 'Creator': None, 'Producer': None}, 'png': {'Software': None}}
 
+def take_texts_literally(fig) -> None:
+    "A `$` in a figure's texts is a dollar, except in the labels that a logarithmic axis makes by itself."
+    for text in fig.findobj(Text):
+        if '$' in text.get_text() and r'\mathdefault' not in text.get_text(): text.set_parse_math(False)
+
 def save_figure(
     fig,                         # a matplotlib figure; it is closed
     paper: str, artefact: str,   # e.g. 'llamarec', 'figure3'
@@ -278,13 +294,14 @@ def save_figure(
 ) -> dict[str, Path]:
     "Write the figure as svg, pdf and png with its caption beside; returns the paths by format."
     stem, paths = _stem(paper, artefact, profile), {}
+    take_texts_literally(fig)
     with plt.rc_context({'svg.hashsalt': f'{profile}/{paper}/{artefact}', 'pdf.fonttype': 42, 'savefig.bbox': None}):
         for kind, metadata in METADATA.items():
             buffer = io.BytesIO()
             fig.savefig(buffer, format=kind, dpi=300, metadata=metadata, facecolor='white')
             paths[kind] = write_atomic(f'{stem}.{kind}', buffer.getvalue())
     plt.close(fig)
-    return paths | {'caption': write_atomic(f'{stem}.caption.md', caption_md(caption) + '\n')}
+    return paths | {'caption': write_atomic(f'{stem}.caption.md', caption_md(caption, _escape_md) + '\n')}
 
 # %% ../../nbs/92a_artefacts.ipynb #f9a1d2c2
 def paper_numbers(

@@ -17,7 +17,7 @@ from functools import cache
 import joblib
 from tqdm.auto import tqdm
 
-from ..paths import LlmrecError, output_root, output_to, records_dir
+from ..paths import LlmrecError, output_root, output_to, records_dir, redacted
 from llmrec.runs.records import (
     Busy, Failed, NotRecorded, Record, RunFailed, locked, only_reading, tell, without_waiting,
 )
@@ -33,7 +33,7 @@ def look_up(run: Callable, config, profile: str) -> Record | str:
 # %% ../../nbs/93_grid.ipynb #ce8b7377
 def sentence(error: BaseException) -> str:
     "What went wrong, on one line."
-    said = ' '.join(str(error).split())
+    said = redacted(' '.join(str(error).split()))
     return said if isinstance(error, LlmrecError) else f'{type(error).__name__}: {said}'[:400]
 
 def compute(run: Callable, config, profile: str, progress: bool) -> None:
