@@ -30,16 +30,16 @@ class Hub(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
         self.server.asked.append((self.path, self.headers.get('Authorization')))
-        if self.server.refuses: return self.reply(dict(error='Forbidden'), 403)
+        if self.server.refuses: return self.reply(dict(error='Unauthorized'), 401)
         if self.path == '/api/repos/create':
             self.server.created = json.loads(body)
-            return self.reply(dict(url=f'{self.server.url}/{self.server.created["name"]}', name='somebody/films'))
+            return self.reply(dict(url=f"{self.server.url}/somebody/films", name="somebody/films"))
         if '/preupload/' in self.path:
             return self.reply(dict(files=[dict(path=f['path'], uploadMode='regular', shouldIgnore=False) for f in json.loads(body)['files']]))
         if '/commit/' in self.path:
             for line in map(json.loads, body.splitlines()):
                 if line['key'] == 'file': self.server.files[line['value']['path']] = base64.b64decode(line['value']['content'])
-            return self.reply(dict(success=True, commitOid=SHA, commitUrl=f'{self.server.url}/commit/{SHA}', hookOutput=''))
+            return self.reply(dict(success=True, commitOid=SHA, commitUrl=f'{self.server.url}/somebody/films/commit/{SHA}', hookOutput=''))
         self.reply({})
 
     def do_GET(self):
@@ -68,7 +68,8 @@ def hub():
 @pytest.fixture
 def api(hub, monkeypatch):
     import huggingface_hub
-    for name in ('HF_HUB_OFFLINE',): monkeypatch.setattr(huggingface_hub.constants, name, False)
+    from huggingface_hub import constants
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     return huggingface_hub.HfApi(endpoint=hub.url, token='hf_secret')
 
 
@@ -81,7 +82,7 @@ def tuned(tmp_path_factory):
 
 def test_there_and_back(tuned, hub, api, tmp_path):
     assert push_to_hub(tuned, 'somebody/films', api=api).endswith('somebody/films')
-    assert hub.created['private'] is True and {who for _, who in hub.asked} == {'Bearer hf_secret'}
+    assert hub.created['visibility'] == 'private' and {who for _, who in hub.asked} == {'Bearer hf_secret'}
     assert 'people.parquet' not in hub.files and {'README.md', 'recommender.json', 'adapter/adapter_config.json', 'base/config.json'} <= set(hub.files)
     assert json.loads(hub.files['adapter/adapter_config.json'])['base_model_name_or_path'] == '../base'
     text = b''.join(c for name, c in hub.files.items() if Path(name).suffix in ('.json', '.md'))
