@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['HIDDEN', 'USER', 'ITEM', 'RATING', 'TIMESTAMP', 'TITLE', 'AUTHOR', 'SCORE', 'RANK', 'LlmrecError', 'known',
-           'parse_json', 'read_json', 'json_or_none', 'redacted', 'root', 'output_root', 'below', 'data_dir', 'raw_dir',
-           'miniature_dir', 'models_dir', 'records_dir', 'checkpoints_dir', 'figures_dir', 'output_to']
+           'parse_json', 'read_json', 'json_or_none', 'redacted', 'is_checkout', 'repository', 'root', 'user_cache',
+           'output_root', 'below', 'data_dir', 'raw_dir', 'miniature_dir', 'models_dir', 'records_dir',
+           'checkpoints_dir', 'figures_dir', 'output_to']
 
 # %% ../nbs/90_paths.ipynb #1c69aa63
 import contextlib
@@ -85,17 +86,27 @@ def redacted(
     return _CREDENTIALS.sub(rf'\1{HIDDEN}@', _BEARER.sub(rf'\1\2{HIDDEN}', text))
 
 # %% ../nbs/90_paths.ipynb #d0bfa17a
+def is_checkout(folder: Path) -> bool: return (folder / 'settings.ini').exists() and (folder / 'llmrec').is_dir()
+
+def repository() -> Path | None:
+    "The first parent of the working directory that is a checkout of llmrec, else the folder around the package; None without one."
+    here, package = Path.cwd().resolve(), Path(__file__).resolve().parent.parent
+    return next((f for f in (here, *here.parents, package) if is_checkout(f)), None)
+
 def root() -> Path:
-    "The project's folder: the first parent of the working directory that holds llmrec's `settings.ini`, else the package's own."
-    here = Path.cwd().resolve()
-    for folder in (here, *here.parents):
-        if (folder / 'settings.ini').exists() and (folder / 'llmrec').is_dir(): return folder
-    return Path(__file__).resolve().parent.parent
+    "The project's folder; an `LlmrecError` where the library was installed without it."
+    if folder := repository(): return folder
+    raise LlmrecError('This needs the repository of llmrec, with its notebooks, profiles and published numbers, and the library was '
+                      'installed without it; go into a checkout and try again.')
 
 # %% ../nbs/90_paths.ipynb #67596265
+def user_cache() -> Path:
+    "Where a program keeps what it can make again: `llmrec` below `$XDG_CACHE_HOME`, else below `~/.cache`."
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'llmrec'
+
 def output_root() -> Path:
-    "Where results are written: `$LLMREC_OUT`, else the project's folder."
-    return Path(os.environ.get('LLMREC_OUT') or root()).resolve()
+    "Where results are written: `$LLMREC_OUT`, else the project's folder, else the user's cache."
+    return Path(os.environ.get('LLMREC_OUT') or repository() or user_cache()).resolve()
 
 def below(
     folder: Path,

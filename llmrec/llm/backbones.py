@@ -29,7 +29,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from ..config import digest, unkeyed
 from .pretrained import NOTE, RECIPE_FILE, RECIPES
 from .pretrained import gguf_folder, gguf_sha256, load_checked, one_sentence, pretrained_folder
-from ..paths import LlmrecError, json_or_none, known, miniature_dir, read_json, root
+from ..paths import LlmrecError, json_or_none, known, miniature_dir, read_json, repository, root
 
 # %% ../../nbs/32_backbones.ipynb #2253b367
 @dataclass(frozen=True)
@@ -222,8 +222,9 @@ def folder_identity(folder) -> str:
 
 # %% ../../nbs/32_backbones.ipynb #1d20a0bb
 def miniature_llama() -> Path:
-    "The folder of the pretrained Llama that comes with the repository, whether or not it is there."
-    return root() / 'data' / 'miniature' / 'llama'
+    "The folder of the pretrained Llama that comes with the repository and in the wheel, whether or not it is there."
+    if checkout := repository(): return checkout / 'data' / 'miniature' / 'llama'
+    return Path(__file__).resolve().parent.parent / 'miniature' / 'llama'
 
 def shipped_folder() -> Path:
     "The folder of the miniature Llama, or an `LlmrecError` when it is missing."

@@ -42,7 +42,7 @@ def push_to_hub(
         try:
             url = api.create_repo(repo_id, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message='Upload a model made with llmrec')
-        except (hf.errors.HFValidationError, hf.errors.HfHubHTTPError, OSError) as e:
+        except Exception as e:    # the client's classes of errors change with what it is built on
             raise LlmrecError(f'{repo_id!r} could not be written to the hub ({one_line(e)}); look at the name, the token and the connection.') from None
     return str(url)
 
@@ -58,7 +58,7 @@ def from_hub(
     import huggingface_hub as hf
     folder = Path(folder).resolve()
     try: (api or hf.HfApi(token=token)).snapshot_download(repo_id, revision=revision, local_dir=str(folder))
-    except (hf.errors.HFValidationError, hf.errors.HfHubHTTPError, OSError) as e:
+    except Exception as e:
         raise LlmrecError(f'{repo_id!r} could not be read from the hub ({one_line(e)}); look at the name, the token and the connection.') from None
     if (folder / 'base').is_dir(): name_base(folder / 'adapter', str(folder / 'base'))
     return folder

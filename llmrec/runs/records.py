@@ -38,7 +38,7 @@ from filelock import FileLock, Timeout
 from threadpoolctl import threadpool_limits
 
 from ..config import digest, schema_of, to_dict, values_of
-from ..paths import LlmrecError, json_or_none, read_json, records_dir, root
+from ..paths import LlmrecError, json_or_none, read_json, records_dir, repository, root
 
 # %% ../../nbs/92_records.ipynb #cafb7667
 def write_atomic(
@@ -164,7 +164,7 @@ def versions() -> dict:
 def commit() -> dict:
     "The commit of the project's tree and whether it had uncommitted changes; empty outside a git checkout."
     def git(*args): return subprocess.run(['git', '-C', str(root()), *args], capture_output=True, text=True).stdout.strip()
-    sha = git('rev-parse', 'HEAD')
+    sha = git('rev-parse', 'HEAD') if repository() else ''
     return dict(commit=sha, dirty=bool(git('status', '--porcelain', '--untracked-files=no'))) if sha else {}
 
 # %% ../../nbs/92_records.ipynb #b4ee587a

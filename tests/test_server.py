@@ -1,0 +1,140 @@
+"The server: many questions at once, faults in a sentence, a clean end, and a start after it."
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from llmrec.data.datasets import load_dataset
+from llmrec.data.yesno import load_yesno
+from llmrec.recommend.rater import Rater
+from llmrec.recommend.recommender import Recommender
+from llmrec.recommend.server import Recommend, make_app, recommended, serve_main
+
+ROOT = Path(__file__).resolve().parent.parent
+START = 'import sys; from llmrec.recommend.server import serve_main; sys.exit(serve_main())'
+
+
+@pytest.fixture(scope='module')
+def recommender():
+    return Recommender.fit(load_dataset('films'), training=dict(epochs=5, validate_every=5, seed=0), progress=False)
+
+
+@pytest.fixture(scope='module')
+def rater(tmp_path_factory):
+    quick = dict(max_steps=1, eval_steps=1, warmup_steps=0, batch_size=2, accumulation=1)
+    return Rater.fit(load_yesno('films', 'corrected'), 'miniature', tmp_path_factory.mktemp('work'), k=2, tuning=quick,
+                     valid_rows=10, test_rows=20, progress=False)
+
+
+@contextlib.contextmanager
+def serving(folder):
+    "A server in a process of its own, and its address; it is told to stop at the end, and must stop cleanly."
+    p = subprocess.Popen([sys.executable, '-c', START, str(folder), '--port', '0'], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        line = p.stderr.readline()
+        assert line.startswith('http://127.0.0.1:'), line + p.stderr.read()
+        yield p, line.split()[0]
+        if p.poll() is None: p.send_signal(signal.SIGTERM)
+        assert p.wait(60) == 0 and p.stderr.read() == ''
+    finally:
+        if p.poll() is None: p.kill()
+        p.wait(); p.stderr.close()
+
+
+def post(address, path, body):
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    asked = urllib.request.Request(address + path, data, {'Content-Type': 'application/json'})
+    try:
+        with urllib.request.urlopen(asked, timeout=120) as answer: return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as e: return e.code, json.loads(e.read())
+
+
+def test_two_hundred_in_flight_then_a_clean_stop_and_a_start(recommender, tmp_path):
+    folder, people = recommender.save(tmp_path / 'mine'), recommender.users[:200]
+    want = {u: recommender.recommend(u, k=3)['item'].to_list() for u in people[:200:20]}
+    for _ in range(2):    # the second time on what the first has left
+        with serving(folder) as (_, address), ThreadPoolExecutor(200) as crowd:
+            answers = list(crowd.map(lambda u: post(address, '/recommend', dict(user=u, k=3)), people))
+            assert {status for status, _ in answers} == {200}
+            got = {u: [x['item'] for x in a['items']] for u, (_, a) in zip(people, answers)}
+            assert {u: got[u] for u in want} == want
+
+
+def test_what_is_in_flight_is_answered_before_the_end(recommender, tmp_path):
+    with serving(recommender.save(tmp_path / 'mine')) as (p, address), ThreadPoolExecutor(50) as crowd:
+        several = [crowd.submit(post, address, '/recommend', dict(user=u, k=1000)) for u in recommender.users[:50]]
+        several[0].result()
+        p.send_signal(signal.SIGTERM)
+        done = [f.exception() or f.result()[0] for f in several]
+        assert all(d == 200 or isinstance(d, (OSError, urllib.error.URLError)) for d in done)    # answered, or never taken
+        assert p.wait(60) == 0
+
+
+@pytest.mark.parametrize('path, body, said', [
+    ('/recommend', dict(user='nobody'), "no user 'nobody'"), ('/recommend', dict(), 'one of `user` and `history`'),
+    ('/recommend', dict(user=1, history=[1]), 'one of `user` and `history`'), ('/recommend', dict(history=[]), 'A history is empty'),
+    ('/recommend', dict(history=['x']), "no item 'x'"), ('/recommend', dict(user=1, k=0), 'k: '), ('/recommend', dict(usr=1), 'usr: '),
+    ('/recommend', dict(user=1, leave_out=['x']), 'leave_out'), ('/recommend', b'{', 'JSON'), ('/recommend', b'\xff', ''),
+    ('/score', dict(history=[], targets=[]), 'targets: '), ('/score', dict(history=[[1, 7]], targets=[1]), 'history.0.1: '),
+    ('/score', dict(history=[[1, 1]], targets=['x']), "no item 'x'"), ('/score', dict(history=[], targets=['x'], titles={'x': ' '}), 'The title'),
+])
+def test_a_bad_request_is_answered_with_one_sentence(recommender, rater, path, body, said):
+    with TestClient(make_app(recommender, rater)) as client:
+        answer = client.post(path, content=body if isinstance(body, bytes) else json.dumps(body))
+        assert answer.status_code == 422 and list(answer.json()) == ['detail'], answer.text
+        detail = answer.json()['detail']
+        assert said in detail and '\n' not in detail and detail.endswith('.')
+        assert client.get('/health').json()['status'] == 'ok'
+
+
+def test_scores_are_the_raters(rater):
+    history, targets = [(rater.items[0], 1), (rater.items[1], 0)], rater.items[5:8]
+    want = rater.score([*history, ], [*targets, 9999], {9999: 'A New Film (2001)'})['probability'].to_list()
+    with TestClient(make_app(None, rater)) as client:
+        body = dict(history=history, targets=[*targets, '9999'], titles={'9999': 'A New Film (2001)'})
+        got = client.post('/score', json=body).json()['items']
+        assert [x['probability'] for x in got] == pytest.approx(want, abs=1e-5)
+        plain = client.post('/score', json=dict(history=history, targets=targets)).json()['items']
+        assert [x['item'] for x in plain] == targets
+        assert client.post('/recommend', json=dict(user=1)).status_code == 404
+
+
+def test_questions_of_one_batch_get_what_they_would_get_alone(recommender):
+    u, items = recommender.users, recommender.items
+    several = [Recommend(user=u[0], k=3), Recommend(user=u[0], k=3, leave_out=items[:50]), Recommend(history=items[:250], k=100),
+               Recommend(user='nobody'), Recommend(user=u[1], k=5, rank=False), Recommend(user=u[2], k=1)]
+    def plain(answer): return [x['item'] for x in answer] if isinstance(answer, list) else str(answer)
+    assert [plain(a) for a in recommended(recommender, several)] == [plain(recommended(recommender, [q])[0]) for q in several]
+    assert len(recommended(recommender, several)[2]) == 50    # nothing twice
+
+
+def test_a_fault_of_ours_is_a_500_and_the_server_goes_on(recommender, monkeypatch):
+    calls = []
+    def broken(r, **how):
+        calls.append(how)
+        if len(calls) == 1: raise RuntimeError('a bug')
+        return whole(r, **how)
+    whole = Recommender.recommend
+    monkeypatch.setattr(Recommender, 'recommend', broken)
+    with TestClient(make_app(recommender), raise_server_exceptions=False) as client:
+        statuses = [client.post('/recommend', json=dict(user=recommender.users[0])).status_code for _ in range(2)]
+    assert statuses == [500, 200]
+
+
+def test_it_does_not_start_without_a_folder_or_an_address(recommender, tmp_path, capsys):
+    assert serve_main([str(tmp_path)]) == 1
+    assert 'neither a recommender nor a rater' in capsys.readouterr().err
+    folder = str(recommender.save(tmp_path / 'mine'))
+    assert serve_main([folder, folder, '--port', '0']) == 1
+    assert 'second recommender' in capsys.readouterr().err
+    assert serve_main([folder, '--port', '-1']) == 1
+    assert 'cannot be listened on' in capsys.readouterr().err
