@@ -73,9 +73,8 @@ def block_math(translator, node):
 
 def restructured(line: str) -> str:
     "A line of a docstring, in which code stands between single backticks and nothing else is marked up."
-    parts = re.split(r'(`[^`]+`)', line)
-    marked = ''.join(f'`{part}`' if part[:1] == '`' and len(part) > 2 else re.sub(r'([*|`])', r'\\\1', part) for part in parts)
-    return re.sub(r'(``[^`]+``)(?=\w)', r'\1\\ ', marked)    # as in `Config`s
+    def marked(m): return '\\' + m[0] if m[1] is None else f'``{m[1]}``' if m[2] is None else f'``{m[1]}``\\ '
+    return re.sub(r'`([^`]+)`(?=(\w)?)|[*|`]|(?<=\w):(?=\w)', marked, line)    # `\ ` stands between code and a letter
 
 
 def docstring(app, what, name, obj, options, lines):
