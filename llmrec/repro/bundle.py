@@ -140,7 +140,8 @@ def caption(m: Made) -> str:
     "The artefact's caption as plain text; '' when it has none."
     texts = {Path(name).name.split('.', 1)[1]: inside for name, inside in m.files.items() if name.endswith('.md')}
     text = (texts.get('caption.md') or texts.get('md') or b'').decode().strip()
-    return re.sub(r'\\([^a-zA-Z0-9\s])', r'\1', text.split('\n\n')[-1])
+    text = text if 'caption.md' in texts else text.split('\n\n')[-1]
+    return re.sub(r'\\([^a-zA-Z0-9\s])', r'\1', ' '.join(re.sub('</?small>', '', text).split()))
 
 # %% ../../nbs/99_bundle.ipynb #54d72dc1
 FORMATS = {'.md': 'text/markdown', '.tex': 'application/x-tex', '.ipynb': 'application/x-ipynb+json', '.npz': 'application/zip', '.yaml': 'application/yaml',
