@@ -91,26 +91,64 @@ def llamarec(root: Path) -> str:
     at = {(r['method'], r['dataset']): r for r in rows}
     datasets = [d for d in dict.fromkeys(r['dataset'] for r in rows)]
     models = [m for m in dict.fromkeys(r['method'] for r in rows) if m.startswith('LlamaRec')]
+    for m, d in [(m, d) for m in models for d in datasets if (m, d) in at]:    # the paper's LlamaRec is another model under the same name
+        theirs = published(root, 'llamarec', artefact='table1', dataset=d, method='LlamaRec', metric='NDCG@10')
+        at[m, d] = at[m, d] | dict(paper=at[m, d]['paper'] or (theirs[0] if theirs else ''))
     lines = [[RANKED.get(m, m), *(cell(at.get((m, d)), '.3f') for d in datasets)] for m in (*RANKED, *models) if any((m, d) in at for d in datasets)]
     return table(['', *(DATASETS.get(d, d) for d in datasets)], lines)
 
 
-def finding(root: Path, stem: str) -> str:
-    "The sentence with which the caption of an artefact begins."
-    path = root / 'figures' / f'{stem}.caption.md'
-    return path.read_text(encoding='utf-8').split('\n\n')[0].strip() if path.exists() else ''
+def bounds(row: dict, spec: str) -> str:
+    "'value [low, high]'."
+    return cell(row | dict(paper=''), spec).removesuffix(' / –')
+
+
+def liked(root: Path) -> list[str]:
+    "What TALLRec's table says, in plain words."
+    path = root / 'figures' / f'{TALLREC}.long.csv'
+    rows = [r for r in long_rows(path) if r['protocol'] == 'as_published' and r['dataset'] == 'movie'] if path.exists() else []
+    counter = next((r for r in rows if r['method'] == 'History like-rate'), None)
+    if counter is None: return []
+    base = [r for r in rows if r['method'] in BASELINES and r['paper']]
+    tuned = [r for r in rows if r['method'].startswith('TALLRec')]
+    theirs = published(root, 'tallrec', artefact='table3', dataset='movie', method='TALLRec')
+    said = f"The share of likes among a person's earlier verdicts, for which no title is read and nothing is learnt, scores {bounds(counter, '.1f')}"
+    if theirs: said += f'; the published TALLRec scores {min(theirs):.1f} to {max(theirs):.1f}'
+    if base: said += f", and {sum(r['covered'] == 'true' for r in base)} of the {len(base)} numbers published for six recommenders that learn from ids lie within our intervals"
+    most = max((int(r['setting'][2:]) for r in tuned), default=0)
+    last = [f"{r['method'].partition(' (')[2].rstrip(')') or 'the model'} {bounds(r, '.1f')}" for r in tuned if r['setting'] == f'K={most}']
+    return [f'{said}.', *([f"Tuned here in the way of TALLRec with {most} examples: {', '.join(last)}."] if last else [])]
+
+
+def ordered(root: Path) -> list[str]:
+    "What LlamaRec's table says, in plain words."
+    path = root / 'figures' / f'{LLAMAREC}.long.csv'
+    at = {(r['method'], r['dataset']): r for r in long_rows(path) if r['metric'] == 'NDCG@10'} if path.exists() else {}
+    pairs = [(m, d, at['Retriever order', d], r) for (m, d), r in at.items() if m.startswith('LlamaRec') and ('Retriever order', d) in at]
+    if not pairs: return []
+    said = ', '.join(f"from {float(a['value']):.3f} to {bounds(b, '.3f')} on {DATASETS.get(d, d)}" for _, d, a, b in pairs)
+    name = pairs[0][0].partition(' (')[2].rstrip(')') or 'the model'
+    return [f'When a language model ({name}) puts the twenty candidates of a small recommender in order, as in LlamaRec, the score of the list (NDCG@10, 1 is best) goes {said}.']
 
 
 def findings(root: Path) -> str:
-    "What the picture's caption says, and the two main tables'."
-    return ' '.join(x for stem in (TALLREC, LLAMAREC) if (x := finding(root, stem))) or 'Nothing has been computed yet.'
+    "What was found on the real data, in sentences without a term of the trade."
+    return ' '.join(liked(root) + ordered(root)) or 'Nothing has been computed yet.'
+
+
+def published(root: Path, paper: str, **wanted) -> list[float]:
+    "The numbers that a paper prints for what is wanted."
+    path = root / 'data' / 'paper_numbers' / f'{paper}.csv'
+    if not path.exists(): return []
+    with path.open(encoding='utf-8', newline='') as f:
+        return [float(r['value']) for r in csv.DictReader(f) if all(r[k] == v for k, v in wanted.items())]
 
 
 def expected_numbers(root: Path) -> str:
     "The two tables, each with what it measures and the file that it was read from."
     return '\n\n'.join((
         f'**Will this person like this film?** AUC x 100 (50 is guessing) on the films that TALLRec published, from `figures/{TALLREC}.csv`. ' +
-        'TALLRec in brackets names the language model that was tuned here; the published one has 7 billion weights.', tallrec(root),
+        'What stands in brackets behind TALLRec is the language model that was tuned here; the published one has 7 billion weights.', tallrec(root),
         f'**What comes next?** Everybody\'s last item is hidden and has to be found among all items; NDCG@10 is 1 when it comes first and falls to 0 from ' +
         f'the eleventh place on. From `figures/{LLAMAREC}.csv`.', llamarec(root)))
 

@@ -35,7 +35,7 @@ from ..runs.records import commit, records_of, write_atomic
 from .reproduce import executed_path, load_profile, load_stamp, manifest, outputs, parameters, stamp_path, state
 
 # %% ../../nbs/99_bundle.ipynb #124bb4a2
-TREE = ('CITATION.cff', 'LICENSE', 'MANIFEST.in', 'Makefile', 'artefacts.yaml', 'requirements.lock', 'settings.ini', 'setup.py', 'profiles/*.yaml',
+TREE = ('CITATION.cff', 'GUIDE.md', 'LICENSE', 'MANIFEST.in', 'Makefile', 'artefacts.yaml', 'requirements.lock', 'settings.ini', 'setup.py', 'profiles/*.yaml',
         'nbs/*.ipynb', 'llmrec/**/*.py', 'tests/*.json', 'tests/*.py', 'tools/*.py', 'data/paper_numbers/*.csv', 'data/miniature/llama/*')
 
 def tree_files() -> dict[str, bytes]:
