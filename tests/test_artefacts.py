@@ -40,7 +40,7 @@ def test_csv_keeps_every_digit_and_missing_values(out):
     rows = list(csv.DictReader(paths['csv'].open(encoding='utf-8', newline='')))
     assert float(rows[0]['value']) == 1 / 3 and rows[1]['value'] == '' and rows[0]['method'] == 'a, "b"'
     assert '| 0.3333 | 1,234,567 |' in paths['md'].read_text() and '| – | 0 |' in paths['md'].read_text()
-    assert sorted(p.name for p in out.iterdir()) == ['table1.csv', 'table1.md', 'table1.sources.csv', 'table1.tex']
+    assert sorted(p.name for p in out.iterdir()) == ['table1.caption.md', 'table1.csv', 'table1.md', 'table1.sources.csv', 'table1.tex']
 
 
 def test_tex_is_escaped_and_labelled():
@@ -94,3 +94,43 @@ def test_a_public_run_averages_over_batches():
     runs = ar.paper_numbers('public_runs').filter(pl.col('dataset') == 'ml-100k', pl.col('metric').str.starts_with('Recall'))
     hits = runs['value'].to_numpy()
     assert len(hits) == 3 and abs(hits * 624 - (hits * 624).round()).max() < 1e-9 and abs(hits * 610 - (hits * 610).round()).min() > .1
+
+
+def test_a_caption_begins_with_the_finding_and_ends_small():
+    said = ar.caption('paper', {'beauty': 'a' * 64}, '', (1,), 'full\nranking', 'A note.', 'It is so.')
+    finding, setting, made = said.split('\n')
+    assert finding == 'It is so.' and setting == 'Full ranking. A note.' and made.startswith('Profile paper on beauty')
+    assert ar.caption_md(said).split('\n\n') == [finding, setting, f'<small>{made}</small>']
+    tex = ar.table_tex(pl.DataFrame({'a': [1]}), said, 'tab:x')
+    assert r'\caption{It is so. Full ranking. A note.}' in tex and r'{\scriptsize Profile paper' in tex and 'max width' in tex
+
+
+def test_what_is_shown_has_ten_columns_and_the_csv_has_all(out):
+    wide = pl.DataFrame({f'c{i}': [i] for i in range(11)})
+    with pytest.raises(LlmrecError, match='room for 10'): ar.save_table(wide, 'llamarec', 'table1', 'c', 'miniature')
+    paths = ar.save_table(wide, 'llamarec', 'table1', 'c', 'miniature', shown=wide.select('c0', 'c1'), by='c0', bold=[(0, 'c1')])
+    assert pl.read_csv(paths['csv']).width == 11 and '**1**' in paths['md'].read_text() and 'c2' not in paths['md'].read_text()
+    with pytest.raises(LlmrecError): ar.save_table(wide, 'llamarec', 'table1', 'c', 'miniature', shown=wide.select('c0'), by='c5')
+
+
+def test_bold_is_the_best_of_what_may_be_compared():
+    row = lambda group, method, value, competes=True: dict(group=group, method=method, column='AUC', value=value, low=None, high=None, paper=.4, competes=competes)
+    shown, bold = ar.beside(pl.DataFrame([row('a', 'x', .5), row('a', 'y', .7, False), row('a', 'z', .6), row('b', 'x', .9), row('a', 'nan', float('nan'))]), '.1f')
+    assert bold == [(2, 'AUC')] and shown['difference'].to_list()[:2] == ['+0.1', '+0.3']
+    assert shown.filter(method='nan').row(0, named=True) == dict(group='a', method='nan', AUC='failed', paper='0.4', difference=None)
+
+
+def test_labels_keep_their_order_and_their_distance():
+    rng = __import__('numpy').random.default_rng(0)
+    for _ in range(20):
+        at = rng.uniform(0, 10, 6)
+        new = ar.spread_apart(at, 1.5)
+        assert (new.argsort() == at.argsort()).all() and (sorted(new)[1:] - __import__('numpy').sort(new)[:-1] >= 1.5 - 1e-9).all()
+    assert (ar.spread_apart([0, 5, 10], 1.5) == [0, 5, 10]).all()
+
+
+@pytest.mark.parametrize('path', sorted((ar.root() / 'figures').glob('*/*/*.md')), ids=lambda p: p.relative_to(ar.root()).as_posix())
+def test_every_committed_table_fits_and_every_caption_finds_something(path):
+    text = path.read_text(encoding='utf-8')
+    if path.name.endswith('.caption.md'): assert len(text.strip().split('\n\n')) == 3 and '<small>Profile' in text
+    else: assert max(line.count(' | ') for line in text.splitlines() if line.startswith('|')) < ar.WIDEST

@@ -75,7 +75,7 @@ def project(tmp_path):
     for file in ('settings.ini', 'tools/sync.py', 'tools/readme.py'): shutil.copy(ROOT / file, tmp_path / file)
     (tmp_path / 'nbs' / '00_one.ipynb').write_text(json.dumps(book))
     for name in ('nbdev_export', 'nbdev_clean'): subprocess.run([Path(sys.executable).with_name(name)], cwd=tmp_path, check=True, capture_output=True)
-    (tmp_path / 'README.md').write_text(''.join(f'<!-- {n} -->\nold\n<!-- /{n} -->\n' for n in ('expected-numbers', 'notebook-map')))
+    (tmp_path / 'README.md').write_text(''.join(f'<!-- {n} -->\nold\n<!-- /{n} -->\n' for n in ('findings', 'expected-numbers', 'times', 'notebook-map')))
     return tmp_path
 
 
@@ -97,30 +97,43 @@ def test_sync_names_what_is_out_of_step_and_changes_nothing(project):
     assert '_modidx' not in done.stdout
 
 
+def long_csv(project, name, text):
+    path = project / 'figures' / 'real-cpu' / f'{name}.long.csv'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def filled(project) -> str:
+    assert run('tools/readme.py', cwd=project).returncode == 0
+    return (project / 'README.md').read_text()
+
+
 def test_readme_is_filled_from_files(project):
     assert run('tools/readme.py', '--check', cwd=project).returncode == 1
-    assert run('tools/readme.py', cwd=project).returncode == 0
-    text = (project / 'README.md').read_text()
-    assert '| [00](nbs/00_one.ipynb) | One | A \\| sentence. |' in text and text.count('not yet computed') == 3 and 'old' not in text
-    path = project / 'figures' / 'real-cpu' / 'llamarec' / 'table1.long.csv'
-    path.parent.mkdir(parents=True)
-    path.write_text('dataset,method,metric,value,low,high,seeds,paper\ntoy,A,NDCG@10,0.12345,0.1,0.2,3,0.13\ntoy,B,Recall@10,0.5,,,1,\n')
+    text = filled(project)
+    assert '- **Start here**: [00](nbs/00_one.ipynb) One' in text and text.count('not yet computed') == 2 and 'old' not in text
+    assert 'Nothing has been computed yet.' in text
+    long_csv(project, 'llamarec/table1', 'dataset,method,metric,value,low,high,seeds,paper\n'
+             'beauty,LRURec,NDCG@10,0.12345,0.1,0.2,3,0.13\nbeauty,LRURec,Recall@10,0.5,,,1,\n'
+             'beauty,Retriever order,NDCG@10,0.12,0.1,0.2,1,\nbeauty,LlamaRec (toy),NDCG@10,0.05,0.04,0.06,1,\n')
     assert run('tools/readme.py', '--check', cwd=project).returncode == 1
-    run('tools/readme.py', cwd=project)
-    text = (project / 'README.md').read_text()
-    assert '| toy | A | 0.1235 [0.1000, 0.2000] | 0.1300 | – | – | 3 |' in text and '| toy | B | – | – | 0.5000 | – | 1 |' in text
+    text = filled(project)
+    assert '| LRURec, which proposes the candidates | 0.123 [0.100, 0.200] / 0.130 |' in text and '0.5' not in text
+    assert '| LlamaRec (toy) | 0.050 [0.040, 0.060] / – |' in text
+    assert 'a language model (toy)' in text and 'goes from 0.120 to 0.050 [0.040, 0.060] on Amazon Beauty' in text
     assert run('tools/readme.py', '--check', cwd=project).returncode == 0
 
 
-def test_readme_spreads_tallrec_over_k(project):
-    path = project / 'figures' / 'real-cpu' / 'tallrec' / 'table3.long.csv'
-    path.parent.mkdir(parents=True)
-    path.write_text('dataset,method,setting,metric,value,low,high,seeds,paper,protocol\ntoy,A,K=16,AUCx100,51.234,48,53.5,5,49.07,as_published\n'
-                    'toy,A,K=64,AUCx100,52,49,54,5,,as_published\ntoy,A,K=16,AUCx100,70,60,80,5,,corrected\n')
-    run('tools/readme.py', cwd=project)
-    text = (project / 'README.md').read_text()
-    assert '| dataset | method | K=16 | paper | K=64 | paper | seeds |' in text
-    assert '| toy | A | 51.23 [48, 53.50] | 49.07 | 52 [49, 54] | – | 5 |' in text and '70' not in text
+def test_readme_spreads_tallrec_over_k_and_leaves_other_protocols_out(project):
+    rows = ['movie,GRU4Rec,K=16,AUCx100,51.23,48,53.5,5,49.07,as_published,true', 'movie,GRU4Rec,K=64,AUCx100,52,49,54,5,56,as_published,false',
+            'movie,Caser,K=16,AUCx100,50,48,53.5,5,50.07,as_published,true', 'movie,GRU4Rec,K=16,AUCx100,70,60,80,5,,corrected,',
+            'movie,History like-rate,K=16,AUCx100,72.6,63.9,79.3,5,,as_published,', 'movie,TALLRec (toy),K=64,AUCx100,55,50,60,1,,as_published,']
+    long_csv(project, 'tallrec/table3', '\n'.join(['dataset,method,setting,metric,value,low,high,seeds,paper,protocol,covered', *rows]) + '\n')
+    text = filled(project)
+    assert '|  | 16 examples | 64 examples |' in text
+    assert '| six sequential recommenders, lowest to highest | 50.0 to 51.2 / 49.1 to 50.1 | 52.0 to 52.0 / 56.0 to 56.0 |' in text
+    assert '| TALLRec (toy) | – | 55.0 [50.0, 60.0] / – |' in text and '70' not in text
+    assert 'scores 72.6 [63.9, 79.3], and 2 of the 3 numbers' in text and 'with 64 examples: toy 55.0 [50.0, 60.0].' in text
 
 
 def test_reading_a_table_imports_no_trainer():

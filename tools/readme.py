@@ -1,4 +1,4 @@
-"""Fill the generated parts of README.md: the map of the notebooks and the numbers to expect.
+"""Fill the generated parts of README.md: what was found, the two main tables, how long it took, and the map of the notebooks.
 
 Usage: python tools/readme.py            writes README.md
        python tools/readme.py --check    changes nothing; exits with 1 when README.md is out of date
@@ -7,6 +7,7 @@ import csv
 import json
 import re
 import sys
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -14,10 +15,12 @@ CHAPTERS = {'0': 'Start here', '1': 'Data processing', '2': 'Evaluation', '3': '
             '5': 'Experiments', '6': "TALLRec's tables and figures", '7': "LlamaRec's tables and figures",
             '8': 'Beyond the papers', '9': 'The workshop'}
 COLUMNS = ('dataset', 'method', 'metric', 'value', 'low', 'high', 'seeds', 'paper')
-# file below figures/, heading, the column that is spread over the table's columns, its values shown (none: all), rows kept
-TABLES = (('real-cpu/tallrec/table3.long.csv', 'AUC x 100 with K training rows (TALLRec, Table 3, as published)', 'setting', (), {'protocol': 'as_published'}),
-          ('real-cpu/llamarec/table1.long.csv', 'Retrieval and ranking (LlamaRec, Table 1)', 'metric', ('NDCG@10', 'Recall@10'), {}),
-          ('real-cpu/llamarec/table2.long.csv', 'Datasets after preprocessing (LlamaRec, Table 2)', 'metric', (), {}))
+BASELINES = ('GRU4Rec', 'Caser', 'SASRec', 'DROS', 'GRU-BERT', 'DROS-BERT')    # TALLRec's
+TALLREC, LLAMAREC = 'real-cpu/tallrec/table3', 'real-cpu/llamarec/table1'
+SIMPLE = {'History like-rate': 'share of likes in the history, untrained', 'Matrix factorisation': 'matrix factorisation'}
+RANKED = {'Popularity': 'most popular items', 'SASRec': 'SASRec', 'SASRec-CE': 'SASRec, trained on all items', 'NARM': 'NARM',
+          'LRURec': 'LRURec, which proposes the candidates', 'Retriever order': "the candidates in LRURec's order"}
+DATASETS = {'ml-100k': 'MovieLens', 'beauty': 'Amazon Beauty', 'games': 'Amazon Games'}
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -36,20 +39,12 @@ def opening(path: Path) -> tuple[str, str]:
 
 
 def notebook_map(root: Path) -> str:
-    "All notebooks by chapter."
+    "All notebooks by chapter, a line each."
     parts, notebooks = [], sorted((root / 'nbs').glob('[0-9]*.ipynb'))
     for tens, chapter in CHAPTERS.items():
-        rows = [[f"[{p.name.split('_')[0]}](nbs/{p.name})", *opening(p)] for p in notebooks if p.name[0] == tens]
-        if rows: parts.append(f"**{tens}x · {chapter}**\n\n{table(['', 'notebook', 'what it is about'], rows)}")
-    return '\n\n'.join(parts)
-
-
-def number(text: str) -> str:
-    "A number as a reader wants it: counts whole, the rest with four digits or four decimals."
-    if text in ('', 'NaN'): return '–'
-    value = float(text)
-    if value == round(value) and abs(value) >= 1: return f'{value:,.0f}'
-    return f'{value:.4g}' if abs(value) < .001 else f'{value:.4f}' if abs(value) < 10 else f'{value:.2f}'
+        names = [f"[{p.name.split('_')[0]}](nbs/{p.name}) {opening(p)[0].removeprefix('Beyond: ')}" for p in notebooks if p.name[0] == tens]
+        if names: parts.append(f"- **{chapter}**: {' · '.join(names)}")
+    return '\n'.join(parts)
 
 
 def long_rows(path: Path) -> list[dict]:
@@ -60,33 +55,126 @@ def long_rows(path: Path) -> list[dict]:
     return rows
 
 
-def ours_and_paper(row: dict | None) -> list[str]:
-    "Our value with its interval, and the paper's."
-    if row is None: return ['–', '–']
-    interval = f" [{number(row['low'])}, {number(row['high'])}]" if row['low'] and row['high'] else ''
-    return [number(row['value']) + interval, number(row['paper'])]
+def cell(row: dict | None, spec: str) -> str:
+    "'ours [low, high] / paper' of a row; a dash for what there is not."
+    if row is None: return '–'
+    text = lambda x: '–' if x in ('', None, 'NaN', 'nan') else format(float(x), spec)
+    interval = f" [{text(row['low'])}, {text(row['high'])}]" if row['low'] and row['high'] else ''
+    return f"{text(row['value'])}{interval} / {text(row['paper'])}"
 
 
-def expected(path: Path, spread: str, values: tuple, keep: dict) -> str:
-    "One table: a line a dataset and method, two columns a value of the column `spread`."
+def span(rows: list[dict], name: str) -> str:
+    "The least and the greatest of a column."
+    found = [float(r[name]) for r in rows if r[name] not in ('', 'NaN')]
+    return f'{min(found):.1f} to {max(found):.1f}' if found else '–'
+
+
+def tallrec(root: Path) -> str:
+    "AUC x 100 on films over the number of training examples: the six baselines, two simple rows, the language models."
+    path = root / 'figures' / f'{TALLREC}.long.csv'
     if not path.exists(): return 'not yet computed'
-    rows = [r for r in long_rows(path) if all(r[c] == v for c, v in keep.items())]
-    values = values or tuple(dict.fromkeys(r[spread] for r in rows))
-    cells = {(r['dataset'], r['method'], r[spread]): r for r in rows}
-    seeds = {(r['dataset'], r['method']): r['seeds'] for r in rows}
-    head = ['dataset', 'method', *(text for v in values for text in (v, 'paper')), 'seeds']
-    return table(head, [[*key, *(text for v in values for text in ours_and_paper(cells.get((*key, v)))), seeds[key]] for key in seeds])
+    rows = [r for r in long_rows(path) if r['protocol'] == 'as_published' and r['dataset'] == 'movie']
+    settings = sorted({r['setting'] for r in rows}, key=lambda x: int(x[2:]))
+    at = {(r['method'], r['setting']): r for r in rows}
+    tuned = [m for m in dict.fromkeys(r['method'] for r in rows) if m.startswith('TALLRec')]
+    of = lambda k: [r for r in rows if r['method'] in BASELINES and r['setting'] == k]
+    lines = [['six sequential recommenders, lowest to highest', *(f"{span(of(k), 'value')} / {span(of(k), 'paper')}" for k in settings)]]
+    lines += [[SIMPLE.get(m, m), *(cell(at.get((m, k)), '.1f') for k in settings)] for m in (*SIMPLE, *tuned) if any((m, k) in at for k in settings)]
+    return table(['', *(f'{k[2:]} examples' for k in settings)], lines)
+
+
+def llamarec(root: Path) -> str:
+    "NDCG@10 by dataset: the retrievers, and the language model that orders the candidates of one of them."
+    path = root / 'figures' / f'{LLAMAREC}.long.csv'
+    if not path.exists(): return 'not yet computed'
+    rows = [r for r in long_rows(path) if r['metric'] == 'NDCG@10']
+    at = {(r['method'], r['dataset']): r for r in rows}
+    datasets = [d for d in dict.fromkeys(r['dataset'] for r in rows)]
+    models = [m for m in dict.fromkeys(r['method'] for r in rows) if m.startswith('LlamaRec')]
+    for m, d in [(m, d) for m in models for d in datasets if (m, d) in at]:    # the paper's LlamaRec is another model under the same name
+        theirs = published(root, 'llamarec', artefact='table1', dataset=d, method='LlamaRec', metric='NDCG@10')
+        at[m, d] = at[m, d] | dict(paper=at[m, d]['paper'] or (theirs[0] if theirs else ''))
+    lines = [[RANKED.get(m, m), *(cell(at.get((m, d)), '.3f') for d in datasets)] for m in (*RANKED, *models) if any((m, d) in at for d in datasets)]
+    return table(['', *(DATASETS.get(d, d) for d in datasets)], lines)
+
+
+def bounds(row: dict, spec: str) -> str:
+    "'value [low, high]'."
+    return cell(row | dict(paper=''), spec).removesuffix(' / –')
+
+
+def liked(root: Path) -> list[str]:
+    "What TALLRec's table says, in plain words."
+    path = root / 'figures' / f'{TALLREC}.long.csv'
+    rows = [r for r in long_rows(path) if r['protocol'] == 'as_published' and r['dataset'] == 'movie'] if path.exists() else []
+    counter = next((r for r in rows if r['method'] == 'History like-rate'), None)
+    if counter is None: return []
+    base = [r for r in rows if r['method'] in BASELINES and r['paper']]
+    tuned = [r for r in rows if r['method'].startswith('TALLRec')]
+    theirs = published(root, 'tallrec', artefact='table3', dataset='movie', method='TALLRec')
+    said = f"The share of likes among a person's earlier verdicts, for which no title is read and nothing is learnt, scores {bounds(counter, '.1f')}"
+    if theirs: said += f'; the published TALLRec scores {min(theirs):.1f} to {max(theirs):.1f}'
+    if base: said += f", and {sum(r['covered'] == 'true' for r in base)} of the {len(base)} numbers published for six recommenders that learn from ids lie within our intervals"
+    most = max((int(r['setting'][2:]) for r in tuned), default=0)
+    last = [f"{r['method'].partition(' (')[2].rstrip(')') or 'the model'} {bounds(r, '.1f')}" for r in tuned if r['setting'] == f'K={most}']
+    return [f'{said}.', *([f"Tuned here in the way of TALLRec with {most} examples: {', '.join(last)}."] if last else [])]
+
+
+def ordered(root: Path) -> list[str]:
+    "What LlamaRec's table says, in plain words."
+    path = root / 'figures' / f'{LLAMAREC}.long.csv'
+    at = {(r['method'], r['dataset']): r for r in long_rows(path) if r['metric'] == 'NDCG@10'} if path.exists() else {}
+    pairs = [(m, d, at['Retriever order', d], r) for (m, d), r in at.items() if m.startswith('LlamaRec') and ('Retriever order', d) in at]
+    if not pairs: return []
+    said = ', '.join(f"from {float(a['value']):.3f} to {bounds(b, '.3f')} on {DATASETS.get(d, d)}" for _, d, a, b in pairs)
+    name = pairs[0][0].partition(' (')[2].rstrip(')') or 'the model'
+    return [f'When a language model ({name}) puts the twenty candidates of a small recommender in order, as in LlamaRec, the score of the list (NDCG@10, 1 is best) goes {said}.']
+
+
+def findings(root: Path) -> str:
+    "What was found on the real data, in sentences without a term of the trade."
+    return ' '.join(liked(root) + ordered(root)) or 'Nothing has been computed yet.'
+
+
+def published(root: Path, paper: str, **wanted) -> list[float]:
+    "The numbers that a paper prints for what is wanted."
+    path = root / 'data' / 'paper_numbers' / f'{paper}.csv'
+    if not path.exists(): return []
+    with path.open(encoding='utf-8', newline='') as f:
+        return [float(r['value']) for r in csv.DictReader(f) if all(r[k] == v for k, v in wanted.items())]
 
 
 def expected_numbers(root: Path) -> str:
-    "The tables of `TABLES`, each with the file that it was read from."
-    return '\n\n'.join(f'**{heading}**, from `figures/{file}`:\n\n{expected(root / "figures" / file, *how)}' for file, heading, *how in TABLES)
+    "The two tables, each with what it measures and the file that it was read from."
+    return '\n\n'.join((
+        f'**Will this person like this film?** AUC x 100 (50 is guessing) on the films that TALLRec published, from `figures/{TALLREC}.csv`. ' +
+        'What stands in brackets behind TALLRec is the language model that was tuned here; the published one has 7 billion weights.', tallrec(root),
+        f'**What comes next?** Everybody\'s last item is hidden and has to be found among all items; NDCG@10 is 1 when it comes first and falls to 0 from ' +
+        f'the eleventh place on. From `figures/{LLAMAREC}.csv`.', llamarec(root)))
+
+
+def hours(root: Path, profile: str) -> str:
+    "How long the runs of a profile took together, from its records."
+    seconds = 0.
+    for path in sorted((root / 'data' / 'records' / profile).glob('*.zip')):
+        with zipfile.ZipFile(path) as z:
+            seconds += sum(json.loads(z.read(n))['seconds'].get('total', 0) for n in z.namelist() if n.endswith('.provenance.json'))
+    return f'{seconds / 3600:,.0f} hours of one core of an x86 server; the records are here, so figures are made in minutes' if seconds else ''
+
+
+def times(root: Path) -> str:
+    "The profiles: data, language model, time."
+    return table(['profile', 'data', 'language model', 'how long'], [
+        ['`miniature` (default)', 'the invented world', 'the miniature Llama', 'minutes on two CPU cores'],
+        ['`miniature-full`', 'the same, five seeds', 'the same', hours(root, 'miniature-full') or 'hours on a CPU'],
+        ['`real-cpu`', 'the real datasets', 'a small one, named in every caption', hours(root, 'real-cpu') or 'days on a CPU'],
+        ['`paper`', 'the real datasets', 'Llama-2-7b in 4 bits', 'not run here; one GPU with 24 GB']])
 
 
 def filled(root: Path) -> str:
     "README.md with its generated parts made anew."
     text = (root / 'README.md').read_text(encoding='utf-8')
-    for name, fill in {'expected-numbers': expected_numbers, 'notebook-map': notebook_map}.items():
+    for name, fill in {'findings': findings, 'expected-numbers': expected_numbers, 'times': times, 'notebook-map': notebook_map}.items():
         between = re.compile(rf'(<!-- {name} -->\n).*?(<!-- /{name} -->)', flags=re.S)
         if len(between.findall(text)) != 1: sys.exit(f'README.md needs the markers <!-- {name} --> and <!-- /{name} --> exactly once.')
         body = fill(root)

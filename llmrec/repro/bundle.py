@@ -35,7 +35,7 @@ from ..runs.records import commit, records_of, write_atomic
 from .reproduce import executed_path, load_profile, load_stamp, manifest, outputs, parameters, stamp_path, state
 
 # %% ../../nbs/99_bundle.ipynb #124bb4a2
-TREE = ('CHANGELOG.md', 'CITATION.cff', 'CONTRIBUTING.md', 'LICENSE', 'MANIFEST.in', 'Makefile', 'artefacts.yaml', 'requirements.lock', 'settings.ini', 'setup.py', 'profiles/*.yaml',
+TREE = ('CHANGELOG.md', 'CITATION.cff', 'CONTRIBUTING.md', 'GUIDE.md', 'LICENSE', 'MANIFEST.in', 'Makefile', 'artefacts.yaml', 'requirements.lock', 'settings.ini', 'setup.py', 'profiles/*.yaml',
         'nbs/*.ipynb', 'llmrec/**/*.py', 'tests/*.json', 'tests/*.py', 'tools/*.py', 'book/*.py', 'book/*.md',
         'book/api/*.md', 'book/_static/*', 'data/paper_numbers/*.csv', 'data/miniature/llama/*')
 
@@ -141,7 +141,8 @@ def caption(m: Made) -> str:
     "The artefact's caption as plain text; '' when it has none."
     texts = {Path(name).name.split('.', 1)[1]: inside for name, inside in m.files.items() if name.endswith('.md')}
     text = (texts.get('caption.md') or texts.get('md') or b'').decode().strip()
-    return re.sub(r'\\([^a-zA-Z0-9\s])', r'\1', text.split('\n\n')[-1])
+    text = text if 'caption.md' in texts else text.split('\n\n')[-1]
+    return re.sub(r'\\([^a-zA-Z0-9\s])', r'\1', ' '.join(re.sub('</?small>', '', text).split()))
 
 # %% ../../nbs/99_bundle.ipynb #54d72dc1
 FORMATS = {'.md': 'text/markdown', '.tex': 'application/x-tex', '.ipynb': 'application/x-ipynb+json', '.npz': 'application/zip', '.yaml': 'application/yaml',

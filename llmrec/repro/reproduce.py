@@ -9,8 +9,8 @@ __all__ = ['SECTIONS', 'NEVER_EMPTY', 'STAMP', 'INPUTS', 'STATES', 'WORKER_MIB',
            'data_used', 'inputs', 'stamp_path', 'load_stamp', 'sha256', 'outputs', 'changes', 'reasons',
            'executed_path', 'failure_path', 'state', 'QuietKernel', 'keep_executed', 'run_notebook', 'events_path',
            'happened', 'write_stamp', 'execute', 'end_with', 'pool', 'in_process', 'side_by_side', 'minutes', 'left',
-           'progress', 'parse', 'overrides', 'check_profile', 'wanted', 'cost', 'looked_at', 'describe',
-           'check_writable', 'report', 'make', 'reproduce', 'carried', 'main']
+           'progress', 'parse', 'overrides', 'check_profile', 'wanted', 'cost', 'spent', 'cost_of_all',
+           'check_writable', 'report', 'make', 'reproduce', 'finding', 'carried', 'main']
 
 # %% ../../nbs/97_reproduce.ipynb #6aa59258
 import sys
@@ -527,22 +527,32 @@ def cost(artefact: str, profile: str) -> str:
     return f'notebook {minutes(notebook)}' + (f', {len(seconds)} of its {len(sides)} records are here and took {minutes(sum(seconds))}' if sides else '')
 
 # %% ../../nbs/97_reproduce.ipynb #7ad765dd
-def looked_at(artefact: str, profile: str, values: dict) -> tuple[str, list[str]]:
-    "`state` for one who only looks: 'unchecked' where data are not on this machine; nothing is downloaded."
-    with patch.dict(os.environ, {'LLMREC_OFFLINE': '1'}):
-        try: return state(artefact, profile, values)
-        except LlmrecError as e: return 'unchecked', [str(e)]
+def spent(artefact: str, profile: str) -> tuple[float, dict] | None:
+    "Seconds of the notebook, and of each of its records that is here (name -> seconds); None where it was not made."
+    stamp = load_stamp(artefact, profile)
+    if not stamp or 'records' not in stamp: return None
+    sides = {name: records_of(profile) / f'{name}.provenance.json' for name in stamp['records']}
+    seconds = {name: json.loads(p.read_text(encoding='utf-8'))['seconds'].get('total', 0) for name, p in sides.items() if p.exists()}
+    return max(0, stamp['seconds'] - stamp['runs']['seconds']), seconds
 
-def describe(artefact: str, profile: str, values: dict, found: tuple, detail: str) -> str:
-    "A line on an artefact: its state, why, and for `detail` 'inputs' what it is made from or 'cost' how long it took."
-    what, why = found
-    said = f'{artefact}: {what}' + (f" ({'; '.join(why)})" if why and what != 'missing' else '')
-    if detail == 'cost': said += f'; {cost(artefact, profile)}'
-    if detail == 'inputs':
-        data = ', '.join(n for n in data_used(values) if n != 'paper numbers') if what != 'unchecked' else ''
-        records = len((load_stamp(artefact, profile) or {}).get('records', ()))
-        said += f"; nbs/{manifest()[artefact]}, {f'data {data}' if data else 'no data'}, {records} records"
-    return said
+def cost(artefact: str, profile: str) -> str:
+    "How long the artefact and its records took when they were made, as far as is known; else how long with another profile."
+    found = spent(artefact, profile)
+    if found is None:
+        others = [(p, s) for p in profiles() if p != profile and (s := spent(artefact, p))]
+        if not others: return 'time unknown'
+        return 'time unknown here; with profile ' + ', '.join(f'{p} {minutes(notebook + sum(seconds.values()))}' for p, (notebook, seconds) in others)
+    notebook, seconds = found
+    records = len(load_stamp(artefact, profile)['records'])
+    return f'notebook {minutes(notebook)}' + (f', {len(seconds)} of its {records} records are here and took {minutes(sum(seconds.values()))}' if records else '')
+
+def cost_of_all(artefacts: list, profile: str) -> str:
+    "What the artefacts took together, a record that several share counted once; '' where none was made before."
+    found = [s for a in artefacts if (s := spent(a, profile))]
+    if not found: return ''
+    seconds = {name: s for _, of in found for name, s in of.items()}
+    known = f'{len(found)} of {len(artefacts)} artefacts have been made before: notebooks {minutes(sum(n for n, _ in found))}'
+    return f'in all: {known}, {len(seconds):,} records {minutes(sum(seconds.values()))}'
 
 # %% ../../nbs/97_reproduce.ipynb #7a60964a
 def check_writable(*folders: Path) -> None:
@@ -594,10 +604,20 @@ def reproduce(
     todo = [a for a in meant if force or states[a][0] != 'fresh']
     for a in todo if show == 'cost' else meant:
         print(describe(a, profile, plan[a], states[a], show) + (f', to be made by nbs/{manifest()[a]}' if a in todo and not show else ''), flush=True)
+    if show == 'cost' and (told := cost_of_all(todo, profile)): print(told, flush=True)
     if show: return []
     failed = make({a: plan[a] for a in todo}, profile, force=force, **how) if todo else []
+    said = {a: text for a in meant if (text := finding(a, profile))}
+    if said: print('What was found:', *(f'  {a}: {text}' for a, text in said.items()), sep='\n', flush=True)
     print(f"profile {profile}: artefacts are in {output_root() / 'figures' / profile}", flush=True)
     return failed
+
+# %% ../../nbs/97_reproduce.ipynb #236606bd
+def finding(artefact: str, profile: str) -> str:
+    "The sentence with which the artefact's caption begins; '' where there is no caption, or only one of identities."
+    path = stamp_path(artefact, profile).with_suffix('.caption.md')
+    parts = path.read_text(encoding='utf-8').strip().split('\n\n') if path.exists() else []
+    return parts[0] if len(parts) > 2 else ''
 
 # %% ../../nbs/97_reproduce.ipynb #b0ba7de8
 WORKER_MIB = 700    # of a worker with torch and a dataset

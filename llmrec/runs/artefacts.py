@@ -91,8 +91,9 @@ def _cells(frame: pl.DataFrame, formats: dict, bold, escape, strong: str) -> lis
             for i, row in enumerate(frame.iter_rows(named=True))]
 
 def _right(frame: pl.DataFrame) -> list[bool]:
-    "Which columns stand on the right: numbers, and text that begins like one in every cell."
-    def numeral(column): return column.dtype == pl.String and len(x := column.drop_nulls()) and x.str.contains(r'^[-+<]?\d').all()
+    "Which columns stand on the right: numbers, and text that is one in every cell, with or without its interval."
+    one = r'^[-+<]?\d[\d.,]*( ?%)?( \[.*\]| to [-+]?\d[\d.,]*)?$'
+    def numeral(column): return column.dtype == pl.String and len(x := column.drop_nulls()) and x.str.contains(one).all()
     return [column.dtype.is_numeric() or bool(numeral(column)) for column in frame]
 
 def _grouped(frame: pl.DataFrame, rows: list, by: str, line: Callable) -> list:
