@@ -23,7 +23,8 @@ class LlmrecError(ValueError):
     "Input that cannot be used; the message is one sentence for the person who gave it, on one line."
     def __init__(self, message: str = ''):
         line = re.sub(r'[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+', ' ', str(message))
-        if len(line) > LONGEST: line = f'{line[:LONGEST * 3 // 4]} … {line[-LONGEST // 4:]}'    # begins with what is wrong, ends with what to do
+        if len(line) > LONGEST:    # it begins with what is wrong and ends with what to do
+            line = f'{line[:LONGEST * 3 // 4]} … {line[-LONGEST // 4:]}'
         super().__init__(line)
 
 # %% ../nbs/90_paths.ipynb #74364ced
