@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'HIDDEN', 'USER', 'ITEM', 'RATING', 'TIMESTAMP', 'TITLE', 'AUTHOR', 'SCORE', 'RANK', 'LlmrecError', 'known',
-           'parse_json', 'read_json', 'json_or_none', 'redacted', 'root', 'output_root', 'below', 'data_dir', 'raw_dir',
-           'miniature_dir', 'models_dir', 'records_dir', 'checkpoints_dir', 'figures_dir', 'output_to']
+           'parse_json', 'read_json', 'json_or_none', 'secret_values', 'redacted', 'root', 'output_root', 'below',
+           'data_dir', 'raw_dir', 'miniature_dir', 'models_dir', 'records_dir', 'checkpoints_dir', 'figures_dir',
+           'output_to']
 
 # %% ../nbs/90_paths.ipynb #1c69aa63
 import contextlib
@@ -81,12 +82,17 @@ _NAMED = re.compile(r'(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL
 _BEARER = re.compile(r'\b((?i:bearer|basic))(\s+|%20)(?=\S*(\d|=|[a-z][A-Z]))[\w.~+/=-]{4,}')
 _CREDENTIALS = re.compile(r'(\b[a-z][a-z0-9+.-]*://)[^\s/@"\'\\<>]+@', re.I)
 
+def secret_values() -> list[str]:
+    "The values of the environment variables that are named like a key."
+    return [v.strip() for name, v in os.environ.items() if _NAMED.search(name)]
+
 def redacted(
     text: str,
     *more: str,  # further secrets, whatever their variables are called
+    named: list[str] | None = None,  # from `secret_values`, for one who has many texts
 ) -> str:
     "`text` with `[hidden]` in the place of keys, bearer tokens and the credentials of addresses."
-    named = [v.strip() for name, v in os.environ.items() if _NAMED.search(name)]
+    named = secret_values() if named is None else named
     for value in sorted((v for v in {*named, *more} if len(v) > 5), key=len, reverse=True):
         text = text.replace(value, HIDDEN)
     return _CREDENTIALS.sub(rf'\1{HIDDEN}@', _BEARER.sub(rf'\1\2{HIDDEN}', text))
