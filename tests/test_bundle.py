@@ -100,6 +100,12 @@ def test_numbers_of_tables_are_no_rating_rows():
     check_no_data({'figures/p/a.csv': b'ml-100k,LRURec,0.0573,6738415616\nfilms,5,4,3,1234567\n', 'figures/p/a.svg': b'M 100000000 200000000 L 3, 4, 5, 100'})
 
 
+@pytest.mark.parametrize('row', ['A1,B1,nan,1388534400', '276725,034545104X,0.0', '"276725";"0155061224";"5"', '12\\t0155061224\\t10'])
+def test_rows_of_the_other_datasets_are_refused_too(row):
+    with pytest.raises(LlmrecError, match='shows rating rows'): check_no_data({'figures/x/a.csv': f'a\n{row}\n'.encode()})
+    check_no_data({'figures/x/a.csv': row.replace('034545104X', '0345451049').replace('0155061224', '0155061225').replace('nan', '0.0573').encode()})
+
+
 def test_checksums(unpacked):
     done = subprocess.run(['sha256sum', '--strict', '-c', 'SHA256SUMS'], cwd=unpacked, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -176,3 +176,11 @@ def test_stored_vectors_of_another_shape(out, content, monkeypatch):
     if isinstance(content, bytes): path.write_bytes(content)
     else: np.save(path, content)
     with pytest.raises(LlmrecError, match='cannot be read .* delete the file'): encoders.encode_texts(['a', 'b'], cfg)
+
+
+def test_a_complaint_is_one_line_of_a_length_that_can_be_read():
+    import pickle
+    from llmrec.paths import known
+    with pytest.raises(LlmrecError) as e: known('column', 'a', ['x\ny', 'z' * 10**6])
+    assert str(e.value).startswith("Unknown column 'a'. Known: x y") and len(str(e.value)) < 2100 and str(e.value).endswith('z.')
+    assert str(pickle.loads(pickle.dumps(e.value))) == str(e.value) and str(LlmrecError('short')) == 'short'

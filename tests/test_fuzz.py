@@ -29,7 +29,7 @@ from llmrec.runs.records import load_record
 
 ROOT = Path(__file__).resolve().parent.parent
 MANY = int(os.environ.get('LLMREC_FUZZ', 0))
-fuzz = settings(max_examples=MANY or 60, deadline=None, derandomize=not MANY, database=None,
+fuzz = settings(max_examples=MANY or 25, deadline=None, derandomize=not MANY, database=None,
                 suppress_health_check=list(HealthCheck))
 
 BX = '"User-ID";"ISBN";"Book-Rating"\r\n"1";"034";"5"\r\n"2";"035";"0"\r\n'

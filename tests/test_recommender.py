@@ -113,7 +113,7 @@ def test_formats_agree(log, tmp_path):
 
 
 @pytest.mark.parametrize('damage, said', [
-    (lambda p: (p / 'recommender.json').unlink(), 'no recommender'), (lambda p: (p / 'recommender.json').write_text('[]'), 'another version'),
+    (lambda p: (p / 'recommender.json').unlink(), 'no recommender'), (lambda p: (p / 'recommender.json').write_text('[]'), 'must hold names and values'),
     (lambda p: (p / 'items.parquet').write_bytes(b'PAR1'), 'damaged'), (lambda p: (p / 'retriever.safetensors').write_bytes(b'x' * 20), 'damaged'),
     (lambda p: (p / 'adapter/adapter_model.safetensors').unlink(), 'no adapter'),
 ], ids=['gone', 'list', 'items', 'weights', 'adapter'])

@@ -97,8 +97,8 @@ def read_genres(path) -> list[str]:
     with open_text(path, 'latin-1') as f: lines = [line.rstrip('\n') for line in f]
     for number, line in enumerate(lines, 1):
         if line.strip() and (line.count('|') != 1 or not is_number(line.split('|')[1])):
-            raise LlmrecError(f"{path}, line {number}: {line[:40]!r}, expected a name and a number with '|' between; "
-                              'repair the line or fetch the file again.')
+            raise LlmrecError(f"{path}, line {number}: {line[:40]!r}, expected a name and a number with '|' "
+                              'between; repair the line or fetch the file again.')
     rows = [line.split('|') for line in lines if line.strip()]
     return [name for name, _ in sorted(rows, key=lambda r: int(r[1]))]
 
@@ -150,8 +150,8 @@ def read_u_user(path) -> pl.DataFrame:
     with open_text(path, 'latin-1') as f: rows = [line.rstrip('\n').split('|') for line in f]
     for number, row in enumerate(rows, 1):
         if len(row) != 5 or not (is_number(row[0]) and is_number(row[1])):
-            raise LlmrecError(f"{path}, line {number}: {len(row)} fields beginning with {row[:2]}, expected {', '.join(columns)} "
-                              "between '|'; repair the line or fetch the file again.")
+            raise LlmrecError(f'{path}, line {number}: {len(row)} fields beginning with {row[:2]}, expected '
+                              f"{', '.join(columns)} between '|'; repair the line or fetch the file again.")
     frame = pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient='row')
     return frame.with_columns(pl.col(USER, 'age').cast(pl.Int64))
 

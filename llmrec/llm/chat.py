@@ -159,8 +159,8 @@ def one_scale(
     return (exact if use == 'logprobs' else coarse), use
 
 # %% ../../nbs/39a_chat.ipynb #b55137ce
-CONTROL = re.compile(r'(?<=[<\[])(?=\|[^|<>]+\|>|/?s>|/?think>|(bos|eos|pad|unk|mask)>|(start|end)_of_(turn|text|image)>'
-                     r'|/?INST\]|/?<?/?SYS>>)', re.I)
+CONTROL = re.compile(r'(?<=[<\[])(?=\|[^|<>]+\|>|/?s>|/?think>|(bos|eos|pad|unk|mask)>|'
+                     r'(start|end)_of_(turn|text|image)>|/?INST\]|/?<?/?SYS>>)', re.I)
 
 def defused(prompt: str) -> str:
     "`prompt` with a space after the first character of what a server may take for a control token."
@@ -280,7 +280,8 @@ def one_sentence(endpoint: EndpointConfig, kept) -> Iterator[None]:
     "Turn the client's or server's error into an `LlmrecError` that also says what is kept, from `kept()`."
     try: yield
     except openai.OpenAIError as e:
-        raise LlmrecError(f'{where_is(endpoint)} {complaint(e, endpoint)}; {kept()}.') from None    # whose text may hold the key
+        # not from e, whose text may hold the key
+        raise LlmrecError(f'{where_is(endpoint)} {complaint(e, endpoint)}; {kept()}.') from None
     except json.JSONDecodeError as e:
         raise LlmrecError(f"{where_is(endpoint)} answers, but not in JSON ({e}); {kept()}.") from None
 

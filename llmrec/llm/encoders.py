@@ -128,7 +128,8 @@ def load_encoder(
     with one_sentence(f"The encoder '{cfg.name}'", remedy):
         model = load_checked(transformers.AutoModel, source, headless=True, revision=revision,
                              dtype=torch.float32)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision,
+                                                               trust_remote_code=False)
     model = model.to('cuda:0' if torch.cuda.is_available() else 'cpu').requires_grad_(False).eval()
     return Encoder(model, tokenizer, identity)
 
@@ -211,7 +212,8 @@ def stored_vectors(
             write_atomic(path, buffer.getvalue())
         try:
             found = np.load(path)
-            if found.dtype != np.float32 or found.ndim != 2 or len(found) != len(texts) or not np.isfinite(found).all():
+            whole = found.dtype == np.float32 and found.ndim == 2 and len(found) == len(texts)
+            if not (whole and np.isfinite(found).all()):
                 raise ValueError(f'{found.dtype} of shape {found.shape} for {len(texts)} texts')
             return found
         except (OSError, ValueError, EOFError) as e:

@@ -144,7 +144,8 @@ def read_note(
     "The note in `folder`, {} when there is none; an `LlmrecError` when it cannot be read."
     path = Path(folder) / NOTE
     if not path.is_file(): return {}
-    try: return read_json(path, dict(files=dict), 'delete its folder to have the model made again, or get it again')
+    remedy = 'delete its folder to have the model made again, or get it again'
+    try: return read_json(path, dict(files=dict), remedy)
     except LlmrecError as e: raise LlmrecError(f'This is not the note of a model: {e}') from None
 
 # %% ../../nbs/95_pretrained.ipynb #3194cde4
@@ -290,7 +291,8 @@ def one_sentence(
     except LlmrecError: raise
     except Exception as e:
         if 'trust_remote_code' in str(e):
-            raise LlmrecError(f'{what} needs program code from its own files, which is not executed here; {remedy}.') from None
+            raise LlmrecError(f'{what} needs program code from its own files, which is not executed here; '
+                              f'{remedy}.') from None
         why = redacted((str(e).strip().splitlines() or [type(e).__name__])[0])
         raise LlmrecError(f'{what} cannot be loaded ({why}); {remedy}.') from None
 

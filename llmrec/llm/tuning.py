@@ -299,7 +299,8 @@ def read_adapter(
     config = read_json(Path(folder) / 'adapter_config.json', remedy='tune again, or get the folder again')
     try: return config, load_file(Path(folder) / 'adapter_model.safetensors')
     except (OSError, ValueError, SafetensorError) as e:
-        raise LlmrecError(f'The adapter in {folder} cannot be read ({e}); tune again, or get the folder again.') from None
+        raise LlmrecError(f'The adapter in {folder} cannot be read ({e}); '
+                          'tune again, or get the folder again.') from None
 
 # %% ../../nbs/36_tuning.ipynb #a27a1d23
 def layer_sizes(layer) -> tuple[int, int]:
@@ -641,8 +642,8 @@ def last_checkpoint(
     found = sorted(Path(work).glob('checkpoint-*[0-9]'), key=lambda p: int(p.name.split('-')[-1]), reverse=True)
     for folder in found:
         if random_states(folder) and whole(folder) and with_best(folder): return folder
-        said = f'The checkpoint {folder} is not complete and is thrown away; tuning goes on from the one before, or begins again.'
-        logging.getLogger(__name__).warning(said)
+        logging.getLogger(__name__).warning(f'The checkpoint {folder} is not complete and is thrown away; tuning '
+                                            'goes on from the one before, or begins again.')
         shutil.rmtree(folder)
     return None
 
