@@ -338,7 +338,7 @@ def test_the_chat_interface_says_the_same(tmp_path, llama):
 
 def test_names_and_values_are_checked_before_anything_runs():
     below, llama = for_dataset('films'), BackboneConfig('tiny')
-    for name, values, said in (('P6', {}, "Did you mean 'P5'?"), ('P5', {'numbering': 'randm'}, "Did you mean 'random'?"),
+    for name, values, said in (('GPT3Rec', {}, "Did you mean 'GPT4Rec'?"), ('P5', {'numbering': 'randm'}, "Did you mean 'random'?"),
                                ('POD', {'vector': 2}, "Did you mean 'vectors'?"), ('PALR', {'tuning': {'lrr': 1.}}, "Did you mean 'lr'?"),
                                ('RecMind', {'steps': 0}, 'at least 1'), ('GPT4Rec', {'queries': 9}, 'raise beams')):
         with pytest.raises(LlmrecError) as e: systems.make_run(name, values, below, llama)
