@@ -15,10 +15,12 @@ from pathlib import Path
 
 import yaml
 
-from llmrec.experiments import readings, tallrec
+from llmrec.experiments import readings, systems, tallrec
+from llmrec.experiments import study as llamarec_study
 from llmrec.experiments.tallrec_study import TallrecStudy, chosen_rates, llm_run, study
 from llmrec.runs.grid import run_all
 from llmrec.runs.records import Failed
+from llmrec.systems import p5
 
 PROFILE = 'real-cpu'
 SETTINGS = yaml.safe_load(Path(__file__).with_suffix('.yaml').read_text(encoding='utf-8'))
@@ -66,6 +68,18 @@ def read(s: TallrecStudy, k: int) -> None:
     say(readings.run, [readings.ReadingRun(r, d, seed=r.seed, rows=rows) for r in draws(s, k) if r.variant == 'TALLRec'], f'{d} read')
 
 
+def five() -> None:
+    "The five systems of LlamaRec's Table 4, P5 once a numbering, the cheapest first."
+    values = SETTINGS['parameters'] | SETTINGS['artefacts']['llamarec/table4'] | dict(profile=PROFILE)
+    s = llamarec_study.study(**{k: v for k, v in values.items() if k in {f.name for f in fields(llamarec_study.LlamaRecStudy)}})
+    named = values['systems']
+    order = {'P5': named['P5']} | systems.numbered(named['P5'], p5.NUMBERINGS) | {n: named[n] for n in ('POD', 'GPT4Rec', 'PALR', 'RecMind')}
+    for d in values['system_datasets']:
+        runs = systems.system_runs(s, d, order, values['system_users'], values['system_backbone'])
+        for name, record in systems.recorded(runs, PROFILE).items():
+            print(f'{d} {name}: {record.error if isinstance(record, Failed) else record.metrics["overall"]}', flush=True)
+
+
 def parts() -> dict:
     "Name -> function without arguments."
     out = {}
@@ -75,7 +89,7 @@ def parts() -> dict:
             out[f'{d}-{k}'] = lambda d=d, k=k: [say(tallrec.run, draws(s, k), f'{d} K={k}') for s in protocols(d)]
             out[f'{d}-{k}-read'] = lambda d=d, k=k: [read(s, k) for s in protocols(d)]
         out[f'{d}-AT'] = lambda d=d: [say(tallrec.run, [llm_run(s, (d,), 'AT', 0, s.llm_seeds[0])], f'{d} AT') for s in protocols(d)[1:]]
-    return out
+    return out | dict(systems=five)
 
 
 if __name__ == '__main__':

@@ -211,7 +211,8 @@ NO_PART = (RECIPE_FILE, NOTE)  # of a model: how it was made (notebook 96a), and
 
 def model_type(folder) -> str:
     "The type of model that config.json in `folder` names; an `LlmrecError` when the file cannot be read."
-    return read_json(Path(folder) / 'config.json', remedy='get the folder of the model again').get('model_type', 'model')
+    path = Path(folder) / 'config.json'
+    return read_json(path, remedy='get the folder of the model again').get('model_type', 'model')
 
 # %% ../../nbs/32_backbones.ipynb #785b3dc3
 def folder_identity(folder) -> str:
@@ -373,32 +374,35 @@ def load_backbone(
     return Backbone(model, prepare_tokenizer(tokenizer), identity, cfg.dtype, commit)
 
 # %% ../../nbs/32_backbones.ipynb #a7e71ef9
-WEIGHTS, TOKENIZERS = ('*.safetensors', '*.bin'), ('tokenizer.json', 'tokenizer.model', 'spiece.model', 'vocab.*')
+WEIGHTS = ('*.safetensors', '*.bin')
+TOKENIZERS = ('tokenizer.json', 'tokenizer.model', 'spiece.model', 'vocab.*')
 
 def check_folder(folder: Path) -> None:
     "Raise an `LlmrecError` when a part of the model in `folder` is missing."
     model_type(folder)
-    index = json_or_none(folder / 'model.safetensors.index.json') or {}
-    parts = sorted(set(index['weight_map'].values())) if isinstance(index.get('weight_map'), dict) else []
-    lost = [name for name in parts if not (folder / name).is_file()]
-    if not any(any(folder.glob(pattern)) for pattern in WEIGHTS): lost.append('the weights (*.safetensors)')
-    if not any(any(folder.glob(pattern)) for pattern in TOKENIZERS): lost.append('the tokenizer (tokenizer.json)')
-    if lost: raise LlmrecError(f'The backbone folder {folder} lacks {lost[0]}; get the folder of the model again.')
+    index = json_or_none(folder / 'model.safetensors.index.json', dict(weight_map=dict)) or dict(weight_map={})
+    lost = [name for name in sorted(set(index['weight_map'].values())) if not (folder / name).is_file()]
+    def has(patterns): return any(any(folder.glob(pattern)) for pattern in patterns)
+    if not has(WEIGHTS): lost.append('the weights (*.safetensors)')
+    if not has(TOKENIZERS): lost.append('the tokenizer (tokenizer.json)')
+    if lost:
+        raise LlmrecError(f'The backbone folder {folder} lacks {lost[0]}; get the folder of the model again.')
 
 def check_hub(name: str, revision: str | None) -> None:
     "Raise an `LlmrecError` when the model with the hub id `name` is neither in the cache nor to be had."
     if isinstance(huggingface_hub.try_to_load_from_cache(name, 'config.json', revision=revision), str): return
     if huggingface_hub.constants.HF_HUB_OFFLINE:
-        raise LlmrecError(f"The backbone '{name}' is not in the hub's cache on this machine, and HF_HUB_OFFLINE forbids to fetch it; "
-                          'unset that, or give a folder.')
-    with one_sentence(f"The backbone '{name}'", 'ask for access on its page and set HF_TOKEN, or give a folder with the model'):
+        raise LlmrecError(f"The backbone '{name}' is not in the hub's cache on this machine, and "
+                          'HF_HUB_OFFLINE forbids fetching it; unset that, or give a folder.')
+    remedy = 'ask for access on its page and set HF_TOKEN, or give a folder with the model'
+    with one_sentence(f"The backbone '{name}'", remedy):
         huggingface_hub.HfApi().auth_check(name)
 
 def check_source(cfg: BackboneConfig) -> None:
     "Raise an `LlmrecError` when the model cannot be loaded from where `cfg` says; a small one is fetched or made."
     if cfg.name in ('tiny', 'tiny-metaspace'): return
     source = backbone_source(cfg)
-    if cfg.name in (*RECIPES, 'miniature') or is_gguf(cfg.name) or is_folder(cfg.name): check_folder(Path(source))
+    if Path(source).is_dir() or is_folder(cfg.name): check_folder(Path(source))
     else: check_hub(source, cfg.revision)
 
 # %% ../../nbs/32_backbones.ipynb #363a6a31

@@ -54,7 +54,7 @@ from ..config import digest
 from ..data.datasets import DATASETS, dataset_checksum
 from ..data.yesno import YESNO_DATASETS, yesno_checksum
 from ..runs.grid import connect
-from ..paths import LlmrecError, figures_dir, json_or_none, known, output_root, records_dir, redacted, root
+from ..paths import LlmrecError, figures_dir, json_or_none, known, output_root, records_dir, redacted, root, secret_values
 from ..runs.records import lock, provenance, records_of, sweep, write_atomic
 
 # %% ../../nbs/97_reproduce.ipynb #d2ae4e7a
@@ -99,11 +99,12 @@ def mapping(value, where: str) -> dict:
         if not isinstance(name, str): raise LlmrecError(f'{where}: {name!r} is no name; write a word before the colon.')
     return value
 
-def plain(value, where: str):
+def plain(value, where: str, secrets: list | None = None):
     "`value` when it is made of texts, numbers, true, false, null, lists and mappings; an `LlmrecError` for dates and the like."
-    if isinstance(value, dict): return {k: plain(v, f'{where}.{k}') for k, v in mapping(value, where).items()}
-    if isinstance(value, list): return [plain(v, where) for v in value]
-    if isinstance(value, str) and redacted(value) != value:
+    secrets = secret_values() if secrets is None else secrets
+    if isinstance(value, dict): return {k: plain(v, f'{where}.{k}', secrets) for k, v in mapping(value, where).items()}
+    if isinstance(value, list): return [plain(v, where, secrets) for v in value]
+    if isinstance(value, str) and redacted(value, named=secrets) != value:
         raise LlmrecError(f'{where} holds a password or a key, which would be written into everything that is made; '
                           'set an environment variable instead, and name that (for an endpoint: key_env).')
     if value is None or isinstance(value, (str, int, float, bool)): return value
@@ -573,7 +574,7 @@ def report(n: str, artefact: str, told: dict | None, error: str) -> list[str]:
 def make(plan: dict, profile: str, jobs: int = 1, scheduler: str = '', force: bool = False, keep_going: bool = False) -> list[str]:
     "Make the artefacts of `plan`, each with its parameters; returns what failed, as sentences."
     check_writable(output_root() / 'figures' / profile, executed_path('x/x', profile).parent, records_dir(profile))
-    failed = []
+    failed, jobs = [], jobs if scheduler else carried(jobs)
     with (pool(jobs, len(plan), scheduler) as environment, progress(list(plan), profile, jobs) as made,
           contextlib.closing(side_by_side(plan, profile, jobs, force, environment)) as results):
         for artefact, told, error in results:
@@ -642,7 +643,7 @@ def main(argv=None) -> int:
     os.environ |= {k: v for k, v in QUIET.items() if k not in os.environ}
     show = 'inputs' if args.list else 'cost' if args.dry_run else ''
     try: failed = reproduce(args.artefacts, args.profile, overrides(args.parameter), args.only, show, args.force,
-                            jobs=args.jobs if args.scheduler else carried(args.jobs), scheduler=args.scheduler, keep_going=args.keep_going)
+                            jobs=max(1, args.jobs), scheduler=args.scheduler, keep_going=args.keep_going)
     except LlmrecError as e: print(f'llmrec_reproduce: {e}', file=sys.stderr); return 1
     except KeyboardInterrupt: print('llmrec_reproduce: stopped; start it again to go on where it was', file=sys.stderr); return 130
     for said in failed: print(f'llmrec_reproduce: {said}', file=sys.stderr)

@@ -137,7 +137,7 @@ def short_titles(tokenizer, titles: list, most: int) -> list[str]:
     "The titles cut to `most` tokens."
     return [truncate_title(tokenizer, t, most) for t in titles]
 
-# %% ../../nbs/49b_gpt4rec.ipynb #dd03d14a
+# %% ../../nbs/49b_gpt4rec.ipynb #ba537c1f
 def write_queries(
     backbone: Backbone,
     prompts: list,      # token ids
@@ -150,7 +150,7 @@ def write_queries(
         batch = left_padded(prompts, tok.pad_token_id)
         batch = {k: batch[k].to(backbone.model.device) for k in ('input_ids', 'attention_mask')}
         out = backbone.model.generate(**batch, max_new_tokens=cfg.query_tokens, num_beams=cfg.beams, num_return_sequences=m,
-                                      do_sample=False, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
+                                      length_penalty=0., do_sample=False, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
     new = [row[:row.index(tok.eos_token_id) + 1] if tok.eos_token_id in row else row
            for row in out[:, batch['input_ids'].shape[1]:].tolist()]
     texts = [t.strip().split('\n')[0] for t in tok.batch_decode(new, skip_special_tokens=True)]

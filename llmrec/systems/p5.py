@@ -170,7 +170,7 @@ def prompt(template: str, user: int, history, names: list[str], most: int) -> st
     items = ', '.join(f'item_{names[i]}' for i in history[-most:])
     return template.format(user=user + 1, items=items)
 
-# %% ../../nbs/49d_p5.ipynb #fd2268da
+# %% ../../nbs/49d_p5.ipynb #64adf6d4
 WORDS = 64    # ids in a prompt, at most
 
 def encode(tokenizer, texts) -> dict[str, torch.Tensor]:
@@ -178,10 +178,11 @@ def encode(tokenizer, texts) -> dict[str, torch.Tensor]:
     batch = tokenizer(list(texts), padding=True, return_tensors='pt', return_offsets_mapping=True,
                       padding_side='right', return_token_type_ids=False)
     whole = torch.zeros_like(batch['input_ids'])
-    for row, (text, offsets) in enumerate(zip(texts, batch.pop('offset_mapping').tolist())):
-        for word, found in enumerate(re.finditer(r'(?:user|item)_[\w<>]+', text), 1):
-            inside = [j for j, (a, b) in enumerate(offsets) if a < found.end() and b > found.start()]
-            whole[row, inside] = min(word, WORDS - 1)
+    for row, (text, offsets) in enumerate(zip(texts, batch.pop('offset_mapping').numpy())):
+        spans = np.array([m.span() for m in re.finditer(r'(?:user|item)_[\w<>]+', text)], np.int64).reshape(-1, 2)
+        word = np.searchsorted(spans[:, 0], offsets[:, 1])    # words that begin before the piece ends
+        inside = (word > 0) & (offsets[:, 0] < np.append(0, spans[:, 1])[word]) & (offsets[:, 1] > offsets[:, 0])
+        whole[row] = torch.from_numpy(np.where(inside, np.minimum(word, WORDS - 1), 0))
     return dict(batch) | dict(whole=whole)
 
 # %% ../../nbs/49d_p5.ipynb #7c552fd5

@@ -1,0 +1,380 @@
+"The five systems beside LlamaRec: what is written becomes a list, and nothing that goes wrong on the way is lost."
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import openai
+import pytest
+import torch
+
+from llmrec.data.interactions import from_lists, leave_one_out
+from llmrec.evaluation.ranking import per_user
+from llmrec.experiments import systems
+from llmrec.experiments.retrieval import for_dataset
+from llmrec.llm.backbones import Backbone, BackboneConfig, load_backbone
+from llmrec.llm.chat import EndpointConfig
+from llmrec.llm.tuning import TuningConfig
+from llmrec.paths import LlmrecError
+from llmrec.sequential.simple import markov
+from llmrec.sequential.training import TrainingConfig
+from llmrec.systems import gpt4rec, p5, palr, pod, recmind
+from llmrec.systems.lists import Way, collect, places, sampled, tally, title_finder
+
+WORLD = from_lists([[1, 2, 3, 4, 5], [2, 3, 4, 5, 6], [6, 5, 4, 3, 2], [1, 3, 5, 2, 4], [7, 8, 1, 2, 3]], 8)
+SPLIT = leave_one_out(WORLD)
+TITLES = ['', 'Plonk', 'The Vumse', 'Plonk', 'Ordal', 'Zin', 'Vumse Returns', 'Fenpu', 'Mesal']
+TRAINING = TrainingConfig(lr=3e-3, batch_size=8, epochs=1, validate_every=1)
+
+
+# lists
+
+def slow_collect(written, find, history, k):
+    "The same list, by asking for every item whether an earlier line has taken it."
+    out = []
+    for text in written:
+        free = [i for i in find(text) if i not in set(history)]
+        new = [i for i in free if i not in out]
+        out += new[:1]
+    return tuple(out[:k])
+
+
+def test_every_written_line_is_listed_or_counted():
+    find, lines = title_finder(TITLES), ['plonk', 'Ordal', 'Nowhere', 'The Vumse']
+    for written in itertools.product(lines, repeat=4):
+        for history in ([], [1], [1, 3], [2, 4]):
+            got = collect(written, find, history, 10)
+            assert got['items'] == slow_collect(written, find, history, 10)
+            assert len(got['items']) + len(got['unknown']) + got['repeated'] + got['met'] == len(written)
+            assert not set(got['items']) & set(history)
+
+
+def test_a_repeated_title_that_was_met_counts_as_met_and_one_that_was_listed_as_repeated():
+    find = title_finder(TITLES)
+    assert collect(['Plonk'], find, [1, 3], 5)['met'] == 1
+    assert collect(['Plonk'] * 2, find, [1], 5) == dict(items=(3,), unknown=(), repeated=1, met=0)
+
+
+def test_ranks_and_samples():
+    ways = [Way('', (), (4, 2)), Way('', (), ())]
+    assert places(ways, np.array([2, 2])).tolist() == [2, 0]
+    assert tally(ways)['empty_lists'] == 1
+    truth = np.arange(50) % 3
+    assert sampled(truth, 10).tolist() == sampled(truth, 10).tolist() and (truth[sampled(truth, 10)] > 0).all()
+    assert sampled(truth, 10, seed=1).tolist() != sampled(truth, 10).tolist()
+    with pytest.raises(LlmrecError, match='At least one'): sampled(truth, 0)
+
+
+# P5 and POD
+
+@pytest.mark.parametrize('numbering', p5.NUMBERINGS)
+def test_a_numbering_gives_each_item_a_name_of_its_own(numbering):
+    cfg = p5.P5Config(numbering=numbering, clusters=2, leaf=3)
+    names = p5.item_names(WORLD, SPLIT.train, cfg)
+    assert names[0] == '' and len(set(names)) == WORLD.n_items + 1
+    assert names == p5.item_names(WORLD, SPLIT.train, cfg)
+    tokenizer = p5.id_tokenizer(p5.TEMPLATES, names)
+    assert tokenizer.unk_token_id not in {t for n in names for t in tokenizer(n).input_ids}
+    assert [tokenizer.decode(tokenizer(n).input_ids, skip_special_tokens=True) for n in names] == names
+
+
+def test_only_the_published_numbering_reads_what_is_asked_for():
+    "The held-out items are exchanged; the other numberings do not see it."
+    swapped = WORLD.items.copy()
+    for u in range(len(WORLD)):
+        end = WORLD.offsets[u + 1]
+        swapped[[end - 2, end - 1]] = swapped[[end - 1, end - 2]]
+    other = type(WORLD)(WORLD.offsets, swapped, WORLD.n_items)
+    same = {n: p5.item_names(WORLD, SPLIT.train, p5.P5Config(numbering=n, leaf=3, clusters=2)) ==
+            p5.item_names(other, leave_one_out(other).train, p5.P5Config(numbering=n, leaf=3, clusters=2)) for n in ('random', 'collaborative')}
+    assert same == dict(random=True, collaborative=True)
+    two = from_lists([[1, 2, 3, 4], [1, 2, 4, 3]], 4)
+    first = p5.in_order(p5.reading_order(from_lists([[1, 2, 3, 4]], 4), None, 0), 4)
+    second = p5.in_order(p5.reading_order(from_lists([[1, 2, 4, 3]], 4), None, 0), 4)
+    assert first != second and first[4] > first[3] and second[4] < second[3]
+    train = from_lists([[1, 2], [1, 2]], 4)
+    assert p5.in_order(p5.reading_order(two, train, 0), 4)[1:3] == ['1001', '1002']
+
+
+def test_numbers_have_equally_many_digits():
+    for n in (1, 8999, 9000, 12101, 90000):
+        start = p5.first_number(n)
+        assert len(str(start)) == len(str(start + n - 1)), n
+
+
+def test_a_trie_allows_exactly_the_beginnings_of_items_that_are_open():
+    ids = {1: [5, 6, 9], 2: [5, 7, 9], 3: [8, 6, 9], 4: [8, 6, 6, 9]}
+    trie = p5.Trie(ids)
+    for n in range(5):
+        for met in itertools.combinations(ids, n):
+            closed, left = trie.closed(met), {tuple(t) for i, t in ids.items() if i not in met}
+            for begun in {tuple(t[:k]) for t in ids.values() for k in range(len(t))}:
+                want = {t[len(begun)] for t in left if t[:len(begun)] == begun and len(t) > len(begun)}
+                assert set(trie.allowed(begun, closed)) == want, (met, begun)
+
+
+@pytest.mark.parametrize('numbering', ('random', 'collaborative'))
+def test_with_enough_beams_the_search_is_the_order_of_all_probabilities(numbering):
+    cfg = p5.P5Config(numbering=numbering, leaf=3, clusters=2, beams=6, hidden=16, layers=1)
+    names = p5.item_names(WORLD, SPLIT.train, cfg)
+    model, tokenizer = p5.build(names, cfg)
+    way, = p5.answer(model.eval(), tokenizer, names, from_lists([[1, 2]], 8), np.array([0]), cfg)
+    oracle = p5.log_probabilities(model, tokenizer, way.asked, names)
+    oracle[[0, 1, 2]] = -np.inf
+    assert way.items == tuple(np.argsort(-oracle, kind='stable')[:6].tolist())
+    assert (way.unknown, way.repeated, way.met) == ((), 0, 0)
+
+
+def test_rows_of_a_batch_do_not_see_each_other():
+    cfg = p5.P5Config(numbering='random', beams=4, hidden=16, layers=1)
+    names = p5.item_names(WORLD, SPLIT.train, cfg)
+    model, tokenizer = p5.build(names, cfg)
+    together = p5.answer(model.eval(), tokenizer, names, SPLIT.test_history, np.arange(5), cfg)
+    alone = [p5.answer(model, tokenizer, names, SPLIT.test_history, np.array([u]), cfg)[0] for u in range(5)]
+    assert [w.items for w in together] == [w.items for w in alone]
+
+
+def test_more_beams_than_items_that_are_left():
+    cfg = p5.P5Config(numbering='random', beams=20, hidden=16, layers=1)
+    names = p5.item_names(WORLD, SPLIT.train, cfg)
+    model, tokenizer = p5.build(names, cfg)
+    way, = p5.answer(model.eval(), tokenizer, names, from_lists([[1, 2, 3, 4, 5, 6]], 8), np.array([0]), cfg)
+    assert sorted(way.items) == [7, 8]
+
+
+def test_free_decoding_counts_what_is_no_item():
+    cfg = p5.P5Config(numbering='random', beams=10, hidden=16, layers=1, constrained=False)
+    names = p5.item_names(WORLD, SPLIT.train, cfg)
+    model, tokenizer = p5.build(names, cfg)
+    way, = p5.answer(model.eval(), tokenizer, names, SPLIT.test_history, np.array([0]), cfg)
+    assert len(way.unknown) > 0 and not set(way.unknown) & set(names)
+    assert len(way.written) == len(way.items) + len(way.unknown) + way.repeated + way.met
+
+
+@pytest.mark.parametrize('module, config', ((p5, p5.P5Config), (pod, pod.PODConfig)))
+def test_training_can_be_repeated_and_resumed(tmp_path, module, config):
+    cfg = config(numbering='random', hidden=16, layers=1, training=TRAINING)
+    names = p5.item_names(WORLD, SPLIT.train, cfg)
+    first, _, state = module.train(SPLIT, names, cfg, tmp_path / 'a.pt', progress=False)
+    again, _, resumed = module.train(SPLIT, names, cfg, tmp_path / 'a.pt', progress=False)
+    other, *_ = module.train(SPLIT, names, cfg, progress=False)
+    assert state.curve == resumed.curve and len(state.curve) > 1
+    for a, b, c in zip(first.parameters(), again.parameters(), other.parameters()): assert torch.equal(a, b) and torch.equal(a, c)
+
+
+def test_the_vectors_of_pod_depend_on_the_task_and_change_what_is_read():
+    cfg = pod.PODConfig(numbering='random', hidden=16, layers=1)
+    names = p5.item_names(WORLD, SPLIT.train, cfg)
+    model, tokenizer = pod.build(names, cfg)
+    batch = p5.encode(tokenizer, ['user_1 item_' + names[1]])
+    labels = p5.targets(tokenizer, [names[2]])
+    with torch.no_grad():
+        one, other = (model.eval()(batch | dict(task=torch.tensor([t])), labels) for t in (0, 1))
+        assert one != other
+        model.prompts[1] = model.prompts[0]
+        assert model(batch | dict(task=torch.tensor([1])), labels) == one
+
+
+def test_no_such_t5():
+    with pytest.raises(LlmrecError, match="no T5 called './nowhere'"): p5.build(['', '1001'], p5.P5Config(model='./nowhere'))
+
+
+# GPT4Rec
+
+def test_join_gives_each_query_its_share():
+    assert gpt4rec.join([[1, 2, 3], [4, 5, 6]], [], 4) == (1, 2, 4, 5)
+    assert gpt4rec.join([[1, 2, 3], [1, 2, 3]], [2], 4) == (1, 3)
+    assert gpt4rec.join([[1], [4, 5, 6]], [], 4) == (1, 4, 5, 6)
+
+
+def test_titles_that_are_the_same_are_found_together_by_id():
+    engine = gpt4rec.Engine(TITLES)
+    assert engine.find('plonk') == [1, 3]
+    assert engine.find('nothing of the kind') in ([], [2]) and engine.find('?!') == []
+    assert gpt4rec.Engine(['', '???', 'Zin']).find('zin') == [2]
+
+
+def test_settings_of_gpt4rec_are_checked():
+    with pytest.raises(LlmrecError, match='raise beams'): gpt4rec.GPT4RecConfig(queries=6)
+    with pytest.raises(LlmrecError, match='titles'): gpt4rec.GPT4RecConfig(prompt='Buy')
+
+
+@pytest.fixture(scope='module')
+def llama(tmp_path_factory):
+    from llmrec.paths import output_to
+    with output_to(tmp_path_factory.mktemp('tiny')): return load_backbone(BackboneConfig('tiny'))
+
+
+def test_a_long_history_loses_its_oldest_titles(llama):
+    cfg = gpt4rec.GPT4RecConfig(max_tokens=60)
+    text, ids = gpt4rec.history_prompt(llama.tokenizer, TITLES, [1, 2, 4, 5, 6, 7, 8], cfg)
+    assert len(ids) <= 60 and 'Mesal' in text and 'Plonk' not in text
+    with pytest.raises(LlmrecError, match='raise max_tokens'): gpt4rec.history_prompt(llama.tokenizer, TITLES, [1], gpt4rec.GPT4RecConfig(max_tokens=16))
+
+
+def test_the_most_probable_query_comes_first(llama):
+    cfg = gpt4rec.GPT4RecConfig(queries=3, beams=6, query_tokens=4, length=5)
+    several = gpt4rec.answer(llama, TITLES, SPLIT.test_history, np.array([0, 4]), cfg)
+    for way in several:
+        assert len(way.written) == 3 and not set(way.items) & set(SPLIT.test_history[0 if way is several[0] else 4].tolist())
+
+
+# PALR
+
+def test_only_what_was_written_is_listed_unless_the_rest_is_asked_for():
+    text = '1) plonk\nOrdal\nPlonk\nOrdal\nGone'
+    short, filled = (palr.listed(text, [3, 5, 4, 1], TITLES, fill) for fill in (False, True))
+    assert short == dict(items=(3, 4, 1), unknown=('Gone',), repeated=1)
+    assert filled['items'] == (3, 4, 1, 5)
+
+
+def test_rows_alternate_and_hold_their_targets(llama):
+    cfg = palr.PALRConfig(candidates=4, targets=2, profile='none', tuning=TuningConfig(max_rows=6))
+    rows = palr.training_set(llama, SPLIT.train, TITLES, cfg)
+    for i in range(len(rows)):
+        row = rows[i]
+        text = llama.tokenizer.decode(row['input_ids'])
+        answer = llama.tokenizer.decode([t for t in row['labels'] if t != -100], skip_special_tokens=True)
+        assert ('Candidates:' in text) == (i % 2 == 0)
+        if i % 2 == 0: assert all(t in text.split('Candidates:')[1].split('### Response')[0] for t in answer.split('\n'))
+
+
+# RecMind
+
+class Lines:
+    "An endpoint's function that says the given lines; None is a failure."
+    def __init__(self, *lines): self.lines, self.asked = list(lines), []
+    def __call__(self, prompt):
+        from llmrec.llm.chat import Answer
+        self.asked.append(prompt)
+        line = self.lines[len(self.asked) - 1]
+        if line is None: raise openai.APIConnectionError(request=None)
+        return Answer(line, '', 0., 'text', 3, 2)
+
+
+def tools(cfg, user=0):
+    return recmind.Tools(TITLES, gpt4rec.Engine(TITLES), markov(SPLIT.train), SPLIT.test_history[user], cfg)
+
+
+def test_a_plan_is_bounded_and_ends_in_an_answer():
+    for thoughts in (1, 3):
+        cfg = recmind.RecMindConfig(steps=3, thoughts=thoughts)
+        say = Lines(*['Hm.'] * 20)
+        plan = recmind.make_plan(say, tools(cfg), cfg, recmind.Plan('Rules.'))
+        assert plan.calls == len(say.asked) == 2 * thoughts + 1
+        assert say.asked[-1].endswith('Action: Answer[')
+        assert recmind.way_of(plan, TITLES, [], cfg).unknown == ('Hm.',)
+
+
+def test_all_thoughts_of_a_step_are_seen_by_later_ones():
+    cfg = recmind.RecMindConfig(steps=2, thoughts=2)
+    say = Lines(' Search[zin]', ' Retrieve[1]', 'Zin]')
+    way = recmind.planned(say, tools(cfg), TITLES, SPLIT.test_history[0], cfg, 1)[0]
+    assert 'Search[zin]' in say.asked[1] and 'Search[zin]' in say.asked[2] and 'Retrieve[1]' in say.asked[2]
+    assert way.items == (5,)
+
+
+def test_tools_hide_what_was_met_and_bear_nonsense():
+    cfg = recmind.RecMindConfig(shown=3)
+    t = tools(cfg)
+    met = {TITLES[i] for i in SPLIT.test_history[0]}
+    assert not met & set(t.observe('Retrieve', '9999999999').split('; '))
+    assert t.observe('Search', '') == 'nothing' and t.observe('History', 'all') == '; '.join(TITLES[i] for i in SPLIT.test_history[0][-3:])
+    assert t.observe('Retrieve', '-0') != 'nothing'
+
+
+def test_an_endpoint_that_fails_in_the_middle_loses_nothing(tmp_path, llama):
+    "A real server: it breaks down after three calls; the second try asks only for what is missing."
+    cfg, users = recmind.RecMindConfig(steps=2, max_tokens=4), np.array([0, 1, 2])
+    calls, broken = [], True
+    original = recmind.reply
+    def reply(backbone, body, chat):
+        calls.append(body['prompt'])
+        if broken and len(calls) > 3: raise ConnectionError('gone')
+        return original(backbone, body, chat)
+    recmind.reply, arguments = reply, (TITLES, markov(SPLIT.train), SPLIT.test_history, users, cfg)
+    try:
+        with recmind.serving(llama, max_tokens=4) as endpoint:
+            with pytest.raises(LlmrecError, match='2 of 3 plans were cut off, all exchanges before are kept'): recmind.answer(endpoint, tmp_path, *arguments)
+            assert len(list(Path(tmp_path).rglob('*.json'))) == 3
+            shown = recmind.answer(endpoint, tmp_path, *arguments, strict=False)
+            assert [bool(w.note) for w in shown] == [False, True, True] and 'after 1 calls' in shown[1].note
+            broken, n = False, len(calls)
+            whole = recmind.answer(endpoint, tmp_path, *arguments)
+            assert len(calls) - n == 3 and not any('endpoint' in w.note for w in whole)
+            assert whole[0] == shown[0]
+        assert recmind.answer(endpoint, tmp_path, *arguments) == whole    # the server is gone, the exchanges are not
+    finally: recmind.reply = original
+
+
+def test_two_persons_share_no_exchange(tmp_path, llama):
+    "Nothing that is known of one person may answer for another."
+    cfg = recmind.RecMindConfig(steps=1, max_tokens=2)
+    with recmind.serving(llama, max_tokens=2) as endpoint:
+        recmind.answer(endpoint, tmp_path, TITLES, markov(SPLIT.train), SPLIT.test_history, np.array([0, 1]), cfg)
+    assert len(list(Path(tmp_path).rglob('*.json'))) == 2
+
+
+def test_the_purse(tmp_path, llama):
+    cfg = recmind.RecMindConfig(steps=3, max_tokens=2)
+    with recmind.serving(llama, max_tokens=2) as endpoint:
+        dear = replace(endpoint, price_in=1e6, price_out=1e6, max_cost=10.)
+        with pytest.raises(LlmrecError, match='max_cost'):
+            recmind.answer(dear, tmp_path, TITLES, markov(SPLIT.train), SPLIT.test_history, np.array([0, 1]), cfg)
+    assert len(list(Path(tmp_path).rglob('*.json'))) == 1
+
+
+def test_the_chat_interface_says_the_same(tmp_path, llama):
+    ways = []
+    for api in ('completions', 'chat'):
+        cfg = recmind.RecMindConfig(steps=2, max_tokens=4)
+        with recmind.serving(llama, api, 4) as endpoint:
+            ways += recmind.answer(endpoint, tmp_path / api, TITLES, markov(SPLIT.train), SPLIT.test_history, np.array([0]), cfg)
+    assert ways[0].asked == ways[1].asked
+
+
+# the runs
+
+def test_names_and_values_are_checked_before_anything_runs():
+    below, llama = for_dataset('films'), BackboneConfig('tiny')
+    for name, values, said in (('GPT3Rec', {}, "Did you mean 'GPT4Rec'?"), ('P5', {'numbering': 'randm'}, "Did you mean 'random'?"),
+                               ('POD', {'vector': 2}, "Did you mean 'vectors'?"), ('PALR', {'tuning': {'lrr': 1.}}, "Did you mean 'lr'?"),
+                               ('RecMind', {'steps': 0}, 'at least 1'), ('GPT4Rec', {'queries': 9}, 'raise beams')):
+        with pytest.raises(LlmrecError) as e: systems.make_run(name, values, below, llama)
+        assert said in str(e.value), str(e.value)
+    with pytest.raises(LlmrecError, match='at least 1'): systems.make_run('P5', {}, below, llama, users=0)
+
+
+def test_the_address_of_an_endpoint_is_no_part_of_the_key():
+    def key(**values):
+        endpoint = dict(model='m', api='completions', logprobs=0) | values
+        cfg = systems.make_run('RecMind', {'endpoint': endpoint}, for_dataset('films'), BackboneConfig('tiny'))
+        assert isinstance(cfg.settings.endpoint, EndpointConfig) and cfg.backbone is None
+        return systems.folder_of(cfg, 'demo').name
+    assert key() == key(base_url='http://127.0.0.1:1/v1', workers=9) != key(model='other')
+
+
+def test_numberings_are_rows_of_their_own_and_keys_of_their_own():
+    rows = systems.numbered({'rows': 64}, p5.NUMBERINGS)
+    runs = {n: systems.make_run(n, v, for_dataset('films'), BackboneConfig('tiny')) for n, v in ({'P5': {'rows': 64}} | rows).items()}
+    assert len({systems.folder_of(r, 'demo') for r in runs.values()}) == 4
+
+
+def test_without_computing_only_records_are_shown(tmp_path):
+    from llmrec.paths import output_to
+    values = {'rows': 64, 'hidden': 16, 'layers': 1, 'beams': 3, 'training': {'batch_size': 64, 'validate_every': 1}}
+    runs = {n: systems.make_run(n, values | {'system': 'P5', 'numbering_seed': i}, for_dataset('films'), BackboneConfig('tiny'), 5) for i, n in enumerate('ab')}
+    with output_to(tmp_path):
+        assert systems.recorded(runs, 'demo', compute=False) == {}
+        record = systems.run(runs['a'], 'demo', False)
+        found = systems.recorded(runs, 'demo', compute=False)
+        way, at, user = systems.one_way(runs['a'], 'demo', 2)
+    assert list(found) == ['a']
+    own = record.arrays
+    assert user == own['user'][2] and places([way], at.split.test[[user]])[0] == own['rank'][2] and way.tokens_in == own['tokens_in'][2]
+    assert set(record.provenance['seconds']) >= {'prepare', 'answer'}
+    assert at.data.titles[at.split.test[user]] in systems.told(way, at, user)
+    table = systems.system_rows('films', found)
+    assert next(r for r in table if r['metric'] == 'NDCG@10')['value'] == pytest.approx(per_user(own['rank'])['NDCG@10'].mean())
+    assert json.dumps(record.metrics)
