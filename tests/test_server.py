@@ -25,7 +25,7 @@ START = 'import sys; from llmrec.recommend.server import serve_main; sys.exit(se
 
 @pytest.fixture(scope='module')
 def recommender():
-    return Recommender.fit(load_dataset('films'), training=dict(epochs=5, validate_every=5, seed=0), progress=False)
+    return Recommender.fit(load_dataset('films'), training=dict(epochs=1, validate_every=5, seed=0), progress=False)
 
 
 @pytest.fixture(scope='module')

@@ -243,6 +243,7 @@ def listening(host: str, port: int) -> socket.socket:
         s = socket.socket(family, kind)
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         s.bind(address)
+        s.listen(2048)    # from here on nobody is refused
     except (OSError, OverflowError) as e:
         raise LlmrecError(f'{host}:{port} cannot be listened on ({e}); give another --port or --host.') from None
     return s
