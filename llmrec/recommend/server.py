@@ -98,8 +98,9 @@ def recommended(r: Recommender, several: list[Recommend]) -> list:
     "A list of items for each question, or the complaint about it."
     out, groups = [None] * len(several), defaultdict(list)
     for i, q in enumerate(several):
-        try: groups[q.rank, frozenset(q.leave_out)].append((i, q, history_for(r, q)))
+        try: history = history_for(r, q)
         except LlmrecError as e: out[i] = e
+        else: groups[q.rank, frozenset(q.leave_out)].append((i, q, history))
     for group in groups.values():
         asked = [(q, h) for _, q, h in group]
         try: answers = lists_for(r, asked)
