@@ -207,11 +207,9 @@ def complaints(app: FastAPI) -> None:
     async def misshapen(request: Request, e: RequestValidationError):
         return JSONResponse(dict(detail=sentence_of(e)), 422)
 
-    @app.exception_handler(HTTPException)
-    async def unreadable(request: Request, e: HTTPException):
-        if e.status_code == 400:
-            e = HTTPException(422, 'The request is no JSON in UTF-8; /docs shows what it looks like.')
-        return JSONResponse(dict(detail=e.detail), e.status_code)
+    @app.exception_handler(400)
+    async def unreadable(request: Request, e: Exception):
+        return JSONResponse(dict(detail='The request is no JSON in UTF-8; /docs shows what it looks like.'), 422)
 
     @app.exception_handler(LlmrecError)
     async def unanswerable(request: Request, e: LlmrecError): return JSONResponse(dict(detail=str(e)), 422)
