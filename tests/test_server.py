@@ -25,7 +25,7 @@ START = 'import sys; from llmrec.recommend.server import serve_main; sys.exit(se
 
 @pytest.fixture(scope='module')
 def recommender():
-    return Recommender.fit(load_dataset('films'), training=dict(epochs=5, validate_every=5, seed=0), progress=False)
+    return Recommender.fit(load_dataset('films'), training=dict(epochs=1, validate_every=5, seed=0), progress=False)
 
 
 @pytest.fixture(scope='module')
@@ -89,7 +89,7 @@ def test_what_is_in_flight_is_answered_before_the_end(recommender, tmp_path):
 ])
 def test_a_bad_request_is_answered_with_one_sentence(recommender, rater, path, body, said):
     with TestClient(make_app(recommender, rater)) as client:
-        answer = client.post(path, content=body if isinstance(body, bytes) else json.dumps(body))
+        answer = client.post(path, content=body if isinstance(body, bytes) else json.dumps(body), headers={'Content-Type': 'application/json'})
         assert answer.status_code == 422 and list(answer.json()) == ['detail'], answer.text
         detail = answer.json()['detail']
         assert said in detail and '\n' not in detail and detail.endswith('.')

@@ -22,8 +22,11 @@ def check_likes(own: OwnData) -> None:
     "That `own` says what a like is, and has titles to ask about."
     check_own(own)
     if own.like_from is None:
-        raise LlmrecError(f'Yes and No need to know what a like is; give OwnData.like_from of {own.name}, the lowest rating that is one.')
-    if own.title is None: raise LlmrecError(f'A question names titles, and {own.name} has none; name their column in OwnData.title.')
+        raise LlmrecError(f'Yes and No need to know what a like is; give OwnData.like_from of {own.name}, '
+                          f'the lowest rating that is one.')
+    if own.title is None:
+        raise LlmrecError(f'A question names titles, and {own.name} has none; name their column in '
+                          f'OwnData.title.')
     if own.least_rating is not None and own.least_rating >= own.like_from:
         raise LlmrecError(f'OwnData.least_rating ({own.least_rating:g}) leaves out everything below OwnData.like_from '
                           f'({own.like_from:g}), so nothing is disliked; leave least_rating out.')
@@ -54,7 +57,8 @@ def load_own_ratings(
                           'earlier ratings of its user; lower the history or OwnData.core, or bring more ratings.')
     items = kept[ITEM].unique().sort().to_list()
     splits, users = numbered(splits, items)
-    report = Report(**out, outside_core=len(ratings) - len(kept), kept=len(kept), users=kept[USER].n_unique(), items=len(items))
+    report = Report(**out, outside_core=len(ratings) - len(kept), kept=len(kept),
+                    users=kept[USER].n_unique(), items=len(items))
     checksum = digest(own_checksum(own), own.like_from, own.thing, cfg, length=12)
     data = YesNoData(own.name, 'own', own.thing, checksum, splits, ['', *(titles[i] for i in items)],
                      [None] * (len(items) + 1), users, items=[None, *items])

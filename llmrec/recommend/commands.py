@@ -66,8 +66,11 @@ def own_from(args: argparse.Namespace) -> OwnData:
 def run_fit(args: argparse.Namespace) -> None:
     "Read, fit, save, and say what was read and measured."
     own, rates = own_from(args), args.like_from is not None
-    if rates and not args.backbone: raise LlmrecError("A rater is a language model; name one with --backbone, for example 'smollm2'.")
-    if rates and args.set: raise LlmrecError('--set changes the training of a retriever, and a rater has none; --tune changes the tuning.')
+    if rates and not args.backbone:
+        raise LlmrecError("A rater is a language model; name one with --backbone, for example 'smollm2'.")
+    if rates and args.set:
+        raise LlmrecError('--set changes the training of a retriever, and a rater has none; --tune changes '
+                          'the tuning.')
     data, report = load_own_ratings(own) if rates else load_own(own)
     print(f'{own.name}: {report}', file=sys.stderr)
     r = (fit_rater if rates else fit_recommender)(args, data, own)
@@ -86,7 +89,8 @@ def fit_recommender(args: argparse.Namespace, data, own: OwnData) -> Recommender
 
 def fit_rater(args: argparse.Namespace, data, own: OwnData) -> Rater:
     "A rater, and its numbers on standard output."
-    r = Rater.fit(data, args.backbone, Path(f'{args.out}.work'), args.rows or None, dict(args.tune), progress=sys.stderr.isatty())
+    r = Rater.fit(data, args.backbone, Path(f'{args.out}.work'), args.rows or None, dict(args.tune),
+                  progress=sys.stderr.isatty())
     found = r.about['measured']
     print(f"AUC of {found['rows']:,} test samples: {found['tuned']:.4f}, without tuning {found['untuned']:.4f}")
     return r
@@ -113,10 +117,12 @@ def histories_in(path) -> list[list]:
     with open_text(path) as f: lines = [line.rstrip('\n') for line in f]
     out = []
     for number, line in enumerate(lines, 1):
+        where = f'{path}, line {number}'
         try: found = parse_json(line) if line.startswith('[') else line.split('\t')
-        except ValueError: raise LlmrecError(f'{path}, line {number}: no JSON list; write ["first", "second"], or separate the ids by tabs.') from None
+        except ValueError:
+            raise LlmrecError(f'{where}: no JSON list; write ["first", "second"], or separate the ids by tabs.') from None
         if not all(isinstance(x, (str, int, float)) for x in found):
-            raise LlmrecError(f'{path}, line {number}: an id is a text or a number; write a flat list of ids.')
+            raise LlmrecError(f'{where}: an id is a text or a number; write a flat list of ids.')
         out.append([as_id(x) for x in found if x != ''])
     return out
 
@@ -161,10 +167,13 @@ LIKES = {'1': 1, '0': 0, '1.0': 1, '0.0': 0, 'true': 1, 'false': 0}
 def questions_in_table(path) -> list[tuple]:
     "(user, history, targets) of each user of a table, in the order of the file."
     table = read_table(path, [USER, ITEM, 'like'])
-    frame = pl.DataFrame({USER: ids(table, USER, path), ITEM: ids(table, ITEM, path), 'like': column(table, 'like', path).str.to_lowercase()})
-    bad = frame.with_row_index('row', 1).filter(pl.col(USER).is_null() | pl.col(ITEM).is_null() | ~pl.col('like').fill_null('1').is_in(list(LIKES)))
+    frame = pl.DataFrame({USER: ids(table, USER, path), ITEM: ids(table, ITEM, path),
+                          'like': column(table, 'like', path).str.to_lowercase()})
+    odd = pl.any_horizontal(pl.col(USER, ITEM).is_null()) | ~pl.col('like').fill_null('1').is_in(list(LIKES))
+    bad = frame.with_row_index('row', 1).filter(odd)
     if len(bad):
-        raise LlmrecError(f"{path}, row {bad['row'][0]}: expected a user, an item, and like 1, 0 or empty, got {bad.drop('row').row(0)}.")
+        raise LlmrecError(f"{path}, row {bad['row'][0]}: expected a user, an item, and like 1, 0 or empty, "
+                          f"got {bad.drop('row').row(0)}.")
     asked = frame.group_by(USER, maintain_order=True).agg(ITEM, 'like')
     return [(user, [(i, LIKES[y]) for i, y in zip(items, likes) if y is not None],
              [i for i, y in zip(items, likes) if y is None]) for user, items, likes in asked.iter_rows()]
@@ -173,14 +182,16 @@ def questions_in_table(path) -> list[tuple]:
 def questions_in_lines(path) -> list[tuple]:
     "(user, history, targets) of each line of a file of JSON lines; a user who is not named is the line's place, from 0."
     try: lines = Path(path).read_text(encoding='utf-8').splitlines()
-    except (OSError, UnicodeDecodeError) as e: raise LlmrecError(f'{path} cannot be read ({e}); give a file with one question a line.') from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise LlmrecError(f'{path} cannot be read ({e}); give a file with one question a line.') from None
     out = []
     for number, line in enumerate(lines, 1):
         try:
             q = json.loads(line)
             out.append((q.get(USER, number - 1), [(i, y) for i, y in q['history']], list(q['targets'])))
         except (AttributeError, KeyError, TypeError, ValueError):
-            raise LlmrecError(f'{path}, line {number}: no question; write {{"history": [["item", 1], ["item", 0]], "targets": ["item"]}}.') from None
+            raise LlmrecError(f'{path}, line {number}: no question; write '
+                              f'{{"history": [["item", 1], ["item", 0]], "targets": ["item"]}}.') from None
     return out
 
 def run_score(args: argparse.Namespace) -> None:
@@ -191,10 +202,11 @@ def run_score(args: argparse.Namespace) -> None:
     def own(given): return typed(r, given, r.items)
     pairs = [(list(zip(own([i for i, _ in h]), [y for _, y in h])), own(targets)) for _, h, targets in asked]
     if silent := [u for (u, *_), (_, targets) in zip(asked, pairs) if not targets]:
-        raise LlmrecError(f'{args.questions}: nothing is asked about user {silent[0]!r}; give an item whose like is empty.')
+        raise LlmrecError(f'{args.questions}: nothing is asked about user {silent[0]!r}; give an item whose '
+                          f'like is empty.')
     users = [str(u) for u, *_ in asked]
-    answers = r.score_many(pairs).with_columns(pl.col(USER).replace_strict(dict(enumerate(users)), return_dtype=pl.String))
-    written(answers, args.out)
+    named = pl.col(USER).replace_strict(dict(enumerate(users)), return_dtype=pl.String)
+    written(r.score_many(pairs).with_columns(named), args.out)
 
 # %% ../../nbs/59b_commands.ipynb #4b8b2757
 def complaining(parser: argparse.ArgumentParser, run, argv=None) -> int:

@@ -43,7 +43,8 @@ def push_to_hub(
             url = api.create_repo(repo_id, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message='Upload a model made with llmrec')
         except Exception as e:    # the client's classes of errors change with what it is built on
-            raise LlmrecError(f'{repo_id!r} could not be written to the hub ({one_line(e)}); look at the name, the token and the connection.') from None
+            raise LlmrecError(f'{repo_id!r} could not be written to the hub ({one_line(e)}); look at the '
+                              f'name, the token and the connection.') from None
     return str(url)
 
 # %% ../../nbs/59e_hub.ipynb #108beafc
@@ -59,6 +60,7 @@ def from_hub(
     folder = Path(folder).resolve()
     try: (api or hf.HfApi(token=token)).snapshot_download(repo_id, revision=revision, local_dir=str(folder))
     except Exception as e:
-        raise LlmrecError(f'{repo_id!r} could not be read from the hub ({one_line(e)}); look at the name, the token and the connection.') from None
+        raise LlmrecError(f'{repo_id!r} could not be read from the hub ({one_line(e)}); look at the name, '
+                          f'the token and the connection.') from None
     if (folder / 'base').is_dir(): name_base(folder / 'adapter', str(folder / 'base'))
     return folder

@@ -90,7 +90,8 @@ def fit(
     train, loaded = data.splits['train'], load_backbone(cfg.backbone)
     rows = few_shot(train.height, k, seed)
     with one_thread(): adapter = rec_tune(loaded, [(data, rows)], data, cfg.rec, folder, start, progress)
-    about = dict(data=data.name, checksum=data.checksum, rows=len(rows), history=int(train['history'].list.len().max()))
+    about = dict(data=data.name, checksum=data.checksum, rows=len(rows),
+                 history=int(train['history'].list.len().max()))
     r = Rater(cfg, data, with_adapter(loaded, adapter), Path(adapter), about)
     r.about['measured'] = evaluate(r, test_rows)
     return r
@@ -111,14 +112,17 @@ def evaluate(
     rows: int | None = None,  # evenly spaced test rows; None for all
 ) -> dict:
     "How many test rows, the share that is liked, and AUC: tuned, without the adapter, of the history's share of likes."
-    if 'test' not in r.data.splits: raise LlmrecError(f'The rater for {r.about["data"]} was saved without its test rows; measure it before it is saved.')
+    if 'test' not in r.data.splits:
+        raise LlmrecError(f'The rater for {r.about["data"]} was saved without its test rows; measure it '
+                          f'before it is saved.')
     test = r.data.splits['test']
     samples = test[chosen_rows(test.height, rows)]
     labels = samples['label'].to_numpy()
     tuned = auc(labels, rated(r, samples))
     with r.backbone.model.disable_adapter(): untuned = auc(labels, rated(r, samples))
     share = samples['history_labels'].list.mean().fill_null(.5).to_numpy()
-    return dict(rows=len(labels), liked=float(labels.mean()), tuned=tuned, untuned=untuned, history=auc(labels, share))
+    return dict(rows=len(labels), liked=float(labels.mean()), tuned=tuned, untuned=untuned,
+                history=auc(labels, share))
 
 # %% ../../nbs/59c_rater.ipynb #aacc6bfd
 def catalogue(r: Rater, titles: dict | None) -> tuple[YesNoData, dict]:
@@ -126,20 +130,28 @@ def catalogue(r: Rater, titles: dict | None) -> tuple[YesNoData, dict]:
     more = {raw: t for raw, t in (titles or {}).items() if raw not in r.number}
     if not more: return r.data, r.number
     for raw, t in more.items():
-        if not isinstance(t, str) or not t.strip(): raise LlmrecError(f'The title of item {raw!r} is {t!r}; give it one.')
+        if not isinstance(t, str) or not t.strip():
+            raise LlmrecError(f'The title of item {raw!r} is {t!r}; give it one.')
     n = len(r.data.titles)
-    longer = replace(r.data, titles=[*r.data.titles, *more.values()], authors=[*r.data.authors, *[None] * len(more)])
+    longer = replace(r.data, titles=[*r.data.titles, *more.values()],
+                     authors=[*r.data.authors, *[None] * len(more)])
     return longer, r.number | {raw: n + i for i, raw in enumerate(more)}
 
 def checked(history, targets, number: dict, name: str) -> tuple[list, list, list]:
     "Numbers of the history's items, their labels, and numbers of the targets."
     try: pairs = [(raw, label) for raw, label in history]
-    except (TypeError, ValueError): raise LlmrecError('A history is a list of pairs, an item and 1 or 0, like [("a", 1), ("b", 0)].') from None
+    except (TypeError, ValueError):
+        raise LlmrecError('A history is a list of pairs, an item and 1 or 0, like [("a", 1), ("b", '
+                          '0)].') from None
     for raw, label in pairs:
-        if label not in (0, 1): raise LlmrecError(f'The label of item {raw!r} is {label!r}; give 1 for a like and 0 for a dislike.')
+        if label not in (0, 1):
+            raise LlmrecError(f'The label of item {raw!r} is {label!r}; give 1 for a like and 0 for a '
+                              f'dislike.')
     if not len(targets): raise LlmrecError('There is no target to score; give at least one item.')
     unknown = [i for i in [*(raw for raw, _ in pairs), *targets] if i not in number]
-    if unknown: raise LlmrecError(f'There is no item {unknown[0]!r} in {name}; leave it out, or give its title in `titles`.')
+    if unknown:
+        raise LlmrecError(f'There is no item {unknown[0]!r} in {name}; leave it out, or give its title in '
+                          f'`titles`.')
     return [number[raw] for raw, _ in pairs], [int(label) for _, label in pairs], [number[i] for i in targets]
 
 # %% ../../nbs/59c_rater.ipynb #7f632c82
@@ -149,7 +161,8 @@ def samples_of(r: Rater, asked: list, number: dict) -> pl.DataFrame:
     for place, (history, targets) in enumerate(asked):
         items, labels, wanted = checked(history, targets, number, r.about['data'])
         rows += [(place, items[-keep:], labels[-keep:], target, 0) for target in wanted]
-    kinds = {USER: pl.Int64, 'history': pl.List(pl.Int64), 'history_labels': pl.List(pl.Int8), ITEM: pl.Int64, 'label': pl.Int8}
+    kinds = {USER: pl.Int64, 'history': pl.List(pl.Int64), 'history_labels': pl.List(pl.Int8),
+             ITEM: pl.Int64, 'label': pl.Int8}
     return pl.DataFrame(rows, schema=kinds, orient='row')
 
 def score_many(
@@ -200,7 +213,9 @@ def save(
     "Write the rater to a folder."
     folder, data = Path(folder).resolve(), r.data
     with replaced(folder, 'rater') as aside:
-        pl.DataFrame({ITEM: r.items, TITLE: data.titles[1:], AUTHOR: pl.Series(data.authors[1:], dtype=pl.String)}).write_parquet(aside / 'items.parquet')
+        authors = pl.Series(data.authors[1:], dtype=pl.String)
+        items = pl.DataFrame({ITEM: r.items, TITLE: data.titles[1:], AUTHOR: authors})
+        items.write_parquet(aside / 'items.parquet')
         if people and 'test' in data.splits: data.splits['test'].write_parquet(aside / 'test.parquet')
         save_ranker(r, aside, folder)
         body = dict(form=FORM, config=to_dict(r.config), protocol=data.protocol, thing=data.thing, about=r.about)
@@ -212,12 +227,15 @@ def card(r: Rater) -> str:
     "The model card."
     about, found, cfg = r.about, r.about['measured'], r.config
     t = cfg.rec.tuning
+    layers = t.target_modules if isinstance(t.target_modules, str) else ', '.join(t.target_modules)
     return '\n'.join([
         *front_matter('rater', cfg.backbone), f'# A rater for {about["data"]}', '',
-        f'It says whether somebody will like a {r.data.thing}, by answering Yes or No. {len(r.items):,} titles; data {about["checksum"]}.', '',
-        f'{cfg.backbone.label or cfg.backbone.name}, tuned on {about["rows"]:,} samples drawn with seed {cfg.seed}: LoRA of rank {t.lora_r} '
-        f'on {t.target_modules if isinstance(t.target_modules, str) else ", ".join(t.target_modules)}, learning rate {t.lr:g}.', '',
-        f'AUC of {found["rows"]:,} test samples, {found["liked"]:.1%} of them liked:', '', '| who answers | AUC |', '|---|---|',
+        f'It says whether somebody will like a {r.data.thing}, by answering Yes or No. '
+        f'{len(r.items):,} titles; data {about["checksum"]}.', '',
+        f'{cfg.backbone.label or cfg.backbone.name}, tuned on {about["rows"]:,} samples drawn with seed {cfg.seed}: '
+        f'LoRA of rank {t.lora_r} on {layers}, learning rate {t.lr:g}.', '',
+        f'AUC of {found["rows"]:,} test samples, {found["liked"]:.1%} of them liked:', '',
+        '| who answers | AUC |', '|---|---|',
         f'| this model | {found["tuned"]:.4f} |', f'| the same without its adapter | {found["untuned"]:.4f} |',
         f'| share of likes in the history | {found["history"]:.4f} |', '',
         'Made with llmrec; open it with `llmrec.recommend.rater.load(folder)`.', ''])
@@ -228,7 +246,8 @@ def load(folder) -> Rater:
     folder = Path(folder).resolve()
     try: body = json.loads((folder / 'rater.json').read_text(encoding='utf-8'))
     except (OSError, ValueError) as e:
-        raise LlmrecError(f'There is no rater in {folder} ({type(e).__name__}); give the folder that save() wrote.') from None
+        raise LlmrecError(f'There is no rater in {folder} ({type(e).__name__}); give the folder that save() '
+                          f'wrote.') from None
     if not isinstance(body, dict) or body.get('form') != FORM:
         raise LlmrecError(f'{folder} was written by another version of llmrec; fit and save the rater again.')
     cfg, about = from_dict(RaterConfig, body['config']), body['about']
@@ -236,9 +255,10 @@ def load(folder) -> Rater:
         items, test = pl.read_parquet(folder / 'items.parquet'), folder / 'test.parquet'
         splits = {'test': pl.read_parquet(test)} if test.exists() else {}
     except Exception as e:
-        raise LlmrecError(f'The rater in {folder} is damaged ({type(e).__name__}: {e}); save it again.') from None
-    data = YesNoData(about['data'], body['protocol'], body['thing'], about['checksum'], splits, ['', *items[TITLE]],
-                     [None, *items[AUTHOR]], [None], items=[None, *items[ITEM]])
+        raise LlmrecError(f'The rater in {folder} is damaged ({type(e).__name__}: {e}); save it '
+                          f'again.') from None
+    data = YesNoData(about['data'], body['protocol'], body['thing'], about['checksum'], splits,
+                     ['', *items[TITLE]], [None, *items[AUTHOR]], [None], items=[None, *items[ITEM]])
     r = Rater(cfg, data, None, None, about)
     open_ranker(r, folder)
     return r

@@ -88,7 +88,8 @@ def history_for(r: Recommender, q: Recommend) -> list:
 def lists_for(r: Recommender, group: list) -> list:  # of (question, history), alike but for history and k
     "The list of each question of the group."
     first, k = group[0][0], max(q.k for q, _ in group)
-    lists = r.recommend(history=[h for _, h in group], k=k, leave_out=typed(r, first.leave_out, r.items), rank=first.rank)
+    leave_out = typed(r, first.leave_out, r.items)
+    lists = r.recommend(history=[h for _, h in group], k=k, leave_out=leave_out, rank=first.rank)
     mine = lists.partition_by(USER, as_dict=True, include_key=False)
     return [mine[place,].head(q.k).to_dicts() if (place,) in mine else [] for place, (q, _) in enumerate(group)]
 
@@ -97,8 +98,9 @@ def recommended(r: Recommender, several: list[Recommend]) -> list:
     "A list of items for each question, or the complaint about it."
     out, groups = [None] * len(several), defaultdict(list)
     for i, q in enumerate(several):
-        try: groups[q.rank, frozenset(q.leave_out)].append((i, q, history_for(r, q)))
+        try: history = history_for(r, q)
         except LlmrecError as e: out[i] = e
+        else: groups[q.rank, frozenset(q.leave_out)].append((i, q, history))
     for group in groups.values():
         asked = [(q, h) for _, q, h in group]
         try: answers = lists_for(r, asked)
@@ -110,7 +112,7 @@ def scored(r: Rater, several: list[Score]) -> list:
     "The scored targets of each question, or the complaint about it."
     def together(group):
         titles = {k: v for q in group for k, v in zip(typed(r, list(q.titles), r.items), q.titles.values())}
-        asked = [([(i, y) for i, y in zip(typed(r, [i for i, _ in q.history], r.items), (y for _, y in q.history))],
+        asked = [(list(zip(typed(r, [i for i, _ in q.history], r.items), [y for _, y in q.history])),
                   typed(r, q.targets, r.items)) for q in group]
         mine = r.score_many(asked, titles).partition_by(USER, as_dict=True, include_key=False)
         return [mine[place,].to_dicts() for place in range(len(group))]
@@ -136,7 +138,8 @@ class Batches:
         "The answer to one question; raises the exception in its place."
         done = asyncio.get_running_loop().create_future()
         try: self.queue.put_nowait((question, done))
-        except asyncio.QueueFull: raise HTTPException(503, 'Too many questions are waiting; ask again later.') from None
+        except asyncio.QueueFull:
+            raise HTTPException(503, 'Too many questions are waiting; ask again later.') from None
         return await done
 
     async def gathered(self) -> list:
@@ -166,7 +169,8 @@ def sentence_of(e: RequestValidationError) -> str:
     return f"{where + ': ' if where else ''}{first['msg'].rstrip('.')}{also}; /docs shows what a request looks like."
 
 def without(what: str):
-    async def ask(question): raise HTTPException(404, f'This server has no {what}; start it with the folder of one.')
+    async def ask(question):
+        raise HTTPException(404, f'This server has no {what}; start it with the folder of one.')
     return ask
 
 # %% ../../nbs/59d_server.ipynb #dde1505d
@@ -184,7 +188,8 @@ def make_app(recommender: Recommender | None = None, rater: Rater | None = None,
         for w in workers: w.cancel()
         pool.shutdown(wait=True)
 
-    app = FastAPI(title='llmrec', description='Lists of items, and answers to whether somebody will like one.', lifespan=working)
+    app = FastAPI(title='llmrec', lifespan=working,
+                  description='Lists of items, and answers to whether somebody will like one.')
     complaints(app)
     routes(app, asks, health_of(recommender, rater))
     return app
@@ -192,13 +197,19 @@ def make_app(recommender: Recommender | None = None, rater: Rater | None = None,
 def health_of(recommender, rater) -> dict:
     "What the server has."
     both = dict(recommender=recommender, rater=rater)
-    return dict(status='ok') | {name: dict(data=r.about['data'], items=len(r.items)) for name, r in both.items() if r is not None}
+    return dict(status='ok') | {name: dict(data=r.about['data'], items=len(r.items))
+                                for name, r in both.items() if r is not None}
 
 # %% ../../nbs/59d_server.ipynb #6f3b5347
 def complaints(app: FastAPI) -> None:
     "Faults in one sentence."
     @app.exception_handler(RequestValidationError)
-    async def misshapen(request: Request, e: RequestValidationError): return JSONResponse(dict(detail=sentence_of(e)), 422)
+    async def misshapen(request: Request, e: RequestValidationError):
+        return JSONResponse(dict(detail=sentence_of(e)), 422)
+
+    @app.exception_handler(400)
+    async def unreadable(request: Request, e: Exception):
+        return JSONResponse(dict(detail='The request is no JSON in UTF-8; /docs shows what it looks like.'), 422)
 
     @app.exception_handler(LlmrecError)
     async def unanswerable(request: Request, e: LlmrecError): return JSONResponse(dict(detail=str(e)), 422)
@@ -231,7 +242,9 @@ def opened(folders: list) -> dict:
     out = {}
     for folder in folders:
         what = next((w for w in ('recommender', 'rater') if (Path(folder) / f'{w}.json').is_file()), None)
-        if what is None: raise LlmrecError(f'There is neither a recommender nor a rater in {folder}; give a folder that llmrec_fit made.')
+        if what is None:
+            raise LlmrecError(f'There is neither a recommender nor a rater in {folder}; give a folder that '
+                              f'llmrec_fit made.')
         if what in out: raise LlmrecError(f'{folder} is a second {what}; a server has one of each.')
         out[what] = (Recommender if what == 'recommender' else Rater).load(folder)
     return out
@@ -243,8 +256,10 @@ def listening(host: str, port: int) -> socket.socket:
         s = socket.socket(family, kind)
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         s.bind(address)
+        s.listen(2048)    # from here on nobody is refused
     except (OSError, OverflowError) as e:
-        raise LlmrecError(f'{host}:{port} cannot be listened on ({e}); give another --port or --host.') from None
+        raise LlmrecError(f'{host}:{port} cannot be listened on ({e}); give another --port or '
+                          f'--host.') from None
     return s
 
 # %% ../../nbs/59d_server.ipynb #bf694c0c
@@ -253,8 +268,10 @@ def run_serve(args: argparse.Namespace) -> None:
     if args.batch < 1: raise LlmrecError(f'--batch must be at least 1, got {args.batch}.')
     with listening(args.host, args.port) as s:
         app = make_app(**opened(args.folders), most=args.batch)
-        server = uvicorn.Server(uvicorn.Config(app, log_level='warning', access_log=False, timeout_graceful_shutdown=60, backlog=2048))
-        for name in (signal.SIGTERM, signal.SIGINT): signal.signal(name, lambda *_: None)    # uvicorn raises them again at its end
+        server = uvicorn.Server(uvicorn.Config(app, log_level='warning', access_log=False,
+                                               timeout_graceful_shutdown=60, backlog=2048))
+        # uvicorn ends by raising the signal again
+        for name in (signal.SIGTERM, signal.SIGINT): signal.signal(name, lambda *_: None)
         host, port = s.getsockname()[:2]
         print(f'http://{host}:{port} answers, http://{host}:{port}/docs describes it.', file=sys.stderr, flush=True)
         server.run(sockets=[s])
