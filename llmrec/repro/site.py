@@ -9,8 +9,8 @@ __all__ = ['KEPT', 'ERROR', 'SUMMARY', 'CELLS', 'PICTURES', 'SHOWN', 'LIGHT', 'D
            'prepared', 'complete', 'exporter', 'boxed', 'harmless', 'cleaned', 'notebook_html', 'Shown', 'headline',
            'read_notebook', 'broken', 'untouched', 'condition', 'shown', 'table_html', 'caption_of', 'named',
            'read_json', 'about', 'record_row', 'facts', 'summary', 'variables', 'collected', 'links', 'drawn', 'short',
-           'index_html', 'provenance_html', 'page_html', 'site_files', 'write_folder', 'build', 'parse', 'wanted',
-           'main']
+           'index_html', 'provenance_html', 'page_html', 'site_files', 'write_folder', 'build', 'parse',
+           'every_profile', 'wanted', 'main']
 
 # %% ../../nbs/99a_site.ipynb #8644bab5
 import argparse
@@ -32,9 +32,9 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from traitlets.config import Config
 
-from ..paths import LlmrecError, figures_dir, known, output_root, root
+from ..paths import LlmrecError, base_profile, figures_dir, known, output_root, root
 from ..runs.records import lock, records_of
-from .reproduce import executed_path, failure_path, load_profile, load_stamp, manifest, outputs, parameters, profiles, stamp_path, state
+from .reproduce import executed_path, failure_path, load_profile, load_stamp, manifest, outputs, own_data, parameters, profiles, stamp_path, state
 
 # %% ../../nbs/99a_site.ipynb #fce188c3
 def mathml(tex: str, display: str = 'inline') -> str:
@@ -588,8 +588,8 @@ def write_folder(folder: Path, files: dict[str, bytes]) -> Path:
 # %% ../../nbs/99a_site.ipynb #49538de2
 def build(profile: str) -> Path:
     "Make the site of `profile`; returns its front page."
-    known('profile', profile, profiles())
-    return write_folder(output_root() / 'site' / profile, site_files(profile)) / 'index.html'
+    known('profile', profile, every_profile())
+    with own_data(profile): return write_folder(output_root() / 'site' / profile, site_files(profile)) / 'index.html'
 
 # %% ../../nbs/99a_site.ipynb #09958948
 def parse(argv=None) -> argparse.Namespace:
@@ -599,11 +599,17 @@ def parse(argv=None) -> argparse.Namespace:
     return p.parse_args(argv)
 
 # %% ../../nbs/99a_site.ipynb #e1882715
+def every_profile() -> list[str]:
+    "The profiles, and the variants of them that have figures."
+    have = profiles()
+    variants = sorted(p.parent.name for p in (output_root() / 'figures').glob('*+*/variant.yaml'))
+    return have + [name for name in variants if base_profile(name) in have]
+
 def wanted(names: list) -> list[str]:
     "The profiles named, or all that have anything below `figures/`."
-    there = [name for name in profiles() if (output_root() / 'figures' / name).is_dir()]
+    there = [name for name in every_profile() if (output_root() / 'figures' / name).is_dir()]
     if not names and not there: raise LlmrecError(f"There is nothing below {output_root() / 'figures'}; run llmrec_reproduce first.")
-    return [known('profile', name, profiles()) for name in names] or there
+    return [known('profile', name, every_profile()) for name in names] or there
 
 # %% ../../nbs/99a_site.ipynb #a9b06188
 def main(argv=None) -> int:
