@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LONGEST', 'HIDDEN', 'USER', 'ITEM', 'RATING', 'TIMESTAMP', 'TITLE', 'AUTHOR', 'SCORE', 'RANK', 'LlmrecError', 'known',
            'parse_json', 'read_json', 'json_or_none', 'secret_values', 'redacted', 'is_checkout', 'repository', 'root',
-           'user_cache', 'output_root', 'below', 'data_dir', 'raw_dir', 'miniature_dir', 'models_dir', 'records_dir',
-           'checkpoints_dir', 'figures_dir', 'output_to']
+           'user_cache', 'output_root', 'below', 'data_dir', 'raw_dir', 'miniature_dir', 'models_dir', 'base_profile',
+           'records_dir', 'checkpoints_dir', 'figures_dir', 'output_to']
 
 # %% ../nbs/90_paths.ipynb #1c69aa63
 import contextlib
@@ -135,8 +135,10 @@ def data_dir() -> Path: return output_root() / 'data'
 def raw_dir() -> Path: return data_dir() / 'raw'
 def miniature_dir() -> Path: return data_dir() / 'miniature'
 def models_dir() -> Path: return data_dir() / 'models'
-def records_dir(profile: str) -> Path: return below(data_dir() / 'records', profile)
-def checkpoints_dir(profile: str) -> Path: return below(data_dir() / 'checkpoints', profile)
+def base_profile(profile: str) -> str: return profile.partition('+')[0]
+
+def records_dir(profile: str) -> Path: return below(data_dir() / 'records', base_profile(profile))
+def checkpoints_dir(profile: str) -> Path: return below(data_dir() / 'checkpoints', base_profile(profile))
 def figures_dir(profile: str, paper: str) -> Path: return below(output_root() / 'figures', profile, paper)
 
 # %% ../nbs/90_paths.ipynb #bed9d5fa

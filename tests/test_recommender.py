@@ -140,3 +140,19 @@ def test_the_commands(log, tmp_path, capsys):
     assert [x['user'] for x in lists] == [0, 0, 0, 1, 1, 1] and all(x['title'] for x in lists)
     assert recommend_main([out, '--user', 'nobody']) == 1
     assert 'There is no user' in capsys.readouterr().err
+
+
+def test_candidates_and_cold_items(tuned):
+    user, mine = tuned.users[0], [i for i in tuned.items if i not in {tuned.items[n - 1] for n in tuned.people[0]}][:6]
+    plain = tuned.recommend(user, k=9, candidates=mine, rank=False)
+    assert set(plain['item']) == set(mine)
+    order = tuned.recommend(user, k=len(tuned.items), rank=False).filter(pl.col('item').is_in(mine))['item'].to_list()
+    assert plain['item'].to_list() == order
+    assert set(tuned.recommend(user, k=9, candidates=mine, leave_out=mine[:1])['item']) == set(mine[1:])
+    new = tuned.recommend(user, k=9, candidates=mine, cold={'new-1': 'A film of tomorrow'})
+    assert set(new['item']) == {*mine, 'new-1'} and len(new) == 7
+    assert new.filter(item='new-1')['title'].item() == 'A film of tomorrow' and new['score'].is_sorted(descending=True)
+    assert 'new-1' not in tuned.items
+    for how, said in ((dict(candidates=['no']), "no item 'no'"), (dict(cold={mine[0]: 'x'}), 'is not cold'), (dict(cold={'n': ''}), 'needs a title'),
+                      (dict(cold={'n': 'x'}, rank=False), 'Only a language model'), (dict(cold={f'n{i}': 'x' for i in range(99)}), 'ask in parts')):
+        with pytest.raises(LlmrecError, match=said): tuned.recommend(user, **how)

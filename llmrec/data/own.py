@@ -122,8 +122,9 @@ def check_own(own: OwnData) -> None:
         if getattr(own, name) < 1: raise LlmrecError(f'OwnData.{name} must be at least 1, got {getattr(own, name)}.')
     if len(own.rating_range) not in (0, 2) or list(own.rating_range) != sorted(own.rating_range):
         raise LlmrecError('OwnData.rating_range is a pair: the lowest and the highest rating.')
-    if own.rating is None and (own.like_from is not None or own.least_rating is not None or own.rating_range):
-        raise LlmrecError('OwnData.least_rating, like_from and rating_range need ratings; name their column in OwnData.rating.')
+    for name in ('least_rating', 'like_from', 'rating_range'):
+        if own.rating is None and getattr(own, name) not in (None, ()):
+            raise LlmrecError(f'OwnData.{name} needs a rating; name its column in OwnData.rating.')
     if not own.thing.strip() or own.thing != ' '.join(own.thing.split()):
         raise LlmrecError(f"OwnData.thing is a noun like 'song', got {own.thing!r}.")
 

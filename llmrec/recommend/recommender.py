@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORM', 'Recommender', 'fitted_retriever', 'fitted_adapter', 'fit', 'evaluate', 'histories_of', 'recommend_for',
-           'prompt_of', 'reranked', 'as_frame', 'explain', 'replaced', 'save', 'on_hub', 'save_ranker', 'plain',
-           'front_matter', 'card', 'load', 'read_config', 'built', 'open_ranker']
+           'others', 'with_cold', 'prompt_of', 'reranked', 'as_frame', 'explain', 'replaced', 'save', 'on_hub',
+           'save_ranker', 'plain', 'front_matter', 'card', 'load', 'read_config', 'built', 'open_ranker']
 
 # %% ../../nbs/59a_recommender.ipynb #264e5a6a
 import contextlib
@@ -166,11 +166,14 @@ def recommend_for(
     history=None,        # see `histories_of`
     leave_out=(),        # raw ids of items that are not recommended
     rank: bool = True,   # False: the retriever's order
+    candidates=None,     # raw ids of the only items that may be recommended; None: all
+    cold=None,           # id -> title of items that nobody has met; the language model ranks them by their titles
 ) -> pl.DataFrame:
     "user (null for one history, its place for several), item, title, score, rank. Scores of ranked items are the letters' logits."
     names, histories = histories_of(r, user, history)
     unknown = [i for i in leave_out if i not in r.number]
     if unknown: raise LlmrecError(f'There is no item {unknown[0]!r} in {r.about["data"]}; take it out of leave_out.')
+    extended = with_cold(r, cold or {}, rank)
     most = max(k, r.config.candidates) if r.backbone and rank else k
     out = []
     with one_thread(), torch.no_grad():
@@ -178,11 +181,37 @@ def recommend_for(
             part = histories[at:at + 256]
             scores = hide(r.score(part).cpu(), part, 'whole')
             scores[:, [r.number[i] for i in leave_out]] = -torch.inf
+            if candidates is not None: scores[:, others(r, candidates)] = -torch.inf
             ids = top(scores, min(most, len(r.items)))
             out.append((ids.numpy(), scores.gather(1, ids).numpy()))
     ids, scores = (np.concatenate(x) for x in zip(*out))
-    if r.backbone and rank: ids, scores = reranked(r, histories, ids, scores)
-    return as_frame(r, names, ids[:, :k], scores[:, :k])
+    if cold:    # first, so that they are among those that the language model is shown
+        new = np.arange(len(r.items) + 1, len(extended.items) + 1)
+        ids = np.concatenate([np.tile(new, (len(ids), 1)), ids], 1)
+        scores = np.concatenate([np.zeros((len(scores), len(new)), scores.dtype), scores], 1)
+    if r.backbone and rank: ids, scores = reranked(extended, histories, ids, scores)
+    return as_frame(extended, names, ids[:, :k], scores[:, :k])
+
+# %% ../../nbs/59a_recommender.ipynb #f4765228
+def others(r: Recommender, candidates) -> list[int]:
+    "Numbers of the items that are no candidates; an `LlmrecError` names a candidate that is not known."
+    unknown = [i for i in candidates if i not in r.number]
+    if unknown:
+        raise LlmrecError(f'There is no item {unknown[0]!r} in {r.about["data"]}; take it out of candidates, or give its title in cold.')
+    kept = {r.number[i] for i in candidates}
+    return [i for i in range(1, len(r.items) + 1) if i not in kept]
+
+def with_cold(r: Recommender, cold: dict, rank: bool) -> Recommender:
+    "The recommender with further items at the end of its list, which have a title and nothing else."
+    if not cold: return r
+    if r.backbone is None or not rank:
+        raise LlmrecError('Only a language model can rank an item that nobody has met; fit the recommender with a backbone.')
+    known_already = [i for i in cold if i in r.number]
+    if known_already: raise LlmrecError(f'Item {known_already[0]!r} is in {r.about["data"]}, so it is not cold; name it in candidates.')
+    if len(cold) > r.config.candidates:
+        raise LlmrecError(f'The language model ranks {r.config.candidates} items at once, and {len(cold)} are cold; ask in parts.')
+    if not all(isinstance(t, str) and t.strip() for t in cold.values()): raise LlmrecError('A cold item needs a title.')
+    return replace(r, items=[*r.items, *cold], titles=[*r.titles, *cold.values()])
 
 # %% ../../nbs/59a_recommender.ipynb #b5d46f8f
 def prompt_of(r: Recommender, history, shown) -> tuple[list, str]:

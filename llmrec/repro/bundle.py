@@ -7,7 +7,8 @@ __all__ = ['TREE', 'RAW', 'RATING', 'BOOK', 'FORMATS', 'FOLDERS', 'PROCESS', 'LE
            'record_names', 'record_files', 'in_bundle', 'lost_records', 'is_isbn', 'rating_row', 'unpacked',
            'check_no_data', 'settings', 'citation', 'published', 'caption', 'encoding', 'add_file', 'add_thing',
            'add_author', 'add_paper', 'add_terms', 'add_software', 'times', 'usage', 'status', 'where', 'add_action',
-           'add_folders', 'describe', 'notes', 'tree_state', 'letter', 'collect', 'zipped', 'bundle', 'parse', 'main']
+           'add_folders', 'describe', 'notes', 'tree_state', 'letter', 'collect', 'collected', 'zipped', 'bundle',
+           'parse', 'main']
 
 # %% ../../nbs/99_bundle.ipynb #d553c5c9
 import argparse
@@ -30,9 +31,9 @@ from rocrate.model.contextentity import ContextEntity
 from rocrate.rocrate import ROCrate
 
 from ..data.raw import RAW_FILES
-from ..paths import LlmrecError, output_root, root
+from ..paths import LlmrecError, base_profile, output_root, root
 from ..runs.records import commit, records_of, write_atomic
-from .reproduce import executed_path, load_profile, load_stamp, manifest, outputs, parameters, stamp_path, state
+from .reproduce import executed_path, load_profile, load_stamp, load_variant, manifest, outputs, own_data, own_of, parameters, stamp_path, state, variant_path
 
 # %% ../../nbs/99_bundle.ipynb #124bb4a2
 TREE = ('CHANGELOG.md', 'CITATION.cff', 'CONTRIBUTING.md', 'GUIDE.md', 'LICENSE', 'MANIFEST.in', 'Makefile', 'artefacts.yaml', 'requirements.lock', 'settings.ini', 'setup.py', 'profiles/*.yaml',
@@ -87,7 +88,7 @@ def record_files(names: list[str], profile: str) -> dict[str, bytes]:
     paths = [records_of(profile) / f'{name}{kind}' for name in names for kind in ('.json', '.npz', '.provenance.json')]
     return {p.relative_to(output_root()).as_posix(): p.read_bytes() for p in paths if p.exists()}
 
-def in_bundle(record: str, profile: str) -> str: return f'data/records/{profile}/{record}.json'
+def in_bundle(record: str, profile: str) -> str: return f'data/records/{base_profile(profile)}/{record}.json'
 
 # %% ../../nbs/99_bundle.ipynb #872f08b2
 def lost_records(m: Made, files: dict, profile: str) -> list[str]:
@@ -247,10 +248,10 @@ def add_action(crate: ROCrate, m: Made, files: dict, profile: str):
                         **{'@type': ['File', 'SoftwareSourceCode']})
     notebook['softwareRequirements'] = add_software(crate, m.stamp.get('versions', {}))
     names = [] if m.records is None else [in_bundle(r, profile) for r in m.records]
-    objects = [crate.get(f'data/records/{profile}/')] if m.records is None else [add_file(crate, n, files[n]) for n in names if n in files]
+    objects = [crate.get(f'data/records/{base_profile(profile)}/')] if m.records is None else [add_file(crate, n, files[n]) for n in names if n in files]
     given = add_thing(crate, f'#{m.name}-parameters', 'PropertyValue', name='parameters', value=json.dumps(m.stamp.get('parameters', {}), sort_keys=True))
     return add_thing(crate, f'#{m.name}', 'CreateAction', name=f'{m.name}, profile {profile}', description=where(m), instrument=notebook, result=results,
-                     object=[o for o in (*objects, crate.get(f'profiles/{profile}.yaml'), given) if o], resourceUsage=usage(crate, m), **times(m), **status(m))
+                     object=[o for o in (*objects, crate.get(f'profiles/{base_profile(profile)}.yaml'), given) if o], resourceUsage=usage(crate, m), **times(m), **status(m))
 
 # %% ../../nbs/99_bundle.ipynb #036f1ffe
 FOLDERS = {'nbs': 'The notebooks: methods in prose, code, tests.', 'llmrec': 'The library that the notebooks export.', 'profiles': 'Parameters of the notebooks.',
@@ -263,10 +264,10 @@ PROCESS = 'https://w3id.org/ro/wfrun/process/0.5'
 def add_folders(crate: ROCrate, files: dict, profile: str) -> None:
     "Entities for the folders and for the files that lie in none."
     for folder, about in FOLDERS.items():
-        path = f'{folder}/{profile}' if folder in ('data/records', 'figures', 'figures/executed') else folder
+        path = f'{folder}/{base_profile(profile) if folder == "data/records" else profile}' if folder in ('data/records', 'figures', 'figures/executed') else folder
         if any(name.startswith(f'{path}/') for name in files): crate.add_dataset(dest_path=f'{path}/', properties=dict(name=path, description=about))
     for name in files:
-        if '/' not in name or name == f'profiles/{profile}.yaml': add_file(crate, name, files[name])
+        if '/' not in name or name == f'profiles/{base_profile(profile)}.yaml': add_file(crate, name, files[name])
     crate.add_file(dest_path='SHA256SUMS', properties=dict(name='SHA256SUMS', encodingFormat='text/plain', description='Checksums of all other files.'))
 
 # %% ../../nbs/99_bundle.ipynb #3b7143f7
@@ -317,6 +318,8 @@ def notes(artefacts: list[Made], files: dict, profile: str) -> list[str]:
     out += [f'`{m.name}`: {sentence}.' for m in artefacts for sentence in lost_records(m, files, profile)]
     older = [f'`{m.name}`' for m in artefacts if m.records is None]
     if older: out.append(f"The stamps of {', '.join(older)} are of an older llmrec and do not name their records; all records of the profile are included.")
+    for own in own_of(profile):
+        out.append(f'The dataset {own.name} is not part of this bundle, since its file lies elsewhere ({Path(own.interactions).name}); its checksum is in the stamps.')
     missing = [f'`{a}`' for a in manifest() if a not in [m.name for m in artefacts]]
     if missing: out.append(f"Not made under this profile: {', '.join(missing)}.")
     return out
@@ -341,11 +344,16 @@ def letter(artefacts: list[Made], files: dict, profile: str) -> str:
 
 # %% ../../nbs/99_bundle.ipynb #afe4393d
 def collect(profile: str) -> tuple[list[Made], dict[str, bytes]]:
-    "The artefacts of the profile, and all files of its bundle by name."
-    load_profile(profile)
+    "The artefacts of the profile or variant, and all files of its bundle by name."
+    load_variant(profile)
+    with own_data(profile): return collected(profile)
+
+def collected(profile: str) -> tuple[list[Made], dict[str, bytes]]:
+    "`collect` among the profile's own datasets, whose files stay where they are."
     artefacts = [m for m in (made(a, profile) for a in manifest()) if m]
     if not artefacts: raise LlmrecError(f"There are no artefacts in {output_root() / 'figures' / profile}; make them first with `make reproduce PROFILE={profile}`.")
     files = tree_files() | {n: c for m in artefacts for n, c in m.files.items()} | record_files(record_names(artefacts, profile), profile)
+    if '+' in profile: files[f'figures/{profile}/variant.yaml'] = variant_path(profile).read_bytes()
     files = dict(sorted(files.items()))
     check_no_data(files)
     files['README.md'] = letter(artefacts, files, profile).encode()

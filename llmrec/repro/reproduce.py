@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SECTIONS', 'NEVER_EMPTY', 'STAMP', 'INPUTS', 'STATES', 'WORKER_MIB', 'QUIET', 'read_yaml', 'manifest', 'chosen',
-           'profiles', 'mapping', 'plain', 'load_profile', 'read_notebook', 'notebook_parameters', 'kind_of',
-           'check_kinds', 'parameters', 'check_names', 'code_of', 'module_path', 'imported', 'library_used',
-           'data_used', 'inputs', 'stamp_path', 'load_stamp', 'sha256', 'outputs', 'changes', 'reasons',
+           'profiles', 'mapping', 'plain', 'load_profile', 'own_of', 'own_data', 'check_own_data', 'read_notebook',
+           'notebook_parameters', 'kind_of', 'check_kinds', 'change_entry', 'parameters', 'check_names', 'variant_path',
+           'load_variant', 'variant_name', 'variant', 'code_of', 'module_path', 'imported', 'library_used', 'data_used',
+           'inputs', 'check_datasets', 'stamp_path', 'load_stamp', 'sha256', 'outputs', 'changes', 'reasons',
            'executed_path', 'failure_path', 'state', 'QuietKernel', 'keep_executed', 'run_notebook', 'events_path',
            'happened', 'write_stamp', 'execute', 'end_with', 'pool', 'in_process', 'side_by_side', 'minutes', 'left',
            'progress', 'parse', 'overrides', 'check_profile', 'wanted', 'cost', 'spent', 'cost_of_all',
-           'check_writable', 'report', 'make', 'reproduce', 'finding', 'carried', 'main']
+           'check_writable', 'report', 'make', 'reproduce', 'planned', 'finding', 'carried', 'main']
 
 # %% ../../nbs/97_reproduce.ipynb #6aa59258
 import sys
@@ -50,11 +51,13 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm.auto import tqdm
 
-from ..config import digest
-from ..data.datasets import DATASETS, dataset_checksum
+from ..config import canonical, digest, from_dict
+from ..data.datasets import DATASETS, OWN, absolute, dataset_checksum, info_of, only_own, registered
+from ..data.own import OwnData, load_own
 from ..data.yesno import YESNO_DATASETS, yesno_checksum
 from ..runs.grid import connect
-from ..paths import LlmrecError, figures_dir, json_or_none, known, output_root, records_dir, redacted, root, secret_values
+from ..paths import LlmrecError, base_profile, below, figures_dir, json_or_none, known, output_root, records_dir
+from ..paths import redacted, root, secret_values
 from ..runs.records import lock, provenance, records_of, sweep, write_atomic
 
 # %% ../../nbs/97_reproduce.ipynb #d2ae4e7a
@@ -86,7 +89,7 @@ def chosen(names: list) -> list:
     return [full(name) for name in names] or every
 
 # %% ../../nbs/97_reproduce.ipynb #6c3a8e6d
-SECTIONS = {'about': str, 'parameters': dict, 'papers': dict, 'artefacts': dict, 'without': dict}  # of a profile
+SECTIONS = {'about': str, 'data': dict, 'parameters': dict, 'papers': dict, 'artefacts': dict, 'without': dict}  # of a profile
 
 def profiles() -> list[str]: return sorted(p.stem for p in (root() / 'profiles').glob('*.yaml'))
 
@@ -112,16 +115,17 @@ def plain(value, where: str, secrets: list | None = None):
 
 # %% ../../nbs/97_reproduce.ipynb #abff64dd
 def load_profile(name: str) -> dict:
-    "The profile as plain values: `about`, `parameters`, `papers`, `artefacts`; its shape is checked."
-    known('profile', name, profiles())
-    path = root() / 'profiles' / f'{name}.yaml'
+    "The profile, or that of a variant, as plain values: `about`, `data`, `parameters`, `papers`, `artefacts`; its shape is checked."
+    known('profile', base_profile(name), profiles())
+    path = root() / 'profiles' / f'{base_profile(name)}.yaml'
     try: profile = mapping(read_yaml(path), path.name)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
         raise LlmrecError(f'{path} is not valid YAML in UTF-8: {" ".join(str(e).split())}.') from None
     try: profile = plain(profile, path.name)
     except RecursionError: raise LlmrecError(f'{path} holds an anchor that contains itself; write the values out.') from None
     for key in profile: known(f'section in {path.name}', key, SECTIONS)
-    for key in ('parameters', 'papers', 'artefacts', 'without'): profile[key] = mapping(profile.get(key), f'{path.name}, {key}')
+    for key in ('data', 'parameters', 'papers', 'artefacts', 'without'):
+        profile[key] = mapping(profile.get(key), f'{path.name}, {key}')
     for artefact, values in profile['artefacts'].items():
         known(f'artefact in {path.name}', artefact, list(manifest()))
         profile['artefacts'][artefact] = mapping(values, f'{path.name}, {artefact}')
@@ -133,6 +137,33 @@ def load_profile(name: str) -> dict:
         known(f'paper in {path.name}', paper, [a.split('/')[0] for a in manifest()])
         profile['papers'][paper] = mapping(values, f'{path.name}, {paper}')
     return profile
+
+# %% ../../nbs/97_reproduce.ipynb #1b0c9505
+def own_of(profile: str) -> list[OwnData]:
+    "The datasets of one's own that a profile registers; relative paths count from the project's folder."
+    where, out = f'{base_profile(profile)}.yaml, data', []
+    for name, values in load_profile(profile)['data'].items():
+        values = mapping(values, f'{where}, {name}')
+        if 'interactions' not in values: raise LlmrecError(f"{where}, {name}: name a file of interactions (interactions: log.csv).")
+        try: out.append(absolute(from_dict(OwnData, {k: v for k, v in values.items() if k != 'name'} | dict(name=name)), root()))
+        except LlmrecError as e: raise LlmrecError(f'{where}, {name}: {e}') from None
+    return out
+
+def own_data(profile: str):
+    "A context in which the profile's datasets are registered, and no others of one's own."
+    return only_own(own_of(profile))
+
+def check_own_data(names) -> list[str]:
+    "Read the registered datasets in `names` whole; for each a sentence on what was read, or an `LlmrecError`."
+    said = []
+    for own in (o for n, o in registered().items() if n in names):
+        data, read = load_own(own)
+        short = [u for u, n in zip(data.indexed.users, data.indexed.sequences.lengths) if n < 3]
+        if short:
+            raise LlmrecError(f'{len(short)} of {read.users} users of {own.name} have fewer than three interactions (user {short[0]!r}), and the '
+                              'split needs three: one each to learn from, to validate and to test; set core to 3 or more.')
+        said.append(f'{own.name} ({info_of(own).label}, {own.interactions}): {read}')
+    return said
 
 # %% ../../nbs/97_reproduce.ipynb #abe52569
 def read_notebook(path: Path):    # a notebook of nbformat
@@ -172,17 +203,30 @@ def check_kinds(values: dict, defaults: dict, where: str) -> None:
             raise LlmrecError(f"Parameter '{name}' of {where} is empty; name at least one.")
 
 # %% ../../nbs/97_reproduce.ipynb #f1f7764b
+def change_entry(values: dict, defaults: dict, name: str, value) -> None:
+    "Set 'parameter.entry' in `values`, a mapping there or among the notebook's defaults (source text)."
+    outer, *path, last = name.split('.')
+    inside = values[outer] = copy.deepcopy(values.get(outer, ast.literal_eval(defaults[outer])))
+    for step in [None, *path]:
+        if step is not None: inside = inside.setdefault(step, {}) if isinstance(inside, dict) else None
+        if not isinstance(inside, dict): raise LlmrecError(f"'{name}' changes an entry of a mapping, and '{outer}' has none there; give the whole value, {outer}=VALUE.")
+    inside[last] = value
+
 def parameters(
     artefact: str,
     profile: str,
-    given: dict,  # from the command line, for every artefact that has them
+    given: dict,  # from the command line, for every artefact that has them; a variant's own are known
 ) -> dict:
     "The values for `artefact`'s notebook: the profile's for all, for its paper, for itself, then the command line."
     values, have = load_profile(profile), notebook_parameters(manifest()[artefact])
+    given = load_variant(profile) | given if '+' in profile and not given else given
     general = values['parameters'] | values['papers'].get(artefact.split('/')[0], {})
     special = values['artefacts'].get(artefact, {})
     for name in special: known(f'parameter of {artefact} in profile {profile}', name, have)
-    merged = {k: v for k, v in {**general, **special, **given}.items() if k in have}
+    whole = {k: v for k, v in given.items() if '.' not in k}
+    merged = {k: v for k, v in {**general, **special, **whole}.items() if k in have}
+    for name, value in given.items():
+        if '.' in name and name.split('.')[0] in have: change_entry(merged, have, name, value)
     check_kinds(merged, have, f'{artefact} in profile {profile}')
     return {'profile': profile} | merged
 
@@ -190,7 +234,44 @@ def check_names(names, artefacts: list, where: str) -> None:
     "Every parameter named must exist in at least one of the notebooks."
     if 'profile' in names: raise LlmrecError(f"'profile' {where} is no parameter that can be changed; say --profile NAME.")
     have = list(dict.fromkeys(p for a in artefacts for p in notebook_parameters(manifest()[a])))
-    for name in names: known(f'parameter {where}', name, have)
+    for name in names: known(f'parameter {where}', name.split('.')[0], have)
+
+# %% ../../nbs/97_reproduce.ipynb #26087fbc
+def variant_path(profile: str) -> Path:
+    "Where a variant keeps what it changes."
+    return below(output_root() / 'figures', profile) / 'variant.yaml'
+
+def load_variant(profile: str) -> dict:
+    "The parameters that a variant changes; {} for a profile itself."
+    if '+' not in profile: return {}
+    known('profile', base_profile(profile), profiles())
+    path = variant_path(profile)
+    if not path.is_file():
+        raise LlmrecError(f'There is no variant {profile} in {path.parent.parent}; llmrec_reproduce makes one with --profile {base_profile(profile)} and -p.')
+    try: return mapping(read_yaml(path), str(path))
+    except (yaml.YAMLError, UnicodeDecodeError): raise LlmrecError(f'{path} is not valid YAML; make the variant anew under another name.') from None
+
+def variant_name(given: dict) -> str:
+    "A name for changes: their text where it is short, else a fingerprint."
+    text = '-'.join(f'{k}={v}' if isinstance(v, str) else f'{k}={canonical(v)}' for k, v in sorted(given.items()))
+    slug = re.sub('[^A-Za-z0-9.]+', '-', text).strip('-')
+    return slug if len(slug) <= 40 else digest(given, length=8)
+
+# %% ../../nbs/97_reproduce.ipynb #1e5fe8e1
+def variant(profile: str, given: dict, name: str = '') -> tuple[str, dict]:
+    "(where results go, parameters that are changed) for a profile, changes of the command line, and perhaps a name for them."
+    if name and not re.fullmatch('[A-Za-z0-9][A-Za-z0-9._-]*', name):
+        raise LlmrecError(f'--variant takes a name of letters, digits, points and hyphens, got {name!r}.')
+    if name and '+' in profile: raise LlmrecError(f'{profile} is a variant already; leave --variant away.')
+    if not given and not name: return profile, load_variant(profile)
+    full = profile if '+' in profile else f'{profile}+{name or variant_name(given)}'
+    if not given or variant_path(full).is_file():
+        kept = load_variant(full)
+        if given and canonical(kept) != canonical(given):
+            raise LlmrecError(f'{full} is there already and changes {canonical(kept)}; give these changes another name with --variant.')
+        return full, kept
+    if '+' in profile: raise LlmrecError(f'There is no variant {profile}; make it with --profile {base_profile(profile)} --variant {profile.partition("+")[2]}.')
+    return full, given
 
 # %% ../../nbs/97_reproduce.ipynb #dcffad77
 def code_of(text: str) -> str:
@@ -240,7 +321,8 @@ def data_used(values: dict) -> dict[str, str]:
     "Name -> checksum of the datasets that the parameters name, and of the papers' printed numbers."
     named = [n for v in values.values() for n in (v if isinstance(v, list) else [v]) if isinstance(n, str)]
     printed = sorted((root() / 'data' / 'paper_numbers').glob('*.csv'))
-    return ({n: dataset_checksum(n) for n in named if n in DATASETS} | {f'yes/no {n}': yesno_checksum(n) for n in named if n in YESNO_DATASETS}
+    def content(n): return dataset_checksum(n) if n not in registered() else f'{dataset_checksum(n)} as {DATASETS[n].label}'
+    return ({n: content(n) for n in named if n in DATASETS} | {f'yes/no {n}': yesno_checksum(n) for n in named if n in YESNO_DATASETS}
             | {'paper numbers': digest([p.read_text(encoding='utf-8') for p in printed])})
 
 def inputs(artefact: str, values: dict) -> dict:
@@ -248,6 +330,16 @@ def inputs(artefact: str, values: dict) -> dict:
     cells = read_notebook(root() / 'nbs' / manifest()[artefact]).cells
     code = [code_of(c.source) for c in cells if c.cell_type == 'code']
     return dict(notebook=digest(code), parameters=digest(values), library=library_used('\n'.join(code)), data=data_used(values))
+
+# %% ../../nbs/97_reproduce.ipynb #4bd0eb10
+def check_datasets(artefact: str, values: dict) -> None:
+    "An `LlmrecError` for a dataset that is none, with the near miss, and for a ranker that would have no titles to read."
+    every = dict.fromkeys([*DATASETS, *YESNO_DATASETS])
+    for key in ('dataset', 'datasets', 'ranker_datasets', 'llm_tests'):
+        for name in values[key] if isinstance(values.get(key), list) else [values[key]] if key in values else []:
+            known(f"dataset in '{key}' of {artefact}", name, every)
+            if key == 'ranker_datasets' and name in DATASETS and not DATASETS[name].titled:
+                raise LlmrecError(f"A language model ranks titles, and {name} has none; name their column, or leave it out of '{key}'.")
 
 # %% ../../nbs/97_reproduce.ipynb #ba832233
 STAMP = dict(parameters=dict, records=dict, files=dict, failed=dict, runs=dict, seconds=(int, float), notebook=str)
@@ -481,7 +573,9 @@ def parse(argv=None) -> argparse.Namespace:
                                 epilog='Exit status: 0 all is made; 1 a complaint before anything ran; 3 something failed while running; 130 interrupted.')
     p.add_argument('artefacts', nargs='*', metavar='ARTEFACT', help="e.g. llamarec/table1; all when none is named")
     p.add_argument('--profile', default='miniature', help='a file of profiles/ without .yaml (default: miniature)')
-    p.add_argument('-p', '--parameter', action='append', default=[], metavar='NAME=VALUE', help='override a parameter; VALUE is YAML')
+    p.add_argument('-p', '--parameter', '--change', action='append', default=[], metavar='NAME=VALUE',
+                   help='change a parameter, or with NAME.ENTRY an entry of one; VALUE is YAML. The results are a variant, figures/<profile>+<name>/')
+    p.add_argument('--variant', default='', metavar='NAME', help='a name for what -p changes (default: made from it), or one that is there')
     p.add_argument('--only', action='append', default=[], metavar='WHAT', help="only artefacts like 'llamarec/*', or in a state: missing, stale, failed")
     p.add_argument('--jobs', type=int, default=os.cpu_count(), help='runs and notebooks at a time (default: one a core)')
     p.add_argument('--scheduler', default='', metavar='ADDRESS', help='a Dask scheduler (tcp://…) whose workers compute the runs')
@@ -576,7 +670,7 @@ def make(plan: dict, profile: str, jobs: int = 1, scheduler: str = '', force: bo
     check_writable(output_root() / 'figures' / profile, executed_path('x/x', profile).parent, records_dir(profile))
     failed, jobs = [], jobs if scheduler else carried(jobs)
     with (pool(jobs, len(plan), scheduler) as environment, progress(list(plan), profile, jobs) as made,
-          contextlib.closing(side_by_side(plan, profile, jobs, force, environment)) as results):
+          contextlib.closing(side_by_side(plan, profile, jobs, force, environment | {OWN: os.environ.get(OWN, '')})) as results):
         for artefact, told, error in results:
             made[artefact] = told or happened(artefact, profile)
             failed += report(f'{len(made)}/{len(plan)}', artefact, told, error)
@@ -587,7 +681,8 @@ def make(plan: dict, profile: str, jobs: int = 1, scheduler: str = '', force: bo
 def reproduce(
     artefacts=(),               # names; all when empty
     profile='miniature',
-    given: dict | None = None,  # parameter overrides
+    given: dict | None = None,  # parameters that are changed: the results are a variant of the profile
+    name: str = '',             # of that variant; made from the changes when empty
     only=(),                    # see `wanted`
     show='',                    # 'inputs' or 'cost': only describe the artefacts (--list, --dry-run)
     force=False,                # execute what is fresh, too
@@ -595,18 +690,26 @@ def reproduce(
 ) -> list[str]:                 # what failed, as sentences
     "Make the artefacts that are missing, stale or failed; everything is checked before the first one runs."
     left_out = {} if artefacts else load_profile(profile)['without']
-    given, names = given or {}, [a for a in chosen(list(artefacts)) if a not in left_out]
-    check_names(given, names, 'on the command line')
+    names = [a for a in chosen(list(artefacts)) if a not in left_out]
+    check_names(given or {}, names, 'on the command line')
     check_profile(profile)
+    profile, given = variant(profile, given or {}, name)
+    for artefact, why in left_out.items(): print(f'{artefact}: not made by profile {profile}: {why}', flush=True)
+    with own_data(profile): return planned(names, profile, given, only, show, force, **how)
+
+def planned(names: list, profile: str, given: dict, only, show: str, force: bool, **how) -> list[str]:
+    "`reproduce` for names and parameters that exist."
     plan = {a: parameters(a, profile, given) for a in names}
+    for a, values in plan.items(): check_datasets(a, values)
     states = {a: (looked_at if show else state)(a, profile, values) for a, values in plan.items()}
     meant = wanted(names, states, list(only))
-    for artefact, why in left_out.items(): print(f'{artefact}: not made by profile {profile}: {why}', flush=True)
     todo = [a for a in meant if force or states[a][0] != 'fresh']
     for a in todo if show == 'cost' else meant:
         print(describe(a, profile, plan[a], states[a], show) + (f', to be made by nbs/{manifest()[a]}' if a in todo and not show else ''), flush=True)
     if show == 'cost' and (told := cost_of_all(todo, profile)): print(told, flush=True)
     if show: return []
+    for said in check_own_data({n for a in todo for n in data_used(plan[a])}): print(said, flush=True)
+    if '+' in profile: write_atomic(variant_path(profile), yaml.safe_dump(given, allow_unicode=True))
     failed = make({a: plan[a] for a in todo}, profile, force=force, **how) if todo else []
     said = {a: text for a in meant if (text := finding(a, profile))}
     if said: print('What was found:', *(f'  {a}: {text}' for a, text in said.items()), sep='\n', flush=True)
@@ -642,7 +745,7 @@ def main(argv=None) -> int:
     os.environ |= {k: str(Path(os.environ[k]).resolve()) for k in ('LLMREC_DATA', 'LLMREC_MODELS', 'LLMREC_OUT') if os.environ.get(k)}    # notebooks run in nbs/
     os.environ |= {k: v for k, v in QUIET.items() if k not in os.environ}
     show = 'inputs' if args.list else 'cost' if args.dry_run else ''
-    try: failed = reproduce(args.artefacts, args.profile, overrides(args.parameter), args.only, show, args.force,
+    try: failed = reproduce(args.artefacts, args.profile, overrides(args.parameter), args.variant, args.only, show, args.force,
                             jobs=max(1, args.jobs), scheduler=args.scheduler, keep_going=args.keep_going)
     except LlmrecError as e: print(f'llmrec_reproduce: {e}', file=sys.stderr); return 1
     except KeyboardInterrupt: print('llmrec_reproduce: stopped; start it again to go on where it was', file=sys.stderr); return 130

@@ -8,8 +8,8 @@ __all__ = ['INTERVAL', 'TOLD', 'COMPUTED', 'GUARD', 'located', 'text_of', 'with_
            'labels', 'chosen_cells', 'shown', 'cell_lines', 'trace', 'as_a_whole', 'every_record', 'of_cells',
            'Finding', 'remedy', 'check_files', 'check_records', 'check_sources', 'code_in', 'check_notebook',
            'check_stale', 'agrees', 'key_in', 'check_record', 'record_files', 'copy_inputs', 'made_again',
-           'check_again', 'check_artefact', 'made_artefacts', 'made_profiles', 'strangers', 'verify', 'run_trace',
-           'parse', 'verify_all', 'summary', 'run_verify']
+           'check_again', 'check_artefact', 'findings', 'made_artefacts', 'made_profiles', 'strangers', 'verify',
+           'run_trace', 'parse', 'verify_all', 'summary', 'run_verify']
 
 # %% ../../nbs/98_trace.ipynb #fd429b21
 import argparse
@@ -32,9 +32,10 @@ import polars as pl
 from papermill.exceptions import PapermillExecutionError
 
 from ..config import canonical, digest
-from ..paths import LlmrecError, json_or_none, known, parse_json, miniature_dir, output_root, output_to, raw_dir, root
+from ..paths import LlmrecError, base_profile, json_or_none, known, miniature_dir, output_root, output_to, parse_json
+from ..paths import raw_dir, root
 from ..runs.records import make_key, records_of
-from .reproduce import QUIET, QuietKernel, changes, chosen, code_of, data_used, executed_path, library_used, load_stamp, manifest, outputs, parameters, sha256, stamp_path
+from .reproduce import QUIET, QuietKernel, changes, chosen, code_of, data_used, executed_path, library_used, load_stamp, manifest, outputs, own_data, parameters, sha256, stamp_path
 
 # %% ../../nbs/98_trace.ipynb #c32b4121
 def located(file) -> tuple[Path, str, str]:
@@ -348,7 +349,7 @@ llmrec.runs.records.lock = lock'''
 # %% ../../nbs/98_trace.ipynb #127efda2
 def copy_inputs(profile: str, stamp: dict, folder: Path) -> None:
     "Give `folder` the records of a stamp as copies, and the invented world and raw files as links."
-    there = folder / 'data' / 'records' / profile
+    there = folder / 'data' / 'records' / base_profile(profile)
     there.mkdir(parents=True)
     for name in stamp['records']:
         for p in records_of(profile).glob(f'{name}.*'): shutil.copy(p, there)
@@ -381,7 +382,13 @@ def check_again(artefact: str, profile: str, stamp: dict, stale: bool) -> Iterat
 
 # %% ../../nbs/98_trace.ipynb #93c62a95
 def check_artefact(artefact: str, profile: str, again: bool = False) -> list[Finding]:
-    "All findings on an artefact, but what its records say of themselves."
+    "All findings on an artefact, but what its records say of themselves; the profile's own datasets are registered meanwhile."
+    try: own = own_data(profile)
+    except LlmrecError: own = contextlib.nullcontext()    # the profile is gone or broken, which `check_stale` says
+    with own: return findings(artefact, profile, again)
+
+def findings(artefact: str, profile: str, again: bool) -> list[Finding]:
+    "`check_artefact` among registered datasets."
     path, stamp = stamp_path(artefact, profile), load_stamp(artefact, profile)
     if stamp is None: return [Finding(path, f'is missing or cannot be read, so nothing says what the files of {artefact} should be; {remedy(artefact, profile)}')]
     if not isinstance(stamp.get('files'), dict): return [Finding(path, f'is no stamp of an artefact; {remedy(artefact, profile)}')]
@@ -417,7 +424,7 @@ def verify(artefacts: list, profile: str, again: bool = False, say=lambda text: 
         if again: say(f'[{n}/{len(names)}] {a} of profile {profile} is executed again')
         out += check_artefact(a, profile, again)
     read = [records_of(profile) / f'{n}.json' for a in names for n in (load_stamp(a, profile) or {}).get('records', ())]
-    files = record_files(profile) if not artefacts else [p for p in dict.fromkeys(read) if p.exists()]
+    files = record_files(profile) if not artefacts and '+' not in profile else [p for p in dict.fromkeys(read) if p.exists()]
     return out + [f for p in files for f in check_record(p)] + (strangers(profile) if not artefacts else []), len(names), len(files)
 
 # %% ../../nbs/98_trace.ipynb #ccd65072
