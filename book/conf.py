@@ -48,6 +48,7 @@ html_css_files = ['book.css']
 html_math_renderer = 'mathml'
 html_show_search_summary = False    # it would read the pages over a network
 html_copy_source = False
+html_use_index = html_domain_indices = False    # the search is better
 html_show_sphinx = False
 html_context = dict(default_mode='auto')
 html_theme_options = dict(
