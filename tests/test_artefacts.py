@@ -57,7 +57,7 @@ def test_best_ignores_missing_and_marks_ties():
 
 def test_caption_says_everything():
     text = ar.caption('paper', {'beauty': 'a' * 64}, 'meta-llama/Llama-2-7b-hf', (3,), 'full ranking')
-    for part in ('paper', 'beauty', 'a' * 12, 'Llama-2-7b-hf', 'seed 3', 'full ranking'): assert part in text
+    for part in ('paper', 'beauty', 'a' * 12, 'Llama-2-7b-hf', 'seed 3', 'Full ranking'): assert part in text
     assert 'backbone none' in ar.caption('paper', {'beauty': 'a'}, '', (1, 2), 'x')
 
 

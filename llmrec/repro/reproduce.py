@@ -10,8 +10,8 @@ __all__ = ['SECTIONS', 'NEVER_EMPTY', 'STAMP', 'INPUTS', 'STATES', 'WORKER_MIB',
            'inputs', 'check_datasets', 'stamp_path', 'load_stamp', 'sha256', 'outputs', 'changes', 'reasons',
            'executed_path', 'failure_path', 'state', 'QuietKernel', 'keep_executed', 'run_notebook', 'events_path',
            'happened', 'write_stamp', 'execute', 'end_with', 'pool', 'in_process', 'side_by_side', 'minutes', 'left',
-           'progress', 'parse', 'overrides', 'check_profile', 'wanted', 'cost', 'spent', 'cost_of_all',
-           'check_writable', 'report', 'make', 'reproduce', 'planned', 'finding', 'carried', 'main']
+           'progress', 'parse', 'overrides', 'check_profile', 'wanted', 'spent', 'cost', 'cost_of_all', 'looked_at',
+           'describe', 'check_writable', 'report', 'make', 'reproduce', 'planned', 'finding', 'carried', 'main']
 
 # %% ../../nbs/97_reproduce.ipynb #6aa59258
 import sys
@@ -612,23 +612,14 @@ def wanted(names: list, states: dict, only: list) -> list:
         if word not in STATES and not fnmatch.filter(names, word): known('artefact', word, [*STATES, *names])
     return [a for a in names if not only or states[a][0] in only or any(fnmatch.fnmatch(a, word) for word in only)]
 
-def cost(artefact: str, profile: str) -> str:
-    "How long the artefact and its records took when they were made, as far as is known."
-    stamp = load_stamp(artefact, profile)
-    if not stamp or 'records' not in stamp: return 'time unknown'
-    sides = [records_of(profile) / f'{name}.provenance.json' for name in stamp['records']]
-    seconds = [(side.get('seconds') or {}).get('total', 0) for side in map(json_or_none, sides) if side]
-    notebook = max(0, stamp.get('seconds', 0) - stamp.get('runs', {}).get('seconds', 0))
-    return f'notebook {minutes(notebook)}' + (f', {len(seconds)} of its {len(sides)} records are here and took {minutes(sum(seconds))}' if sides else '')
-
-# %% ../../nbs/97_reproduce.ipynb #7ad765dd
 def spent(artefact: str, profile: str) -> tuple[float, dict] | None:
     "Seconds of the notebook, and of each of its records that is here (name -> seconds); None where it was not made."
     stamp = load_stamp(artefact, profile)
     if not stamp or 'records' not in stamp: return None
     sides = {name: records_of(profile) / f'{name}.provenance.json' for name in stamp['records']}
-    seconds = {name: json.loads(p.read_text(encoding='utf-8'))['seconds'].get('total', 0) for name, p in sides.items() if p.exists()}
-    return max(0, stamp['seconds'] - stamp['runs']['seconds']), seconds
+    told = {name: side for name, path in sides.items() if (side := json_or_none(path))}
+    seconds = {name: (side.get('seconds') or {}).get('total', 0) for name, side in told.items()}
+    return max(0, stamp.get('seconds', 0) - stamp.get('runs', {}).get('seconds', 0)), seconds
 
 def cost(artefact: str, profile: str) -> str:
     "How long the artefact and its records took when they were made, as far as is known; else how long with another profile."
@@ -648,6 +639,24 @@ def cost_of_all(artefacts: list, profile: str) -> str:
     seconds = {name: s for _, of in found for name, s in of.items()}
     known = f'{len(found)} of {len(artefacts)} artefacts have been made before: notebooks {minutes(sum(n for n, _ in found))}'
     return f'in all: {known}, {len(seconds):,} records {minutes(sum(seconds.values()))}'
+
+# %% ../../nbs/97_reproduce.ipynb #7ad765dd
+def looked_at(artefact: str, profile: str, values: dict) -> tuple[str, list[str]]:
+    "`state` for one who only looks: 'unchecked' where data are not on this machine; nothing is downloaded."
+    with patch.dict(os.environ, {'LLMREC_OFFLINE': '1'}):
+        try: return state(artefact, profile, values)
+        except LlmrecError as e: return 'unchecked', [str(e)]
+
+def describe(artefact: str, profile: str, values: dict, found: tuple, detail: str) -> str:
+    "A line on an artefact: its state, why, and for `detail` 'inputs' what it is made from or 'cost' how long it took."
+    what, why = found
+    said = f'{artefact}: {what}' + (f" ({'; '.join(why)})" if why and what != 'missing' else '')
+    if detail == 'cost': said += f'; {cost(artefact, profile)}'
+    if detail == 'inputs':
+        data = ', '.join(n for n in data_used(values) if n != 'paper numbers') if what != 'unchecked' else ''
+        records = len((load_stamp(artefact, profile) or {}).get('records', ()))
+        said += f"; nbs/{manifest()[artefact]}, {f'data {data}' if data else 'no data'}, {records} records"
+    return said
 
 # %% ../../nbs/97_reproduce.ipynb #7a60964a
 def check_writable(*folders: Path) -> None:
