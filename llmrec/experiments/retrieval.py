@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'COUNTED', 'METHODS', 'MASKED', 'AFTERWARDS', 'Architecture', 'RetrievalConfig', 'for_dataset', 'make_split',
-           'device', 'fit_model', 'retriever', 'measure', 'run']
+           'device', 'loss_maker', 'fit_model', 'retriever', 'measure', 'run']
 
 # %% ../../nbs/51_retrieval.ipynb #ad4523b7
 from dataclasses import dataclass, field, replace
@@ -101,6 +101,15 @@ def device() -> torch.device:
     "The first GPU, or the CPU where there is none."
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
+# %% ../../nbs/51_retrieval.ipynb #21bfe8fa
+def loss_maker(cfg: RetrievalConfig):
+    "The function that makes the loss of `cfg`, whole or in the two parts that updates by rows need."
+    module = MODELS[cfg.model][0]
+    if cfg.training.updates == 'dense': return module.make_loss
+    if hasattr(module, 'make_row_loss'): return module.make_row_loss
+    able = ', '.join(name for name, (m, _) in MODELS.items() if hasattr(m, 'make_row_loss'))
+    raise LlmrecError(f"TrainingConfig.updates is 'rows', but {cfg.model} scores every item; take {able}, or 'dense'.")
+
 # %% ../../nbs/51_retrieval.ipynb #2e289792
 def fit_model(
     cfg: RetrievalConfig,
@@ -113,7 +122,7 @@ def fit_model(
     module, _ = MODELS[cfg.model]
     arch, length = cfg.architecture, cfg.architecture.max_length
     model = module.build(split.train.n_items, arch).to(device())
-    loss = module.make_loss(split.train, arch, cfg.training.seed)
+    loss = loss_maker(cfg)(split.train, arch, cfg.training.seed)
 
     def validate(model):
         score = partial(module.score, model)

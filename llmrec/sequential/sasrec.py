@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SPARE', 'OBJECTIVES', 'PADDED', 'SASRecConfig', 'visible', 'groups', 'occupied', 'rectangles', 'rectangle_attention',
            'attention', 'positions', 'SASRecBlock', 'SASRec', 'build', 'draw_negatives', 'chosen_scores', 'pointwise',
-           'bce', 'calibration', 'gbce', 'sampled_cross_entropy', 'make_loss', 'padded_bce', 'padded_loss']
+           'bce', 'calibration', 'gbce', 'sampled_cross_entropy', 'make_loss', 'drawn_and_scored', 'make_row_loss',
+           'padded_bce', 'padded_loss']
 
 # %% ../../nbs/46_sasrec.ipynb #5806d334
 import math
@@ -17,14 +18,16 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from ..config import schema
 from ..data.interactions import Sequences
 from ..paths import LlmrecError, known
 from llmrec.sequential.narm import (
-    by_length, cross_entropy, next_item_loss, padded_batch, padded_cross_entropy, score, unroll,
+    by_length, cross_entropy, next_item_loss, next_items, padded_batch, padded_cross_entropy, score, unroll,
 )
+from .rows import renumbered
 
 # %% ../../nbs/46_sasrec.ipynb #71fef806
 @schema('sasrec', 1)
@@ -236,10 +239,13 @@ def calibration(k: int, n_items: int, t: float) -> float:
     return 1 - t * (1 - min(1., k / (n_items - 1)))
 
 # %% ../../nbs/46_sasrec.ipynb #da62c929
-def gbce(states, weight, targets, negatives, t: float = .75, prior: bool = False) -> torch.Tensor:
+def gbce(
+    states, weight, targets, negatives, t: float = .75, prior: bool = False,
+    n_items: int | None = None,  # of the catalogue; None: all of it is in `weight`
+) -> torch.Tensor:
     "Generalised binary cross-entropy, a mean over positive and negatives."
     k = negatives.shape[1]
-    beta = calibration(k, len(weight) - 1, t)
+    beta = calibration(k, n_items or len(weight) - 1, t)
     return pointwise(states, weight, targets, negatives, beta, prior).mean() / (k + 1)
 
 # %% ../../nbs/46_sasrec.ipynb #88205a53
@@ -284,6 +290,40 @@ def make_loss(
     "The loss that `cfg` names, at every position of the windows."
     objective = OBJECTIVES[known('SASRec loss', cfg.loss, OBJECTIVES)]
     return next_item_loss(train, cfg.max_length, objective(cfg))
+
+# %% ../../nbs/46_sasrec.ipynb #d2609d19
+def drawn_and_scored(cfg: SASRecConfig, n_items: int) -> tuple[Callable, Callable]:
+    "For a loss with negatives: (targets -> negatives) and (states, weight, targets, negatives) -> scalar."
+    k = cfg.negatives or (1 if cfg.loss == 'bce' else 256)
+    def apart(targets): return draw_negatives(targets, n_items, k)
+    def shared(targets): return torch.randint(1, n_items + 1, (k,))
+    found = {'bce': (apart, partial(bce, prior=cfg.prior)),
+             'gbce': (apart, partial(gbce, t=cfg.t, prior=cfg.prior, n_items=n_items)),
+             'sampled': (shared, sampled_cross_entropy)}
+    if cfg.loss not in found:
+        raise LlmrecError(f"TrainingConfig.updates is 'rows', but the loss '{cfg.loss}' scores every item; take "
+                          f"one with negatives ({', '.join(found)}), or updates='dense'.")
+    return found[cfg.loss]
+
+# %% ../../nbs/46_sasrec.ipynb #e5179452
+def make_row_loss(
+    train: Sequences,
+    cfg: SASRecConfig,
+    seed: int = 0,  # not used, as in `make_loss`
+) -> Callable:      # spans -> (ids, (model, rows) -> scalar), see `rows.row_step`
+    "`make_loss` for a step that reads only the items of its batch; the negatives are drawn before the dropout."
+    draw, objective = drawn_and_scored(cfg, train.n_items)
+    def loss(spans):
+        batch = next_items(train.items, spans, cfg.max_length)
+        parts = batch.items, batch.targets, draw(batch.targets)
+        ids, (items, targets, negatives) = renumbered(*parts)
+        def value(model, rows):
+            if not batch.shapes: return 0 * rows.sum()
+            where = rows.device
+            states = functional_call(model, {'embedding.weight': rows}, (items.to(where), batch.shapes))
+            return objective(states, rows, targets.to(where), negatives.to(where))
+        return ids, value
+    return loss
 
 # %% ../../nbs/46_sasrec.ipynb #61ab5af9
 def padded_bce(states, weight, labels) -> torch.Tensor:

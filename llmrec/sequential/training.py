@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'TrainingConfig', 'optimiser', 'batches', 'State', 'save_state', 'read_checkpoint', 'shapes', 'load_state',
-           'step', 'schedule', 'due', 'validated', 'fit']
+           'step', 'row_optimiser', 'schedule', 'due', 'validated', 'fit']
 
 # %% ../../nbs/44_training.ipynb #b81d8787
 import io
@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from ..config import digest, keyed, limits, Range
 from ..paths import LlmrecError
 from ..runs.records import write_atomic
+from .rows import RowAdamW, RowOptimiser, row_step, settle
 
 # %% ../../nbs/44_training.ipynb #770c9f40
 @limits(batch_size=Range(least=1), lr=Range(above=0), weight_decay=Range(least=0), adam_eps=Range(above=0),
@@ -41,6 +42,7 @@ class TrainingConfig:
     patience: int = 20               # validations without improvement
     decay_log_params: bool = True    # as published; False spares lambda and gamma
     valid_mask: Literal['whole', 'window', 'none'] = 'none'  # 'none' as published, see `candidates.hide`
+    updates: Literal['dense', 'rows'] = 'dense'  # 'rows' visits the items of a batch only, see `rows`
 
     @classmethod
     def as_published(cls, **changes): return cls(**changes)
@@ -51,6 +53,7 @@ class TrainingConfig:
 def optimiser(
     model: torch.nn.Module,
     cfg: TrainingConfig,
+    without: tuple = (),  # names of parameters that somebody else updates
 ) -> torch.optim.AdamW:
     "AdamW; biases and normalisations are not decayed, log-parameters as the configuration says."
     spared = ['bias', 'layer_norm']
@@ -58,6 +61,7 @@ def optimiser(
         spared.append('params_log')
     decayed, kept = [], []
     for name, p in model.named_parameters():
+        if name in without: continue
         (kept if any(s in name for s in spared) else decayed).append(p)
     groups = [dict(params=decayed, weight_decay=cfg.weight_decay), dict(params=kept, weight_decay=0.)]
     return torch.optim.AdamW(groups, lr=cfg.lr, eps=cfg.adam_eps, fused=True)
@@ -139,6 +143,15 @@ def step(model, opt, loss: Callable, spans: np.ndarray, clip: float) -> torch.Te
     opt.step()
     return value.detach()
 
+# %% ../../nbs/44_training.ipynb #ac41ef4e
+def row_optimiser(
+    model: torch.nn.Module,  # with items in the rows of `embedding`
+    cfg: TrainingConfig,
+) -> RowOptimiser:
+    "As `optimiser`, with rows of the item embedding that wait until they are read."
+    rows = RowAdamW(model.embedding.weight, cfg.lr, cfg.weight_decay, cfg.adam_eps)
+    return RowOptimiser(optimiser(model, cfg, ('embedding.weight',)), rows)
+
 # %% ../../nbs/44_training.ipynb #b6a1ced7
 def schedule(
     n: int,      # windows
@@ -180,7 +193,7 @@ def validated(
 # %% ../../nbs/44_training.ipynb #7d5fc3ff
 def fit(
     model: torch.nn.Module,
-    loss: Callable,        # (model, spans) -> scalar tensor
+    loss: Callable,        # (model, spans) -> scalar tensor; with updates='rows' see `row_step`
     validate: Callable,    # model -> score, higher is better (Recall@10 in the paper)
     spans: np.ndarray,     # (windows, 2) training windows
     cfg: TrainingConfig,
@@ -189,7 +202,9 @@ def fit(
 ) -> State:
     "Train `model` in place; it ends with its best weights. The state holds the curve and the seconds."
     torch.manual_seed(cfg.seed)
-    opt, key = optimiser(model, cfg), digest(keyed(cfg), len(spans))
+    by_rows = cfg.updates == 'rows'
+    opt = (row_optimiser if by_rows else optimiser)(model, cfg)
+    update, key = row_step if by_rows else step, digest(keyed(cfg), len(spans))
     found = load_state(checkpoint, model, opt, key) if checkpoint else None
     state, best = found or (State(), {})
     last = math.ceil(len(spans) / cfg.batch_size) * cfg.epochs
@@ -200,6 +215,7 @@ def fit(
     losses, n = 0., 0    # since the last validation
     while not state.done:
         if due(state, cfg, last):
+            if by_rows: settle(opt.rows)
             best = validated(state, model, best, validate(model), float(losses) / max(1, n), cfg, last)
             losses, n = 0., 0
             state.seconds = time.perf_counter() - start
@@ -207,7 +223,7 @@ def fit(
             if checkpoint:
                 save_state(checkpoint, state, model, opt, best, key)
         else:
-            losses = losses + step(model, opt, loss, spans[next(todo)], cfg.clip)
+            losses = losses + update(model, opt, loss, spans[next(todo)], cfg.clip)
             n += 1
             state.iteration += 1
             bar.update()
