@@ -304,8 +304,7 @@ def plot_over_k(
     ends, shift = [], 2 ** .09
     part = {m: long.filter(pl.col('method') == m).with_columns(K=pl.col('setting').str.slice(2).cast(pl.Int64)).sort('K') for m in colours}
     part = {m: p.unique('method', keep='first') if m in flat else p for m, p in part.items() if len(p)}
-    ticks = sorted({k for m, p in part.items() if m not in flat for k in p['K']})
-    if not ticks: ticks = sorted({int(x[2:]) for x in long['setting']} - {0}) or [1]
+    ticks = sorted({int(x[2:]) for x in long['setting']} - {0}) or [1]
     step, lines = max(2., (ticks[-1] / ticks[0]) ** (1 / max(1, len(ticks) - 1))), [m for m in part if m not in flat]
     edge = ticks[0] / step
     for m, p in part.items():

@@ -239,14 +239,16 @@ def paper_value(method: str, dataset: str, setting: str, protocol: str | None = 
 
 def readable(long: pl.DataFrame) -> tuple[pl.DataFrame, list]:
     "For `save_table`: ours with its interval, the paper's number and the difference, by dataset and protocol; and what is set in bold."
-    out, settings = [], sorted(dict.fromkeys(long['setting']), key=lambda x: int(x[2:]))
+    rowless = 'K=0'    # alpaca tuning alone sees no rows: one value, which stands at every K
+    settings = sorted({*long['setting']} - {rowless}, key=lambda x: int(x[2:])) or [rowless]
+    out = []
     several = 'protocol' in long.columns and long['protocol'].n_unique() > 1
     for key, part in long.group_by(['protocol', 'dataset'] if 'protocol' in long.columns else ['dataset'], maintain_order=True):
         rows, protocol, d = {(r['method'], r['setting']): r for r in part.iter_rows(named=True)}, (None, *key)[-2], key[-1]
         absent = [] if any(m.startswith('TALLRec') for m, _ in rows) or protocol == 'corrected' else ['TALLRec']
         for m in (*dict.fromkeys(m for m, _ in rows), *absent):
             for k in settings:
-                r, theirs = rows.get((m, k), {}), paper_value(m, d, k, protocol)
+                r, theirs = rows.get((m, k)) or rows.get((m, rowless), {}), paper_value(m, d, k, protocol)
                 if not r and m in absent and theirs is None: continue
                 out.append(dict(group=YESNO_DATASETS[d] + (f", {protocol.replace('_', ' ')}" if several else ''), method=m,
                                 column=k.replace('=', ' = '), value=r.get('value'), low=r.get('low'), high=r.get('high'), paper=theirs,
