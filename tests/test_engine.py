@@ -95,10 +95,10 @@ def reproduce(project, out, *args, status=0):
     assert done.returncode == status, done.stdout + done.stderr
     return done
 
-def figures(out):
+def figures(out, profile='mine'):
     "Name -> bytes of the artefacts' files without the stamps."
-    folder = Path(out) / 'figures' / 'mine'
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file() and (p.suffix != '.json')}
+    folder = Path(out) / 'figures' / profile
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file() and p.suffix not in ('.json', '.yaml')}
 
 def records(out):
     folder = Path(out) / 'data' / 'records' / 'mine'
@@ -263,10 +263,11 @@ def test_a_read_only_folder(project, small_disk):
 
 def test_two_commands_at_once(tmp_path, project, undisturbed):
     out = tmp_path / 'out'
-    both = [subprocess.Popen(**command(project, out, '--jobs', '1', '-p', 'seconds=.3'), stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    both = [subprocess.Popen(**command(project, out, '--jobs', '1', '-p', 'seconds=.3', '--variant', 'slow'), stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    assert (figures(out), records(out)) == undisturbed
+    made = {name: body.replace(b'mine+slow', b'mine') for name, body in figures(out, 'mine+slow').items()}
+    assert (made, records(out)) == undisturbed
     computed = [int(line.split(' runs computed')[0].split()[-1]) for text, _ in said for line in text.splitlines() if 'runs computed' in line]
     assert sum(computed) == 9, said    # no run was made by both
 
@@ -301,13 +302,14 @@ def test_a_newer_version_of_an_experiment_leaves_the_older_records_where_they_ar
     out = tmp_path / 'out'
     reproduce(project, out, '--jobs', '1')
     older = records(out)
-    assert '6 runs computed' in reproduce(project, out, 'beyond/one', '-p', 'version=2', '--jobs', '1').stdout
+    assert '6 runs computed' in reproduce(project, out, 'beyond/one', '-p', 'version=2', '--variant', 'new', '--jobs', '1').stdout
     newer = {name: text for name, text in records(out).items() if name not in older}
     assert len(newer) == 2 * 6 and records(out) == older | newer
     for name in newer:
         if name.endswith('.json'): assert json.loads(newer[name])['version'] == 2
     table, sources = 'beyond/one.csv', 'beyond/one.sources.csv'
-    assert figures(out)[table] == undisturbed[0][table] and figures(out)[sources] != undisturbed[0][sources]
+    new = figures(out, 'mine+new')
+    assert new[table] == undisturbed[0][table] and new[sources] != undisturbed[0][sources]
     assert 'runs computed' not in reproduce(project, out, 'beyond/one', '--jobs', '1').stdout    # the older version's are found again
     assert figures(out) == undisturbed[0]
 
@@ -318,9 +320,10 @@ def test_a_failing_run_fails_its_own_cells(tmp_path, project, undisturbed):
     out = tmp_path / 'out'
     done = reproduce(project, out, '-p', 'numbers=[1, 0, 3]', '--jobs', '1', 'beyond/one', status=3)
     assert 'ZeroDivisionError' in done.stderr and len(done.stderr.splitlines()) == 1 and '3 runs computed, 1 failed' in done.stdout
-    table = pl.read_csv(out / 'figures' / 'mine' / 'beyond' / 'one.csv')
+    variant, = (out / 'figures').glob('mine+*')
+    table = pl.read_csv(variant / 'beyond' / 'one.csv')
     assert table['value'].is_nan().to_list() == [False, True, False] and table['value'][2] == 33
-    assert '| 0 | failed |' in (out / 'figures' / 'mine' / 'beyond' / 'one.md').read_text()
+    assert '| 0 | failed |' in (variant / 'beyond' / 'one.md').read_text()
     assert 'beyond/one: failed (toy-' in reproduce(project, out, '-p', 'numbers=[1, 0, 3]', '--list', 'beyond/one').stdout
     assert '1 runs computed' in reproduce(project, out, '-p', 'numbers=[1, 0, 3]', '--jobs', '1', 'beyond/one', status=3).stdout    # is tried again, and only this one
 
@@ -372,7 +375,11 @@ def test_a_dry_run_says_what_why_and_how_long_and_does_nothing(tmp_path, project
     out = tmp_path / 'out'
     said = reproduce(project, out, '--dry-run').stdout
     assert said.splitlines() == ['beyond/one: missing; time unknown', 'beyond/two: missing; time unknown'] and not out.exists()
-    reproduce(project, out, 'beyond/one', '--jobs', '1', '-p', 'seconds=.5')
+    edit = project / 'profiles' / 'mine.yaml'
+    was = edit.read_text()
+    edit.write_text(was.replace('size: 10', 'size: 10, seconds: .5'))
+    reproduce(project, out, 'beyond/one', '--jobs', '1')
+    edit.write_text(was)
     before = {p: p.stat().st_mtime_ns for p in out.rglob('*')}
     said = reproduce(project, out, '--dry-run', '--force').stdout
     assert 'beyond/one: stale (parameters changed: seconds); notebook ' in said and '6 of its 6 records are here and took 3 s' in said

@@ -183,7 +183,6 @@ def test_a_change_writes_a_variant_and_leaves_the_profiles_results_alone(project
     assert done.returncode == 0 and '1 artefact and 1 record' in done.stdout, done.stdout + done.stderr
     traced = succeeded(run(project, 'trace', 'figures/miniature+datasets-films/llamarec/table2.csv'))
     assert 'miniature+datasets-films' in traced and 'statistics-' in traced
-    assert (project / succeeded(run(project, 'site', '--profile', 'miniature+datasets-films')).strip()).is_file()
 
 
 def test_a_variant_is_named_kept_and_never_redefined(out):

@@ -74,7 +74,7 @@ def test_the_files_order_and_the_label_of_a_rating_in_between(tmp_path):
 
 
 @pytest.mark.parametrize('change, said', [
-    (dict(like_from=None), 'what a like is'), (dict(rating=None), 'need ratings'), (dict(title=None, items=None), 'names titles'),
+    (dict(like_from=None), 'what a like is'), (dict(rating=None), 'needs a rating'), (dict(title=None, items=None), 'names titles'),
     (dict(least_rating=4.), 'nothing is disliked'), (dict(thing=''), 'is a noun'), (dict(core=10_000), 'too few'), (dict(title='nmae'), "Did you mean 'name'"),
 ])
 def test_ratings_that_make_no_questions(own, change, said):

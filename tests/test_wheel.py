@@ -43,7 +43,8 @@ def contents(folder):
 def away(tmp_path_factory):
     "A folder with an environment that holds the wheel, and sees the other packages of this one without its llmrec."
     folder = tmp_path_factory.mktemp('away')
-    def do(*command): subprocess.run([str(c) for c in command], check=True, capture_output=True, cwd=folder)
+    outside = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}    # else pip finds the checkout's llmrec and installs nothing
+    def do(*command): subprocess.run([str(c) for c in command], check=True, capture_output=True, cwd=folder, env=outside)
     source = folder / 'source'
     do('git', 'clone', '-q', '--no-hardlinks', '--depth', '1', f'file://{ROOT}', source)
     for name in ('settings.ini', 'setup.py'): (source / name).write_bytes((ROOT / name).read_bytes())    # what is not committed yet, too

@@ -181,13 +181,11 @@ def questions_in_table(path) -> list[tuple]:
 # %% ../../nbs/59b_commands.ipynb #28adfc59
 def questions_in_lines(path) -> list[tuple]:
     "(user, history, targets) of each line of a file of JSON lines; a user who is not named is the line's place, from 0."
-    try: lines = Path(path).read_text(encoding='utf-8').splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise LlmrecError(f'{path} cannot be read ({e}); give a file with one question a line.') from None
+    with open_text(path) as f: lines = [line.rstrip('\n') for line in f]
     out = []
     for number, line in enumerate(lines, 1):
         try:
-            q = json.loads(line)
+            q = parse_json(line)
             out.append((q.get(USER, number - 1), [(i, y) for i, y in q['history']], list(q['targets'])))
         except (AttributeError, KeyError, TypeError, ValueError):
             raise LlmrecError(f'{path}, line {number}: no question; write '

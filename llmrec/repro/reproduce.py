@@ -718,7 +718,7 @@ def planned(names: list, profile: str, given: dict, only, show: str, force: bool
     if show == 'cost' and (told := cost_of_all(todo, profile)): print(told, flush=True)
     if show: return []
     for said in check_own_data({n for a in todo for n in data_used(plan[a])}): print(said, flush=True)
-    if '+' in profile: write_atomic(variant_path(profile), yaml.safe_dump(given, allow_unicode=True))
+    if '+' in profile: write_atomic(variant_path(profile), yaml.safe_dump(given, allow_unicode=True, sort_keys=False))
     failed = make({a: plan[a] for a in todo}, profile, force=force, **how) if todo else []
     said = {a: text for a in meant if (text := finding(a, profile))}
     if said: print('What was found:', *(f'  {a}: {text}' for a, text in said.items()), sep='\n', flush=True)
