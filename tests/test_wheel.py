@@ -85,7 +85,7 @@ def test_fit_save_move_and_load_away_from_the_checkout(away):
 def test_what_makes_the_tables_says_that_it_needs_the_repository(away, command):
     done = run(away, *command)
     assert done.returncode != 0 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert 'needs the repository' in done.stderr or command[0] == 'llmrec_trace'
+    assert 'needs the repository' in done.stderr or command[0] in ('llmrec_trace', 'llmrec_verify')    # these miss artefacts
 
 
 def test_the_commands_explain_themselves(away):

@@ -74,7 +74,7 @@ def tallrec(root: Path) -> str:
     path = root / 'figures' / f'{TALLREC}.long.csv'
     if not path.exists(): return 'not yet computed'
     rows = [r for r in long_rows(path) if r['protocol'] == 'as_published' and r['dataset'] == 'movie']
-    settings = sorted({r['setting'] for r in rows}, key=lambda x: int(x[2:]))
+    settings = sorted({r['setting'] for r in rows} - {'K=0'}, key=lambda x: int(x[2:]))
     at = {(r['method'], r['setting']): r for r in rows}
     tuned = [m for m in dict.fromkeys(r['method'] for r in rows) if m.startswith('TALLRec')]
     of = lambda k: [r for r in rows if r['method'] in BASELINES and r['setting'] == k]
@@ -116,7 +116,7 @@ def liked(root: Path) -> list[str]:
     if theirs: said += f'; the published TALLRec scores {min(theirs):.1f} to {max(theirs):.1f}'
     if base: said += f", and {sum(r['covered'] == 'true' for r in base)} of the {len(base)} numbers published for six recommenders that learn from ids lie within our intervals"
     most = max((int(r['setting'][2:]) for r in tuned), default=0)
-    last = [f"{r['method'].partition(' (')[2].rstrip(')') or 'the model'} {bounds(r, '.1f')}" for r in tuned if r['setting'] == f'K={most}']
+    last = [f"{r['method'].partition(' (')[2].removesuffix(')') or 'the model'} {bounds(r, '.1f')}" for r in tuned if r['setting'] == f'K={most}']
     return [f'{said}.', *([f"Tuned here in the way of TALLRec with {most} examples: {', '.join(last)}."] if last else [])]
 
 
@@ -127,13 +127,22 @@ def ordered(root: Path) -> list[str]:
     pairs = [(m, d, at['Retriever order', d], r) for (m, d), r in at.items() if m.startswith('LlamaRec') and ('Retriever order', d) in at]
     if not pairs: return []
     said = ', '.join(f"from {float(a['value']):.3f} to {bounds(b, '.3f')} on {DATASETS.get(d, d)}" for _, d, a, b in pairs)
-    name = pairs[0][0].partition(' (')[2].rstrip(')') or 'the model'
-    return [f'When a language model ({name}) puts the twenty candidates of a small recommender in order, as in LlamaRec, the score of the list (NDCG@10, 1 is best) goes {said}.']
+    name = pairs[0][0].partition(' (')[2].removesuffix(')') or 'the model'
+    steps = re.search(r'^  tuning: .*max_steps: (\d+)', (root / 'profiles/real-cpu.yaml').read_text(encoding='utf-8'), re.M)
+    after = f', after {steps[1]} steps of tuning,' if steps else ''
+    return [f'When a language model ({name}){after} puts the twenty candidates of a small recommender in order, as in LlamaRec, the score of the list (NDCG@10, 1 is best) goes {said}.']
+
+
+def reads(root: Path) -> list[str]:
+    "What the tuned model was found to read: the first sentence of that artefact's finding."
+    path = root / 'figures/real-cpu/beyond/what-is-read.caption.md'
+    found = path.read_text(encoding='utf-8').partition('\n\n')[0] if path.exists() else ''
+    return [found.partition(' Over pairs')[0]] if found else []
 
 
 def findings(root: Path) -> str:
     "What was found on the real data, in sentences without a term of the trade."
-    return ' '.join(liked(root) + ordered(root)) or 'Nothing has been computed yet.'
+    return ' '.join(liked(root) + reads(root) + ordered(root)) or 'Nothing has been computed yet.'
 
 
 def published(root: Path, paper: str, **wanted) -> list[float]:
