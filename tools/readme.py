@@ -19,7 +19,7 @@ BASELINES = ('GRU4Rec', 'Caser', 'SASRec', 'DROS', 'GRU-BERT', 'DROS-BERT')    #
 TALLREC, LLAMAREC = 'real-cpu/tallrec/table3', 'real-cpu/llamarec/table1'
 SIMPLE = {'History like-rate': 'share of likes in the history, untrained', 'Matrix factorisation': 'matrix factorisation'}
 RANKED = {'Popularity': 'most popular items', 'SASRec': 'SASRec', 'SASRec-CE': 'SASRec, trained on all items', 'NARM': 'NARM',
-          'LRURec': 'LRURec, which proposes the candidates', 'Retriever order': "the candidates in LRURec's order"}
+          'LRURec': 'LRURec, which proposes the candidates', 'Random order': 'its twenty candidates in a random order, expected', 'Retriever order': "the candidates in LRURec's order"}
 DATASETS = {'ml-100k': 'MovieLens', 'beauty': 'Amazon Beauty', 'games': 'Amazon Games'}
 
 
@@ -128,12 +128,13 @@ def ordered(root: Path) -> list[str]:
     at = {(r['method'], r['dataset']): r for r in long_rows(path) if r['metric'] == 'NDCG@10'} if path.exists() else {}
     pairs = [(m, d, at['Retriever order', d], r) for (m, d), r in at.items() if m.startswith('LlamaRec') and ('Retriever order', d) in at]
     if not pairs: return []
-    said = ', '.join(f"from {float(a['value']):.3f} to {bounds(b, '.3f')} on {DATASETS.get(d, d)}" for _, d, a, b in pairs)
+    chance = {d: f", where a random order is expected to have {float(at['Random order', d]['value']):.3f}" if ('Random order', d) in at else '' for _, d, _, _ in pairs}
+    said = ', '.join(f"from {float(a['value']):.3f} to {bounds(b, '.3f')} on {DATASETS.get(d, d)}{chance[d]}" for _, d, a, b in pairs)
     name = pairs[0][0].partition(' (')[2].removesuffix(')') or 'the model'
     profile = root / 'profiles/real-cpu.yaml'
     steps = re.search(r'^  tuning: .*max_steps: (\d+)', profile.read_text(encoding='utf-8'), re.M) if profile.exists() else None
     after = f', tuned for {steps[1]} steps,' if steps else ''
-    return [f'In LlamaRec a language model ranks the twenty candidates of a small recommender: when a language model ({name}){after} does so here, the score of the list (NDCG@10, 1 is best) goes {said}.']
+    return [f'In LlamaRec a language model ranks the twenty candidates of a small recommender: here that model is {name}{after} and the score of the list (NDCG@10, 1 is best) goes {said}.']
 
 
 def reads(root: Path) -> list[str]:
