@@ -17,7 +17,7 @@ from ..paths import LlmrecError
 def as_text(
     tokenizer,  # any tokenizer of transformers
     text,       # one text, or a list
-    **how,      # for the tokenizer
+    **how,      # keyword arguments of the tokenizer
 ):
     "The output of `tokenizer` for `text`, in which `</s>` and other control tokens are ordinary text."
     return tokenizer(text, split_special_tokens=True, **how)
