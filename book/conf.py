@@ -75,7 +75,7 @@ def block_math(translator, node):
 def restructured(line: str) -> str:
     "A line of a docstring, in which code stands between single backticks and nothing else is marked up."
     def marked(m): return '\\' + m[0] if m[1] is None else f'``{m[1]}``' if m[2] is None else f'``{m[1]}``\\ '
-    return re.sub(r'`([^`]+)`(?=(\w)?)|[*|`]|(?<=\w):(?=\w)', marked, line)    # `\ ` stands between code and a letter
+    return re.sub(r'`([^`]+)`(?=(\w)?)|[*|`]|(?<=\w):(?=\w)|(?<=\w)_(?!\w)', marked, line)    # `\ ` stands between code and a letter
 
 
 def docstring(app, what, name, obj, options, lines):

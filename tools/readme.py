@@ -128,7 +128,8 @@ def ordered(root: Path) -> list[str]:
     if not pairs: return []
     said = ', '.join(f"from {float(a['value']):.3f} to {bounds(b, '.3f')} on {DATASETS.get(d, d)}" for _, d, a, b in pairs)
     name = pairs[0][0].partition(' (')[2].removesuffix(')') or 'the model'
-    steps = re.search(r'^  tuning: .*max_steps: (\d+)', (root / 'profiles/real-cpu.yaml').read_text(encoding='utf-8'), re.M)
+    profile = root / 'profiles/real-cpu.yaml'
+    steps = re.search(r'^  tuning: .*max_steps: (\d+)', profile.read_text(encoding='utf-8'), re.M) if profile.exists() else None
     after = f', after {steps[1]} steps of tuning,' if steps else ''
     return [f'When a language model ({name}){after} puts the twenty candidates of a small recommender in order, as in LlamaRec, the score of the list (NDCG@10, 1 is best) goes {said}.']
 

@@ -252,6 +252,7 @@ def opened(folders: list) -> dict:
 def listening(host: str, port: int) -> socket.socket:
     "A socket at the address; an `LlmrecError` when it is not to be had."
     try:
+        if not 0 <= port < 65536: raise OverflowError('a port is 0 to 65535')
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         s = socket.socket(family, kind)
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
