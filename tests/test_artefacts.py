@@ -137,3 +137,12 @@ def test_every_committed_table_fits_and_every_caption_finds_something(path):
     text = path.read_text(encoding='utf-8')
     if path.name.endswith('.caption.md'): assert len(text.strip().split('\n\n')) == 3 and '<small>Profile' in text
     else: assert max(line.count(' | ') for line in text.splitlines() if line.startswith('|')) < ar.WIDEST
+
+
+def test_public_baselines_name_a_source_that_can_be_found_again():
+    "A repository at a commit with a file, or a numbered thread; Recall and NDCG from the same place."
+    rows = ar.paper_numbers('public_baselines')
+    source = r'^[\w.-]+/[\w.-]+@[0-9a-f]{8}, .+|.*[\w.-]+/[\w.-]+, issue \d+'
+    assert rows['artefact'].str.contains(source).all() and rows['value'].is_between(.01, .2).all()
+    pairs = rows.group_by('artefact', 'method', 'setting').agg(pl.col('metric').sort())
+    assert all(metrics == ['NDCG@10', 'Recall@10'] for metrics in pairs['metric'].to_list())
