@@ -65,7 +65,7 @@ def put_weights(
     model,          # with an adapter
     weights: dict,  # from `adapter_weights`
 ) -> bool:
-    "Put an adapter's tensors into `model`; whether it then holds exactly those."
+    "Put an adapter's tensors into `model`; returns whether it then holds exactly those."
     import peft    # here, because it takes five seconds that no table needs
     peft.set_peft_model_state_dict(model, weights)
     now = adapter_weights(model)
@@ -106,7 +106,7 @@ def misfit(
     model,           # without an adapter
     weights: dict,   # an adapter's tensors, from `read_adapter`
 ) -> str:
-    "The first LoRA tensor that has no place in `model`, and why; '' when all fit."
+    "The first LoRA tensor that does not fit `model`, and why; '' if all fit."
     layers = dict(model.named_modules())
     for name, tensor in weights.items():
         where, _, side = name.removeprefix('base_model.model.').rpartition('.lora_')
@@ -122,7 +122,7 @@ def check_base(
     backbone: Backbone,  # without an adapter
     folder,              # a peft adapter folder
 ) -> None:
-    "`LlmrecError` when the adapter in `folder` is for another base model; a warning for another hub id."
+    "`LlmrecError` if the adapter in `folder` is for another base model; a warning for another hub id."
     config, weights = read_adapter(folder)
     made_for, here = base_name(config.get('base_model_name_or_path') or ''), base_name(backbone.identity)
     why = misfit(backbone.model, weights)
@@ -137,7 +137,7 @@ def check_base(
 # %% ../../nbs/35c_adapter.ipynb #989660b4
 def continue_from(
     model,              # with a fresh adapter, from `add_lora`
-    folder,             # the adapter to go on with
+    folder,             # the adapter to continue from
     cfg: TuningConfig,
 ) -> 'peft.PeftModel':
     "`model` with the values of the adapter in `folder`, whose rank, scale and targets are as in `cfg`."
@@ -161,7 +161,7 @@ def check_learnt(
     weights: dict,  # from `adapter_weights`
     where: str,     # for the message
 ) -> None:
-    "Raise an `LlmrecError` when the adapter is empty, not finite, or still zero, as an unsaved one is."
+    "Raise an `LlmrecError` if the adapter is empty, not finite, or still zero, like an unsaved one."
     b = [v for k, v in weights.items() if 'lora_B' in k]
     if not b:
         raise LlmrecError(f'The adapter {where} holds no LoRA weights; it was not saved properly, tune '

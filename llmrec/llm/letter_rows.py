@@ -20,7 +20,7 @@ from ..paths import LlmrecError
 def training_rows(
     offsets,     # (n_users + 1,): user u owns items[offsets[u]:offsets[u+1]]
     items,       # item ids of all users; only its length is used
-    n: int | None = None,  # at most this many rows, drawn without replacement
+    n: int | None = None,  # maximum number of rows, drawn without replacement
     seed: int = 0,         # of that draw
 ) -> tuple[np.ndarray, np.ndarray]:
     "Users and ends of all training rows: target items[end-1], history items[offsets[user]:end-1]."
@@ -63,7 +63,7 @@ def draw_others(
     cfg: TuningConfig,
     retrieved=None,  # item ids in the retriever's order, for negatives='retrieved'
 ) -> tuple[np.ndarray, int]:
-    "The negatives of one row, and the place among them where the target belongs in the retriever's order."
+    "The negatives of one row, and the target's place among them in the retriever's order."
     if cfg.negatives == 'random':
         return sample_negatives(rng, n_items, history, target, n, cfg.distinct_negatives), n
     found = np.asarray(retrieved)
@@ -90,7 +90,7 @@ def draw_candidates(
 class RankerRows(Dataset):
     "Training rows of the ranker; row i depends on (seed, epoch, i) alone."
     sequences: Any     # `llmrec.data.interactions.Sequences`: offsets, items, n_items
-    titles: Any        # titles[item] for items 1 to n_items, truncated already
+    titles: Any        # titles[item] for items 1 to n_items, already truncated
     tokenizer: Any
     prompt: LlamaRecPromptConfig
     cfg: TuningConfig

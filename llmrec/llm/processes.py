@@ -19,14 +19,14 @@ from ..paths import LlmrecError
 
 # %% ../../nbs/35d_processes.ipynb #faf02606
 class InFirst(LlmrecError):
-    "What the first process complains about, raised in the others."
+    "An error of the first process, raised in the others."
 
 def processes() -> int:
-    "How many processes share this work."
+    "The number of processes that share this work."
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 def from_first(compute):
-    "What `compute()` returns in the first process, in all of them; it is called in no other."
+    "The result of `compute()`, which only the first process calls, in all processes."
     if processes() == 1: return compute()
     box = [None, '']
     if distributed.get_rank() == 0:
@@ -44,7 +44,7 @@ def share(
     cfg: TuningConfig,
     n: int,  # processes
 ) -> TuningConfig:
-    "`cfg` for each of `n` processes, which together take the rows of a step of `cfg`."
+    "`cfg` for each of `n` processes, which together process the rows of a step of `cfg`."
     passes, rows = math.gcd(cfg.accumulation, n), cfg.batch_size * cfg.accumulation
     if not divides(cfg, n):
         fit = ', '.join(str(m) for m in range(1, rows + 1) if divides(cfg, m))
@@ -77,7 +77,7 @@ def portion(
     batch: dict,    # this process's part of a pass, from `collate`
     together: int,  # processes that share a pass
 ) -> torch.Tensor | float:
-    "What this part's mean is multiplied by, so that the mean over all processes is that over whole passes."
+    "The factor for this part's mean that makes the mean over all processes that over whole passes."
     if together == 1: return 1.
     mine = labelled_tokens(batch)[None]
     counts = [torch.zeros_like(mine) for _ in range(processes())]

@@ -38,20 +38,20 @@ class TuningConfig(AdapterConfig):
     weight_decay: float = 0.
     max_grad_norm: float = 1.
     optimiser: Literal['adamw_torch', 'paged_adamw_32bit'] = 'adamw_torch'
-    batch_size: int = 16        # rows a forward pass; 16 for ML-100k, 12 for Beauty and Games (published)
-    accumulation: int = 1       # forward passes a step
+    batch_size: int = 16        # rows per forward pass; 16 for ML-100k, 12 for Beauty and Games (published)
+    accumulation: int = 1       # forward passes per step
     epochs: int = 1
     max_steps: int = -1         # overrides `epochs` when positive
     gradient_checkpointing: bool = False
     eval_steps: int = 100       # steps between evaluations and checkpoints
     evaluate_last: bool = True  # evaluate after the last step too
-    patience: int = 20          # evaluations without improvement
+    patience: int = 20          # evaluations without improvement before training stops
     select: str = 'NDCG@10'     # metric of `evaluate` whose best step is kept; higher is better
     negatives: Literal['random', 'retrieved'] = 'random'
     distinct_negatives: bool = True  # False draws with replacement, as published
     candidate_order: Literal['shuffled', 'retriever'] = 'shuffled'       # in training
     eval_candidate_order: Literal['shuffled', 'retriever'] = 'retriever'  # in evaluation, by the experiments
-    verbalizer: Verbalizer = 'as_trained'  # in evaluation; read by the experiments
+    verbalizer: Verbalizer = 'as_trained'  # in evaluation; used by the experiments
     max_rows: int | None = None  # training rows, None for all
     seed: int = 42
 
@@ -65,6 +65,6 @@ def as_published(cls: TuningConfig):
 # %% ../../nbs/35a_recipe.ipynb #fae527bb
 @patch(cls_method=True)
 def corrected(cls: TuningConfig):
-    "The published recipe with the verbalizer's ids as trained and without repeated negatives."
+    "The published recipe with the verbalizer's ids as trained, and without repeated negatives."
     return dataclasses.replace(cls.as_published(), verbalizer='as_trained', distinct_negatives=True,
                                evaluate_last=True)

@@ -382,7 +382,7 @@ def find_record(experiment: str, config, data: str, profile: str, backbone='') -
 
 # %% ../../nbs/92_records.ipynb #fdd93aad
 class RunFailed(LlmrecError):
-    "The results of a run were asked for that had ended with an error."
+    "Somebody asked for the results of a run that had ended with an error."
 
 @dataclasses.dataclass(frozen=True)
 class Failed:

@@ -356,7 +356,7 @@ def answer(
     progress: bool = False,
     template: str = ASK,
 ) -> list[Way]:
-    "The way of each of `users`, from his prompt to the items whose ids are written."
+    "The way of each of `users`, from the prompt to the items whose ids are written."
     trie = Trie({i: tokenizer(names[i])['input_ids'] for i in range(1, len(names))})
     ids = {tokenizer.decode(tokens, skip_special_tokens=True): i for i, tokens in trie.ids.items()}
     texts = [prompt(template, u, histories[u], names, cfg.max_history) for u in users.tolist()]
