@@ -24,7 +24,8 @@ from .amazon import load_amazon
 from .interactions import Indexed, TIES, drop_untitled, guess_days, index, k_core, random_places
 from .miniature import ensure_world, world_checksum
 from .movielens import clean_title, load_ml_latest_small
-from .own import Dataset, OwnData, check_own, load_own, own_checksum, read_interactions, read_titles
+from .own import (Dataset, OwnData, check_own, load_own, own_checksum,
+                             read_interactions, read_titles)
 from .raw import content, data_checksum
 from ..paths import ITEM, TIMESTAMP, TITLE, USER, LlmrecError, known
 
@@ -86,10 +87,12 @@ def register(own: OwnData) -> None:
     check_own(own)
     own, there = absolute(own), registered()
     if there.get(own.name, own) != own:
-        raise LlmrecError(f"The name '{own.name}' is in use for {there[own.name].interactions}; give your data another one.")
+        raise LlmrecError(f"The name '{own.name}' is in use for {there[own.name].interactions}; give your "
+                          "data another one.")
     labels = {DATASETS[n].label: n for n in DATASETS if n != own.name}
     if (label := info_of(own).label) in labels:
-        raise LlmrecError(f"The label '{label}' of {own.name} is that of dataset {labels[label]}; tables could not tell them apart.")
+        raise LlmrecError(f"The label '{label}' of {own.name} is that of dataset {labels[label]}; tables "
+                          "could not tell them apart.")
     os.environ[OWN] = json.dumps([to_dict(o) for o in (there | {own.name: own}).values()])
 
 @contextlib.contextmanager
@@ -131,7 +134,8 @@ def own_raw(own: OwnData) -> tuple[pl.DataFrame, pl.DataFrame]:
     "Interactions without the rows that `OwnData` leaves out, and items with their titles."
     interactions, _, table = read_interactions(own)
     titles = read_titles(own, table) or dict.fromkeys(interactions[ITEM].unique().sort())
-    return interactions, pl.DataFrame({ITEM: list(titles), TITLE: list(titles.values())}, schema={ITEM: pl.String, TITLE: pl.String})
+    return interactions, pl.DataFrame({ITEM: list(titles), TITLE: list(titles.values())},
+                                      schema={ITEM: pl.String, TITLE: pl.String})
 
 # %% ../../nbs/18_datasets.ipynb #1fd1892a
 HIDDEN_BY = 10_000  # seed of the order of items that hides known days
@@ -147,7 +151,8 @@ def once(interactions: pl.DataFrame, name: str) -> pl.DataFrame:
     "The interactions without repeated events; a warning says how many there were."
     kept = interactions.unique([USER, ITEM, TIMESTAMP], keep='first', maintain_order=True)
     if len(kept) < len(interactions):
-        logging.getLogger(__name__).warning('%s: %s repeated events are left out', name, len(interactions) - len(kept))
+        logging.getLogger(__name__).warning('%s: %s repeated events are left out', name,
+                                            len(interactions) - len(kept))
     return kept
 
 def titles_by_id(items: pl.DataFrame, name: str) -> dict:
@@ -156,7 +161,8 @@ def titles_by_id(items: pl.DataFrame, name: str) -> dict:
     twice = pairs.filter(pl.len().over(ITEM) > 1)
     if not len(twice): return dict(pairs.iter_rows())
     one = twice.filter(pl.col(ITEM) == twice[ITEM][0])[TITLE]
-    raise LlmrecError(f'Item {twice[ITEM][0]} of {name} has {len(one)} titles ({one[0]!r}, {one[1]!r}); give it one.')
+    raise LlmrecError(f'Item {twice[ITEM][0]} of {name} has {len(one)} titles ({one[0]!r}, {one[1]!r}); '
+                      'give it one.')
 
 # %% ../../nbs/18_datasets.ipynb #683d93ff
 @lru_cache(maxsize=8)
@@ -191,5 +197,6 @@ def load_dataset(
     info = DATASETS[known('dataset', name, DATASETS)]
     core, ties = info.core if core is None else core, info.ties if ties is None else ties
     if info.format != 'own': return load_listed(name, core, ties, tie_seed)
-    if ties == 'guessed': raise LlmrecError(f'Days are guessed for listed datasets only; give {name} another rule for ties.')
+    if ties == 'guessed':
+        raise LlmrecError(f'Days are guessed for listed datasets only; give {name} another rule for ties.')
     return _load_own(replace(registered()[name], core=core, ties=ties), dataset_checksum(name), tie_seed)

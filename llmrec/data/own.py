@@ -31,7 +31,8 @@ def format_of(path) -> str:
     suffixes = [s.lower() for s in Path(path).suffixes]
     found = next((s for s in reversed(suffixes) if s != '.gz'), '')
     if found in FORMATS or found in OTHERS: return found
-    raise LlmrecError(f"{path} ends with '{found}', which is no known format; use {', '.join([*FORMATS, *OTHERS])}, with .gz or without.")
+    raise LlmrecError(f"{path} ends with '{found}', which is no known format; use "
+                      f"{', '.join([*FORMATS, *OTHERS])}, with .gz or without.")
 
 # %% ../../nbs/18a_own_data.ipynb #a69cf296
 @reader
@@ -48,7 +49,8 @@ def read_table(
         else: frame = read_lines(unzipped(path), wanted)
     except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError, EOFError) as e:
         said = str(e).splitlines()[0]
-        raise LlmrecError(f'{path} cannot be read as {kind} ({said}); repair it or export it again.') from None
+        raise LlmrecError(f'{path} cannot be read as {kind} ({said}); repair it or export it '
+                          'again.') from None
     return as_text(frame.rename({c: c.split(':')[0].strip() for c in frame.columns}))
 
 # %% ../../nbs/18a_own_data.ipynb #55246872
@@ -58,15 +60,18 @@ def unzipped(path: Path) -> bytes:
     content = path.read_bytes()
     if content[:2] == b'\x1f\x8b': content = gzip.decompress(content)
     place = content.find(b'\0')
-    if place >= 0: raise LlmrecError(f'{path}: byte {place} is NUL, which no text holds; save the file as UTF-8.')
+    if place >= 0:
+        raise LlmrecError(f'{path}: byte {place} is NUL, which no text holds; save the file as UTF-8.')
     return content.removeprefix(b'\xef\xbb\xbf')
 
 def read_separated(path: Path, separator: str) -> pl.DataFrame:
     "A table with a header line, every field as text; a line with too many or too few fields is an error."
     content = unzipped(path)
     content.decode()    # says where it is not UTF-8
-    quote = None if path.name.removesuffix('.gz').endswith(('.inter', '.item')) else '"'    # RecBole quotes nothing
-    frame = pl.read_csv(io.BytesIO(content), separator=separator, quote_char=quote, infer_schema=False, raise_if_empty=True)
+    # RecBole quotes nothing
+    quote = None if path.name.removesuffix('.gz').endswith(('.inter', '.item')) else '"'
+    frame = pl.read_csv(io.BytesIO(content), separator=separator, quote_char=quote, infer_schema=False,
+                        raise_if_empty=True)
     if len(set(frame.columns)) < len(frame.columns) or not all(c.strip() for c in frame.columns):
         raise pl.exceptions.SchemaError(f'its first line is not a line of names: {frame.columns}')
     return frame
@@ -81,7 +86,8 @@ def as_text(frame: pl.DataFrame) -> pl.DataFrame:
 def read_lines(content: bytes, wanted=()) -> pl.DataFrame:
     "JSON lines; when the first thousand have all the `wanted` names, those columns only, as text."
     first = pl.read_ndjson(content, n_rows=1000, infer_schema_length=None).columns
-    if wanted and set(wanted) <= set(first): return pl.read_ndjson(content, schema=dict.fromkeys(wanted, pl.String))
+    if wanted and set(wanted) <= set(first):
+        return pl.read_ndjson(content, schema=dict.fromkeys(wanted, pl.String))
     return pl.read_ndjson(content, infer_schema_length=None)
 
 # %% ../../nbs/18a_own_data.ipynb #55b72670
@@ -115,11 +121,14 @@ def check_own(own: OwnData) -> None:
     "Check the types, and that the name is not taken."
     check_types(own)
     if own.name in TAKEN:
-        raise LlmrecError(f"The name '{own.name}' belongs to a registered dataset; give your data another one.")
+        raise LlmrecError(f"The name '{own.name}' belongs to a registered dataset; give your data "
+                          "another one.")
     if not own.name or Path(own.name).name != own.name or own.name.startswith('.'):
-        raise LlmrecError(f'A dataset is named by a single word that can be part of a file name, got {own.name!r}.')
+        raise LlmrecError('A dataset is named by a single word that can be part of a file name, got '
+                          f'{own.name!r}.')
     for name in ('core', 'max_length', 'batch_size', 'ranker_batch'):
-        if getattr(own, name) < 1: raise LlmrecError(f'OwnData.{name} must be at least 1, got {getattr(own, name)}.')
+        if getattr(own, name) < 1:
+            raise LlmrecError(f'OwnData.{name} must be at least 1, got {getattr(own, name)}.')
     if len(own.rating_range) not in (0, 2) or list(own.rating_range) != sorted(own.rating_range):
         raise LlmrecError('OwnData.rating_range is a pair: the lowest and the highest rating.')
     for name in ('least_rating', 'like_from', 'rating_range'):
@@ -143,9 +152,11 @@ def ids(table: pl.DataFrame, name: str, path) -> pl.Series:
     "A column of ids; an `LlmrecError` if two differ only by the spaces around them."
     plain = column(table, name, path)
     if plain.n_unique() == table[name].n_unique(): return plain
-    both = pl.DataFrame(dict(plain=plain, raw=table[name])).unique(maintain_order=True).filter(pl.len().over('plain') > 1)
+    both = (pl.DataFrame(dict(plain=plain, raw=table[name])).unique(maintain_order=True)
+            .filter(pl.len().over('plain') > 1))
     one, other = both.filter(pl.col('plain') == both['plain'][0])['raw'].to_list()[:2]
-    raise LlmrecError(f'{path}, {name}: {one!r} and {other!r} differ by spaces only; write the id alike in every row.')
+    raise LlmrecError(f'{path}, {name}: {one!r} and {other!r} differ by spaces only; write the id alike in '
+                      'every row.')
 
 # %% ../../nbs/18a_own_data.ipynb #551da94a
 MILLISECONDS = 1e11  # larger numbers cannot be seconds: they would be later than the year 5000
@@ -160,7 +171,8 @@ def parse_times(
         return numbers / 1000 if len(numbers) and numbers.abs().max() > MILLISECONDS else numbers
     text = values.str.replace('Z$', '+00:00').str.replace(' ', 'T')
     moments = pl.coalesce(
-        text.str.to_datetime('%Y-%m-%dT%H:%M:%S%.f%:z', strict=False, time_unit='us').dt.replace_time_zone(None),
+        text.str.to_datetime('%Y-%m-%dT%H:%M:%S%.f%:z', strict=False,
+                             time_unit='us').dt.replace_time_zone(None),
         text.str.to_datetime('%Y-%m-%dT%H:%M:%S%.f', strict=False, time_unit='us'),
         text.str.to_datetime('%Y-%m-%dT%H:%M', strict=False, time_unit='us'),
         text.str.to_date('%Y-%m-%d', strict=False).cast(pl.Datetime('us')),
@@ -177,7 +189,8 @@ def parse_ratings(values: pl.Series, where: str) -> pl.Series:
     numbers = values.cast(pl.Float64, strict=False)
     bad = (values.is_not_null() & numbers.is_null()).arg_true()
     if len(bad):
-        raise LlmrecError(f'{where}, row {bad[0] + 1}: {values[bad[0]]!r} is no number; repair it, or leave OwnData.rating out.')
+        raise LlmrecError(f'{where}, row {bad[0] + 1}: {values[bad[0]]!r} is no number; repair it, or leave '
+                          'OwnData.rating out.')
     return pl.select(pl.when(numbers.is_finite()).then(numbers)).to_series()
 
 # %% ../../nbs/18a_own_data.ipynb #ac9dfee7
@@ -207,12 +220,15 @@ class Report:
 # %% ../../nbs/18a_own_data.ipynb #da07e284
 def read_interactions(own: OwnData) -> tuple[pl.DataFrame, dict, pl.DataFrame]:
     "Interactions (user, item, rating, timestamp), the rows left out by reason, and the table as read."
-    wanted = [c for c in (own.user, own.item, own.rating, own.timestamp) if c] + [own.title] * (not own.items and own.title is not None)
+    wanted = ([c for c in (own.user, own.item, own.rating, own.timestamp) if c]
+              + [own.title] * (not own.items and own.title is not None))
     table, path = read_table(own.interactions, wanted), own.interactions
     columns = {USER: ids(table, own.user, path), ITEM: ids(table, own.item, path)}
     frame = pl.DataFrame(columns).with_columns(row=pl.int_range(pl.len()))
-    frame = frame.with_columns(column(table, own.rating, path).alias('raw rating') if own.rating else pl.lit('1').alias('raw rating'),
-                               column(table, own.timestamp, path).alias('raw time') if own.timestamp else pl.lit('0').alias('raw time'))
+    frame = frame.with_columns(column(table, own.rating, path).alias('raw rating')
+                               if own.rating else pl.lit('1').alias('raw rating'),
+                               column(table, own.timestamp, path).alias('raw time')
+                               if own.timestamp else pl.lit('0').alias('raw time'))
     whole = frame.drop_nulls([USER, ITEM, 'raw time'])
     ratings = parse_ratings(whole['raw rating'], f'{path}, {own.rating}')
     times = parse_times(whole['raw time'], f'{path}, {own.timestamp}')
@@ -220,7 +236,8 @@ def read_interactions(own: OwnData) -> tuple[pl.DataFrame, dict, pl.DataFrame]:
     fine = pl.col(RATING).is_not_null()
     if own.rating_range: fine &= pl.col(RATING).is_between(*own.rating_range)
     inside = whole.filter(fine)
-    once = inside.unique([USER, ITEM, TIMESTAMP], keep='first', maintain_order=True) if own.timestamp else inside
+    once = (inside.unique([USER, ITEM, TIMESTAMP], keep='first', maintain_order=True)
+            if own.timestamp else inside)
     liked = once if own.least_rating is None else once.filter(pl.col(RATING) >= own.least_rating)
     out = dict(rows=len(table), incomplete=len(frame) - len(whole), out_of_range=len(whole) - len(inside),
                repeated=len(inside) - len(once), low=len(once) - len(liked))
@@ -230,7 +247,8 @@ def read_interactions(own: OwnData) -> tuple[pl.DataFrame, dict, pl.DataFrame]:
 def read_titles(own: OwnData, table: pl.DataFrame) -> dict[str, str | None] | None:
     "Item id -> title, or None for an item without one; None if the data have no titles at all."
     if own.title is None:
-        if own.items: raise LlmrecError('OwnData.items is a file of titles; name their column in OwnData.title.')
+        if own.items:
+            raise LlmrecError('OwnData.items is a file of titles; name their column in OwnData.title.')
         return None
     path, name = own.items or own.interactions, own.items_item or own.item
     source = read_table(own.items, [name, own.title]) if own.items else table
@@ -240,7 +258,8 @@ def read_titles(own: OwnData, table: pl.DataFrame) -> dict[str, str | None] | No
     twice = known_titles.filter(pl.len().over(ITEM) > 1)
     if len(twice):
         one = twice.filter(pl.col(ITEM) == twice[ITEM][0])[TITLE].to_list()
-        raise LlmrecError(f'{path}: item {twice[ITEM][0]!r} has {len(one)} titles ({one[0]!r}, {one[1]!r}); give it one.')
+        raise LlmrecError(f'{path}: item {twice[ITEM][0]!r} has {len(one)} titles ({one[0]!r}, {one[1]!r}); '
+                          'give it one.')
     return dict.fromkeys(pairs[ITEM].to_list()) | dict(known_titles.iter_rows())
 
 # %% ../../nbs/18a_own_data.ipynb #0f4ba692
@@ -263,7 +282,9 @@ def content_of(path) -> str | None:
     if not path.is_file(): raise LlmrecError(f'There is no file {path}; give the path of a table.')
     return _content(path, path.stat().st_size, path.stat().st_mtime_ns)
 
-NOT_READ = ('name', 'label', 'interactions', 'items', 'max_length', 'batch_size', 'ranker_batch', 'like_from', 'thing')  # no part of how
+# no part of how
+NOT_READ = ('name', 'label', 'interactions', 'items', 'max_length', 'batch_size', 'ranker_batch',
+            'like_from', 'thing')
 
 def own_checksum(own: OwnData) -> str:
     "Twelve hexadecimal digits that identify the content of the files and how they are read."
@@ -289,10 +310,14 @@ def load_own(
     interactions, titles, out = titled(own)
     kept = k_core(interactions, own.core)
     if not len(kept):
-        raise LlmrecError(f'Nothing is left of {own.interactions} after the {own.core}-core: {len(interactions)} interactions of '
-                          f'{interactions[USER].n_unique()} users were there before. Lower OwnData.core or bring more interactions.')
+        raise LlmrecError(f'Nothing is left of {own.interactions} after the '
+                          f'{own.core}-core: {len(interactions)} interactions of '
+                          f'{interactions[USER].n_unique()} users were there before. Lower OwnData.core or '
+                          'bring more interactions.')
     found = index(kept, own.ties, tie_seed)
     report = Report(**out, outside_core=len(interactions) - len(kept), kept=len(kept), users=len(found.users),
-                    items=len(found.items), titles_unused=sum(t is not None for t in (titles or {}).values()) - (len(found.items) if titles else 0))
+                    items=len(found.items),
+                    titles_unused=sum(t is not None
+                                      for t in (titles or {}).values()) - (len(found.items) if titles else 0))
     shown = ['', *((titles or {}).get(i, '') for i in found.items)]
     return Dataset(own.name, own_checksum(own), found, shown), report

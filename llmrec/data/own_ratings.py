@@ -28,7 +28,8 @@ def check_likes(own: OwnData) -> None:
         raise LlmrecError(f'A question names titles, and {own.name} has none; name their column in '
                           f'OwnData.title.')
     if own.least_rating is not None and own.least_rating >= own.like_from:
-        raise LlmrecError(f'OwnData.least_rating ({own.least_rating:g}) leaves out everything below OwnData.like_from '
+        raise LlmrecError(f'OwnData.least_rating ({own.least_rating:g}) leaves out everything below '
+                          'OwnData.like_from '
                           f'({own.like_from:g}), so nothing is disliked; leave least_rating out.')
 
 def with_likes(
@@ -53,8 +54,10 @@ def load_own_ratings(
     samples = movie_samples(with_likes(kept, own.like_from), replace(cfg, like_above=.5))
     splits = split_samples(samples, cfg)
     if empty := [name for name, s in splits.items() if not s.height]:
-        raise LlmrecError(f'{own.interactions} gives {samples.height} samples, too few for {empty[0]}: a sample needs {cfg.history} '
-                          'earlier ratings of its user; lower the history or OwnData.core, or bring more ratings.')
+        raise LlmrecError(f'{own.interactions} gives {samples.height} samples, too few for {empty[0]}: a '
+                          f'sample needs {cfg.history} '
+                          'earlier ratings of its user; lower the history or OwnData.core, or bring '
+                          'more ratings.')
     items = kept[ITEM].unique().sort().to_list()
     splits, users = numbered(splits, items)
     report = Report(**out, outside_core=len(ratings) - len(kept), kept=len(kept),

@@ -44,17 +44,21 @@ class RawFile:
 # %% ../../nbs/94_raw_files.ipynb #e8d79aff
 GROUPLENS = 'https://files.grouplens.org/datasets/movielens'
 _classic = lambda name, sha, size, **more: RawFile(
-    'ml-100k', name, (sha,), f'{GROUPLENS}/ml-100k.zip', f'ml-100k/{name}', 'MovieLens-100K: research use, no redistribution.', size, **more)
+    'ml-100k', name, (sha,), f'{GROUPLENS}/ml-100k.zip', f'ml-100k/{name}',
+    'MovieLens-100K: research use, no redistribution.', size, **more)
 _latest = lambda name, sha, size: RawFile(
-    'ml-latest-small', name, (sha,), f'{GROUPLENS}/ml-latest-small.zip', f'ml-latest-small/{name}', "LlamaRec's ML-100k.", size)
+    'ml-latest-small', name, (sha,), f'{GROUPLENS}/ml-latest-small.zip', f'ml-latest-small/{name}',
+    "LlamaRec's ML-100k.", size)
 
 # %% ../../nbs/94_raw_files.ipynb #4a952989
 MOVIELENS = {
     'ml-100k-classic': (
         _classic('u.data', '06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490', 1979173),
         _classic('u.item', '553841ebc7de3a0fd0d6b62a204ea30c1e651aacfb2814c7a6584ac52f2c5701', 236344),
-        _classic('u.user', 'f120e114da2e8cf314fd28f99417c94ae9ddf1cb6db8ce0e4b5995d40e90e62c', 22628, optional=True),
-        _classic('u.genre', '9757e0d3e6b298159a80dd48eaf938114690e911e39af97a76949ef1663610bb', 202, optional=True)),
+        _classic('u.user', 'f120e114da2e8cf314fd28f99417c94ae9ddf1cb6db8ce0e4b5995d40e90e62c',
+                 22628, optional=True),
+        _classic('u.genre', '9757e0d3e6b298159a80dd48eaf938114690e911e39af97a76949ef1663610bb', 202,
+                 optional=True)),
     'ml-latest-small': (
         _latest('ratings.csv', 'aa289ca83157595d0df6aea1be6a4ded676ddc4385472e8313a8ed9805352646', 2483723),
         _latest('movies.csv', '5a5f32dd9bb3797b8e728a1b98958789d2b13f294a69fdfbc5727f8a9611aa07', 494431))}
@@ -68,40 +72,55 @@ _beauty, _games = (partial(RawFile, folder, derived=True) for folder in ('beauty
 AMAZON = {
     'beauty': (
         _beauty('ratings_Beauty.csv', ('38de1413a83c2faaa883835ebd9b5343b174b686e7e26ae66ebfdc5db4bc1d75',),
-                f'{SNAP}/ratings_Beauty.csv', size=8088735, note='5-core of 2014 with real days and ids; the rating is nan.'),
+                f'{SNAP}/ratings_Beauty.csv', size=8088735,
+                note='5-core of 2014 with real days and ids; the rating is nan.'),
         _beauty('meta_Beauty.json', ('2e7f4640584bf293d76a42cb27f60393a16664cbd6b7dd91de6956e1c6aaff4e',),
                 f'{SNAP}/meta_Beauty.json.gz', size=1252678, note='One Python literal a line.')),
     'games': (
-        _games('ratings_Video_Games.csv', ('0f4cd1b115b64cc9d8d483ca19f220a163a132ae398d967f553a8c4c28eef802',),
-               f'{SNAP}/ratings_Video_Games.csv', size=4737033, note="LlamaRec's filtered rows; the time is the position, the rating nan."),
+        _games('ratings_Video_Games.csv',
+               ('0f4cd1b115b64cc9d8d483ca19f220a163a132ae398d967f553a8c4c28eef802',),
+               f'{SNAP}/ratings_Video_Games.csv', size=4737033,
+               note="LlamaRec's filtered rows; the time is the position, the rating nan."),
         _games('meta_Video_Games.json', ('6f91c7fdfe1c894ed999c9e06e3ff08d5c8e92d0caa736ed00dd0558e5619a95',),
                f'{AMAZON_2018}/meta_Video_Games.json.gz', size=533392, note='One JSON object a line.'))}
 
 # %% ../../nbs/94_raw_files.ipynb #6316ac6c
 BX_DUMP = 'http://www2.informatik.uni-freiburg.de/~cziegler/BX/BX-CSV-Dump.zip'
-_bx = lambda name, sha, size, note, **more: RawFile('bookcrossing', name, (sha,), BX_DUMP, name, note, size, **more)
+_bx = lambda name, sha, size, note, **more: RawFile('bookcrossing', name, (sha,), BX_DUMP, name, note,
+                                                    size, **more)
 
 # %% ../../nbs/94_raw_files.ipynb #538bcdf9
 BOOKCROSSING = {'bookcrossing': (
-    _bx('BX-Book-Ratings.csv', 'edeb31647b49f67d60e23514025bed05670e0acae60ca23a9ab597f8adb01f5d', 3595728, 'Two slices of whole users.', derived=True),
-    _bx('BX-Books.csv', '94af4a3d792b3f69af7ba217f30379947fb58168b557c73f846a2195b9139494', 3396492, 'Union of copies.', derived=True),
-    _bx('BX-Users.csv', '33cfe23088cb9f857861f240553425f87372888c22edce59c94fd17fb97b1c82', 12284157, 'The original.'),
-    RawFile('bookcrossing', 'BX-Book-Ratings.explicit-only.csv', ('2781b4ef93f49449b24e57fcf046e8f3bdd37c5d1aa46ebe0b4e728f3f9cc71b',),
-            note='Explicit ratings from several copies; no single public original.', size=6345000, derived=True, optional=True),
-    RawFile('bookcrossing', 'slice_users_seen_in_tallrec_valid_test.json', ('48b6a5de3f13c83e886b90ca2b7b7501837b6495271c6cda02f2a06203568a6e',),
-            note="Users of the slices who seem to occur in TALLRec's book files.", size=3040, derived=True, optional=True))}
+    _bx('BX-Book-Ratings.csv', 'edeb31647b49f67d60e23514025bed05670e0acae60ca23a9ab597f8adb01f5d', 3595728,
+        'Two slices of whole users.', derived=True),
+    _bx('BX-Books.csv', '94af4a3d792b3f69af7ba217f30379947fb58168b557c73f846a2195b9139494', 3396492,
+        'Union of copies.', derived=True),
+    _bx('BX-Users.csv',
+        '33cfe23088cb9f857861f240553425f87372888c22edce59c94fd17fb97b1c82', 12284157, 'The original.'),
+    RawFile('bookcrossing', 'BX-Book-Ratings.explicit-only.csv',
+            ('2781b4ef93f49449b24e57fcf046e8f3bdd37c5d1aa46ebe0b4e728f3f9cc71b',),
+            note='Explicit ratings from several copies; no single public original.', size=6345000,
+            derived=True, optional=True),
+    RawFile('bookcrossing', 'slice_users_seen_in_tallrec_valid_test.json',
+            ('48b6a5de3f13c83e886b90ca2b7b7501837b6495271c6cda02f2a06203568a6e',),
+            note="Users of the slices who seem to occur in TALLRec's book files.", size=3040, derived=True,
+            optional=True))}
 
 # %% ../../nbs/94_raw_files.ipynb #dd464a73
 GITHUB = 'https://raw.githubusercontent.com'
 _movie, _book = (lambda name, sha, size, d=d: RawFile(
-    f'tallrec/{d}', name, (sha,), f'{GITHUB}/SAI990323/TALLRec/main/data/{d}/{name}', size=size) for d in ('movie', 'book'))
+    f'tallrec/{d}', name, (sha,), f'{GITHUB}/SAI990323/TALLRec/main/data/{d}/{name}', size=size)
+                 for d in ('movie', 'book'))
 
 # %% ../../nbs/94_raw_files.ipynb #c5d61e8d
 TEXT = {
     'alpaca': (
-        RawFile('alpaca', 'alpaca_random_9k.json', ('dbb217523fb750e4c56013844e22f5f3363c8c8b01013df5b39e8cabec0e48b0',),
-                f'{GITHUB}/gpt4life/alpagasus/main/data/random/random_9k.json', size=4058731, note='CC BY-NC 4.0.'),
-        RawFile('alpaca', 'alpaca_data.json', (), f'{GITHUB}/tatsu-lab/stanford_alpaca/main/alpaca_data.json', note='CC BY-NC 4.0.', optional=True)),
+        RawFile('alpaca', 'alpaca_random_9k.json',
+                ('dbb217523fb750e4c56013844e22f5f3363c8c8b01013df5b39e8cabec0e48b0',),
+                f'{GITHUB}/gpt4life/alpagasus/main/data/random/random_9k.json', size=4058731,
+                note='CC BY-NC 4.0.'),
+        RawFile('alpaca', 'alpaca_data.json', (), f'{GITHUB}/tatsu-lab/stanford_alpaca/main/alpaca_data.json',
+                note='CC BY-NC 4.0.', optional=True)),
     'tallrec-movie': (
         _movie('train.json', '460a86393450916596057967c7672c909edc9e73c7f61571c6a274659ffbdc53', 4931699),
         _movie('valid.json', 'd4aa0c005868aef9b8a85583db946662a2be9c2e0e09f810fe3a7ad31d89274f', 628187),
@@ -131,7 +150,9 @@ def refuse_binary(path) -> None:
     try:
         with (gzip.open if is_gzip(path) else open)(path, 'rb') as f: place = f.read(BLOCK).find(b'\0')
     except (OSError, EOFError, zlib.error): return    # said when it is read
-    if place >= 0: raise LlmrecError(f'{path}: byte {place} is NUL, which no text holds; save the file as UTF-8, or fetch it again.')
+    if place >= 0:
+        raise LlmrecError(f'{path}: byte {place} is NUL, which no text holds; save the file as UTF-8, or '
+                          'fetch it again.')
 
 @contextlib.contextmanager
 def open_text(
@@ -144,12 +165,16 @@ def open_text(
     refuse_binary(path)
     marked = 'utf-8-sig' if encoding == 'utf-8' else encoding    # a byte order mark is no text
     try:
-        with (gzip.open if is_gzip(path) else open)(path, 'rt', encoding=marked, newline=newline) as f: yield f
+        with (gzip.open if is_gzip(path) else open)(path, 'rt', encoding=marked, newline=newline) as f:
+            yield f
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
-        raise LlmrecError(f'{path}: the gzip stream is damaged or truncated ({e}); fetch the file again.') from None
+        raise LlmrecError(f'{path}: the gzip stream is damaged or truncated ({e}); fetch the file '
+                          'again.') from None
     except UnicodeDecodeError as e:
-        raise LlmrecError(f'{path}: byte {e.start} is not {encoding}; give the encoding of the file or fetch it again.') from None
-    except OSError as e: raise LlmrecError(f'{path} cannot be read ({e.strerror or e}); look at its permissions.') from None
+        raise LlmrecError(f'{path}: byte {e.start} is not {encoding}; give the encoding of the file or fetch '
+                          'it again.') from None
+    except OSError as e:
+        raise LlmrecError(f'{path} cannot be read ({e.strerror or e}); look at its permissions.') from None
 
 # %% ../../nbs/94_raw_files.ipynb #a162c55f
 def reader(read):
@@ -178,7 +203,9 @@ def _content(path: Path, size: int, mtime_ns: int) -> tuple[str, int, bool]:
     sha, n, whole = hashlib.sha256(), 0, True
     with (gzip.open if is_gzip(path) else open)(path, 'rb') as f:
         try:
-            for block in _blocks(f): sha.update(block); n += len(block)
+            for block in _blocks(f):
+                sha.update(block)
+                n += len(block)
         except (EOFError, gzip.BadGzipFile, zlib.error): whole = False
     return sha.hexdigest(), n, whole
 
@@ -210,7 +237,8 @@ def verify(raw: RawFile, path: Path) -> Path:
     sha, n, whole = content(path)
     if sha in ok and whole: return path
     short = not whole or (raw.size is not None and n < raw.size)
-    seems = f' It seems truncated ({n:,} bytes of content{f", expected {raw.size:,}" if raw.size else ""}).' if short else ''
+    seems = (f' It seems truncated ({n:,} bytes of content{f", expected {raw.size:,}" if raw.size else ""}).'
+             if short else '')
     origin = f' (original: {raw.url})' if raw.url else ''
     raise LlmrecError(f'{path}: the sha256 of its content is {sha}, expected {" or ".join(ok)}.{seems} '
                       f'Replace the file{origin}, or set LLMREC_UNCHECKED=1 to use this copy deliberately.')
@@ -248,7 +276,8 @@ def missing(raw: RawFile, why: str) -> LlmrecError:
     inside = f', member {raw.member}' if raw.member else ''
     origin = f'Get it from {raw.url}{inside}' if raw.url else 'It has no public address'
     sums = f' (sha256 of its content: {" or ".join(raw.sha256)})' if raw.sha256 else ''
-    return LlmrecError(f"{raw.folder}/{raw.name} is not on this machine and {why}. {origin}{sums} and put it at "
+    return LlmrecError(f"{raw.folder}/{raw.name} is not on this machine and "
+                       f"{why}. {origin}{sums} and put it at "
                        f"$LLMREC_DATA/{raw.folder}/{raw.name} or {target(raw)}.")
 
 # %% ../../nbs/94_raw_files.ipynb #b96a29e7
@@ -282,10 +311,12 @@ def fetch(raw: RawFile) -> Path:
     write_atomic(path, _unpack(raw, got))
     sha, _, whole = content(path)
     try:
-        if whole and sha not in raw.sha256 and (raw.derived or not raw.sha256): write_atomic(sidecar(path), f'{sha}\n')
+        if whole and sha not in raw.sha256 and (raw.derived or not raw.sha256):
+            write_atomic(sidecar(path), f'{sha}\n')
         verify(raw, path)
     except LlmrecError:
-        path.unlink(); got.unlink()
+        path.unlink()
+        got.unlink()
         raise
     if raw.member is None: got.unlink()
     return path
@@ -306,7 +337,9 @@ def source(
     "The path of file `name`: below `folder` when given (unverified), else located and verified."
     if folder is None: return locate(dataset, name)
     path = in_folder(folder, name)
-    if path is None: raise LlmrecError(f'{folder} holds no {name} (nor {name}.gz); a folder in the format of {dataset} must.')
+    if path is None:
+        raise LlmrecError(f'{folder} holds no {name} (nor {name}.gz); a folder in the format of '
+                          f'{dataset} must.')
     return path
 
 # %% ../../nbs/94_raw_files.ipynb #750e68bc

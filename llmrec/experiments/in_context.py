@@ -24,9 +24,11 @@ from ..evaluation.auc import auc, auc_summary
 from .tallrec import chosen_rows
 from ..llm.answers import generate_answers, score_answers
 from ..llm.backbones import BackboneConfig, backbone_identity, backbone_label, load_backbone
-from ..llm.chat import KINDS, Answer, EndpointConfig, answer_kind, answer_path, api_key, as_asked, ask, check_endpoint, endpoint_name, one_scale
+from ..llm.chat import (KINDS, Answer, EndpointConfig, answer_kind, answer_path, api_key, as_asked, ask,
+                             check_endpoint, endpoint_name, one_scale)
 from ..llm.tuning import with_adapter
-from ..llm.yesno import YesNoPromptConfig, context_of, encode_questions, question, record_of, shortened, yesno_ids
+from ..llm.yesno import (YesNoPromptConfig, context_of, encode_questions, question, record_of,
+                              shortened, yesno_ids)
 from ..paths import USER, LlmrecError, checkpoints_dir, known
 from ..runs.records import Record, find_record, one_thread, run_once
 
@@ -49,9 +51,12 @@ class InContextRun:
 def check_run(cfg: InContextRun) -> None:
     "Raise an `LlmrecError` unless exactly one model is named and enough rows are asked."
     if (cfg.endpoint is None) == (cfg.backbone is None):
-        raise LlmrecError('An InContextRun asks one model: give either endpoint (a remote one) or backbone (a local one).')
-    if cfg.adapter and cfg.backbone is None: raise LlmrecError('An adapter needs a local backbone; remove adapter, or give backbone.')
-    if cfg.rows is not None and cfg.rows < 1: raise LlmrecError(f'InContextRun.rows is {cfg.rows}; ask at least one row, or None for all.')
+        raise LlmrecError('An InContextRun asks one model: give either endpoint (a remote one) or backbone '
+                          '(a local one).')
+    if cfg.adapter and cfg.backbone is None:
+        raise LlmrecError('An adapter needs a local backbone; remove adapter, or give backbone.')
+    if cfg.rows is not None and cfg.rows < 1:
+        raise LlmrecError(f'InContextRun.rows is {cfg.rows}; ask at least one row, or None for all.')
 
 # %% ../../nbs/56_in_context.ipynb #12b93576
 def remote_prompt(data, sample: dict, cfg: InContextRun) -> str:
@@ -60,15 +65,20 @@ def remote_prompt(data, sample: dict, cfg: InContextRun) -> str:
     record = record_of(data, sample, cfg.prompt)
     return f'{record[INSTRUCTION]}\n{record[INPUT]}'
 
-def ask_remote(cfg: InContextRun, data, samples: pl.DataFrame, profile: str, progress: bool = True) -> tuple[list[Answer], dict]:
+# %% ../../nbs/56_in_context.ipynb #9451af67
+def ask_remote(cfg: InContextRun, data, samples: pl.DataFrame, profile: str,
+               progress: bool = True) -> tuple[list[Answer], dict]:
     "The endpoint's answers, and what else is to be noted."
     prompts = [remote_prompt(data, s, cfg) for s in samples.iter_rows(named=True)]
     answers = ask(cfg.endpoint, prompts, checkpoints_dir(profile) / 'answers', progress)
     served = list(dict.fromkeys(a.served for a in answers))
-    return answers, dict(source=one_scale(answers)[1], served=served, tokens_in=sum(a.tokens_in for a in answers), tokens_out=sum(a.tokens_out for a in answers))
+    return answers, dict(source=one_scale(answers)[1], served=served,
+                         tokens_in=sum(a.tokens_in for a in answers),
+                         tokens_out=sum(a.tokens_out for a in answers))
 
 # %% ../../nbs/56_in_context.ipynb #a52a885a
-def ask_local(cfg: InContextRun, data, samples: pl.DataFrame, adapter=None, progress: bool = True) -> tuple[list[Answer], dict]:
+def ask_local(cfg: InContextRun, data, samples: pl.DataFrame, adapter=None,
+              progress: bool = True) -> tuple[list[Answer], dict]:
     "The backbone's answers, with the adapter in the folder `adapter` on top, and what else is to be noted."
     backbone = load_backbone(cfg.backbone)
     if adapter: backbone = with_adapter(backbone, adapter)
@@ -76,13 +86,15 @@ def ask_local(cfg: InContextRun, data, samples: pl.DataFrame, adapter=None, prog
     ids = yesno_ids(backbone.tokenizer, cfg.prompt)
     scores = score_answers(backbone, prompts, ids, progress=progress)
     texts = generate_answers(backbone, prompts, cfg.new_tokens, ids=ids, progress=progress)[1]
-    answers = [Answer(text, answer_kind(text), float(score), 'logprobs') for text, score in zip(texts, scores)]
+    answers = [Answer(text, answer_kind(text), float(score), 'logprobs')
+               for text, score in zip(texts, scores)]
     return answers, dict(source='logits', served=[backbone.identity], shortened=shortened(dropped))
 
 # %% ../../nbs/56_in_context.ipynb #b1bb6fc6
 def counts(kinds: np.ndarray, labels: np.ndarray) -> dict:
     "kind -> likes and dislikes that were answered so."
-    return {name: dict(likes=int(((kinds == i) & (labels == 1)).sum()), dislikes=int(((kinds == i) & (labels == 0)).sum())) for i, name in enumerate(KINDS)}
+    return {name: dict(likes=int(((kinds == i) & (labels == 1)).sum()),
+                       dislikes=int(((kinds == i) & (labels == 0)).sum())) for i, name in enumerate(KINDS)}
 
 def answered(kinds: np.ndarray, scores: np.ndarray) -> np.ndarray:
     "Which rows were answered by yes or no and have a score."
@@ -100,9 +112,11 @@ def auc_or_none(labels: np.ndarray, scores: np.ndarray) -> float | None:
 def summary(labels: np.ndarray, kinds: np.ndarray, scores: np.ndarray) -> dict:
     "Counts by kind, shares of yes, and the two AUCs."
     use, yes = answered(kinds, scores), kinds == KINDS.index('yes')
-    return dict(rows=len(labels), answered=int(use.sum()), counts=counts(kinds, labels), share_yes=float(yes.mean()),
+    return dict(rows=len(labels), answered=int(use.sum()), counts=counts(kinds, labels),
+                share_yes=float(yes.mean()),
                 share_yes_answered=float(yes[kinds < 2].mean()) if (kinds < 2).any() else None,
-                auc_answered=auc_or_none(labels[use], scores[use]), auc_all=auc_or_none(labels, undecided_as_zero(scores)))
+                auc_answered=auc_or_none(labels[use], scores[use]),
+                auc_all=auc_or_none(labels, undecided_as_zero(scores)))
 
 # %% ../../nbs/56_in_context.ipynb #6f710c65
 def recorded(cfg: InContextRun) -> InContextRun:
@@ -120,10 +134,13 @@ def compute(cfg: InContextRun, profile: str, adapter, progress: bool) -> tuple[d
     rows = chosen_rows(data.splits['test'].height, cfg.rows)
     samples = data.splits['test'][rows]
     with one_thread():
-        answers, more = ask_remote(cfg, data, samples, profile, progress) if cfg.endpoint else ask_local(cfg, data, samples, adapter, progress)
-    labels, kinds = samples['label'].to_numpy().astype(np.int8), np.array([KINDS.index(a.kind) for a in answers], np.int8)
+        answers, more = (ask_remote(cfg, data, samples, profile, progress) if cfg.endpoint
+                         else ask_local(cfg, data, samples, adapter, progress))
+    labels = samples['label'].to_numpy().astype(np.int8)
+    kinds = np.array([KINDS.index(a.kind) for a in answers], np.int8)
     scores = one_scale(answers)[0].astype(np.float32)
-    arrays = dict(row=rows.astype(np.int32), user=samples[USER].to_numpy().astype(np.int32), label=labels, kind=kinds, score=scores)
+    arrays = dict(row=rows.astype(np.int32), user=samples[USER].to_numpy().astype(np.int32), label=labels,
+                  kind=kinds, score=scores)
     return summary(labels, kinds, scores) | more | dict(note=data.note), arrays, {}
 
 # %% ../../nbs/56_in_context.ipynb #61aaf9e7
@@ -136,17 +153,23 @@ def run(
     "The record of one model; arrays row, user, label, kind (index into KINDS), score, one value a row."
     check_run(cfg)
     def once():
-        if cfg.adapter and adapter is None: raise LlmrecError(f"No folder is given for the adapter '{cfg.adapter}'; pass adapter, a function that returns it.")
+        if cfg.adapter and adapter is None:
+            raise LlmrecError(f"No folder is given for the adapter '{cfg.adapter}'; pass adapter, a function "
+                              "that returns it.")
         return compute(cfg, profile, adapter() if cfg.adapter else None, progress)
-    return run_once('in-context', recorded(cfg), once, yesno_checksum(cfg.dataset, cfg.protocol), profile, asked_model(cfg))
+    return run_once('in-context', recorded(cfg), once, yesno_checksum(cfg.dataset, cfg.protocol), profile,
+                    asked_model(cfg))
 
 def existing(cfg: InContextRun, profile: str) -> Record | None:
     "The record of `cfg` when it exists."
-    return find_record('in-context', recorded(cfg), yesno_checksum(cfg.dataset, cfg.protocol), profile, asked_model(cfg))
+    return find_record('in-context', recorded(cfg), yesno_checksum(cfg.dataset, cfg.protocol), profile,
+                       asked_model(cfg))
 
 # %% ../../nbs/56_in_context.ipynb #bbb2ae70
-PAPER_MODELS = {'Text-Davinci-002': EndpointConfig('text-davinci-002', api='completions', missing='rest', label='Text-Davinci-002'),
-                'Text-Davinci-003': EndpointConfig('text-davinci-003', api='completions', missing='rest', label='Text-Davinci-003'),
+PAPER_MODELS = {'Text-Davinci-002': EndpointConfig('text-davinci-002', api='completions', missing='rest',
+                                                   label='Text-Davinci-002'),
+                'Text-Davinci-003': EndpointConfig('text-davinci-003', api='completions', missing='rest',
+                                                   label='Text-Davinci-003'),
                 'ChatGPT': EndpointConfig('gpt-3.5-turbo', missing='rest', label='ChatGPT')}
 
 def endpoint_of(values: dict) -> EndpointConfig:
@@ -158,7 +181,8 @@ def endpoint_of(values: dict) -> EndpointConfig:
 
 # %% ../../nbs/56_in_context.ipynb #16ed8e85
 # what the paper says of these models without printing a number (sections 1 and 3.1)
-PAPER_SAYS = {'Text-Davinci-002': 'AUC near 0.5', 'Text-Davinci-003': 'AUC near 0.5', 'ChatGPT': 'refuses or likes all'}
+PAPER_SAYS = {'Text-Davinci-002': 'AUC near 0.5', 'Text-Davinci-003': 'AUC near 0.5',
+              'ChatGPT': 'refuses or likes all'}
 
 # %% ../../nbs/56_in_context.ipynb #263a7ca4
 @dataclass(frozen=True)
@@ -185,7 +209,9 @@ def check_endpoints(endpoints: list[EndpointConfig], base: InContextRun, profile
     "Raise an `LlmrecError` before the local models run when an endpoint that is still to be asked does not answer."
     for endpoint in endpoints:
         begun = answer_path(checkpoints_dir(profile) / 'answers', endpoint, '').parent.exists()
-        if begun or api_key(endpoint) is None or existing(replace(base, endpoint=endpoint, backbone=None), profile): continue
+        if begun or api_key(endpoint) is None or existing(replace(base, endpoint=endpoint, backbone=None),
+                                                          profile):
+            continue
         check_endpoint(endpoint)
 
 # %% ../../nbs/56_in_context.ipynb #a15986c5
@@ -196,6 +222,7 @@ def local_lines(base: InContextRun, adapters: dict | None, profile: str, progres
         out.append(Asked(name, run(replace(base, adapter=recipe), profile, progress, folder)))
     return out
 
+# %% ../../nbs/56_in_context.ipynb #07f78589
 def line_up(
     dataset: str,
     protocol: str,
@@ -208,10 +235,12 @@ def line_up(
     more: list[tuple[BackboneConfig, dict]] = (),  # further local models with their adapters
 ) -> list[Asked]:
     "The lines of one domain: the local models, the adapters on them, the endpoints, and the paper's models that are missing."
-    base = InContextRun(dataset, protocol, backbone=backbone, prompt=getattr(YesNoPromptConfig, protocol)(), rows=rows)
+    base = InContextRun(dataset, protocol, backbone=backbone,
+                        prompt=getattr(YesNoPromptConfig, protocol)(), rows=rows)
     check_endpoints([endpoint_of(e) for e in endpoints], base, profile)
     out = []
-    for model, own in [(backbone, adapters), *more]: out += local_lines(replace(base, backbone=model), own, profile, progress)
+    for model, own in [(backbone, adapters), *more]:
+        out += local_lines(replace(base, backbone=model), own, profile, progress)
     if not adapters: out.append(Asked('Alpaca-LoRA', None, 'no adapter'))
     out += [ask_endpoint(endpoint_of(e), base, profile, progress) for e in endpoints]
     names = [a.name for a in out]
@@ -226,10 +255,13 @@ def interval(record: Record, which: Literal['answered', 'all']) -> tuple:
     found = auc_summary(a['user'][use], a['label'][use], undecided_as_zero(a['score'])[use])
     return tuple(None if math.isnan(found[k]) else found[k] for k in ('AUC', 'AUC_low', 'AUC_high'))
 
+# %% ../../nbs/56_in_context.ipynb #21770f02
 def long_rows(dataset: str, asked: Asked) -> list[dict]:
     "The rows of one model; counts are null where it was not asked."
     m = asked.record.metrics if asked.record else None
     values = {f'auc_{which}{end}': x for which in ('answered', 'all') for end, x in
               zip(('', '_low', '_high'), interval(asked.record, which) if m else (None,) * 3)}
-    return [dict(dataset=dataset, method=asked.name, kind=kind, likes=m and m['counts'][kind]['likes'], dislikes=m and m['counts'][kind]['dislikes'],
-                 rows=m and m['rows'], source=m and m['source'], not_asked=asked.why or None, **values) for kind in KINDS]
+    return [dict(dataset=dataset, method=asked.name, kind=kind, likes=m and m['counts'][kind]['likes'],
+                 dislikes=m and m['counts'][kind]['dislikes'],
+                 rows=m and m['rows'], source=m and m['source'], not_asked=asked.why or None, **values)
+            for kind in KINDS]

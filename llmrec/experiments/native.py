@@ -20,7 +20,8 @@ import numpy as np
 import polars as pl
 
 from ..config import from_dict, schema
-from ..data.miniature import World, all_people, bookcrossing_files, like_chance, make_world, ml_100k_files, opinions, other_people, posterior_like
+from ..data.miniature import (World, all_people, bookcrossing_files, like_chance, make_world,
+                                   ml_100k_files, opinions, other_people, posterior_like)
 from ..data.yesno import YesNoData, load_yesno, yesno_checksum
 from .in_context import auc_or_none
 from .tallrec import chosen_rows
@@ -63,8 +64,10 @@ def prose(
     "The text up to the place of the verdict on the target."
     def group(liked, titles):
         word = words[not liked]
-        return how.group.format(word=word, Word=word.capitalize(), titles=how.between.join(map(how.title.format, titles)))
-    return ''.join(group(*side) for side in sides(history, how.by)) + how.question.format(title=how.title.format(target))
+        return how.group.format(word=word, Word=word.capitalize(),
+                                titles=how.between.join(map(how.title.format, titles)))
+    groups = ''.join(group(*side) for side in sides(history, how.by))
+    return groups + how.question.format(title=how.title.format(target))
 
 # %% ../../nbs/57_native.ipynb #5e756c9a
 YEAR = re.compile(r' \(\d{4}\)$')
@@ -105,15 +108,18 @@ def parted(tokenizer, text: str, words: tuple[str, str]) -> tuple[list[int], tup
     good, bad = (prompt_ids(tokenizer, text + word) for word in words)
     at = shared_prefix(good, bad)
     if at == min(len(good), len(bad)):
-        raise LlmrecError(f"The tokens of '{words[0]}' and '{words[1]}' do not part: one is the beginning of the other; choose two other words.")
+        raise LlmrecError(f"The tokens of '{words[0]}' and '{words[1]}' do not part: one is the beginning of "
+                          "the other; choose two other words.")
     return good[:at], (good[at], bad[at])
 
-def encode_native(tokenizer, texts: list[str], words: tuple[str, str]) -> tuple[list[list[int]], tuple[int, int]]:
+def encode_native(tokenizer, texts: list[str],
+                  words: tuple[str, str]) -> tuple[list[list[int]], tuple[int, int]]:
     "Ids of every prompt, and of the two verdicts, which must be the same behind all of them."
     found = [parted(tokenizer, text, words) for text in texts]
     for row, (_, ids) in enumerate(found):
         if ids != found[0][1]:
-            raise LlmrecError(f"Row {row} (counted from 0): the tokenizer writes '{words[0]}' and '{words[1]}' in another way than in row 0, "
+            raise LlmrecError(f"Row {row} (counted from 0): the tokenizer writes '{words[0]}' and "
+                              f"'{words[1]}' in another way than in row 0, "
                               'so no pair of tokens decides for all rows; choose another phrasing.')
     return [prompt for prompt, _ in found], found[0][1]
 
@@ -137,14 +143,17 @@ def ask(
     samples = data.splits['test'][rows]
     texts = [native_prompt(data, s, cfg) for s in samples.iter_rows(named=True)]
     prompts, ids = encode_native(backbone.tokenizer, texts, cfg.words)
-    scores, labels = score_answers(backbone, prompts, ids, progress=progress), samples['label'].to_numpy().astype(np.int8)
-    arrays = dict(row=rows.astype(np.int32), user=samples[USER].to_numpy().astype(np.int32), label=labels, score=scores)
+    scores = score_answers(backbone, prompts, ids, progress=progress)
+    labels = samples['label'].to_numpy().astype(np.int8)
+    arrays = dict(row=rows.astype(np.int32), user=samples[USER].to_numpy().astype(np.int32), label=labels,
+                  score=scores)
     return dict(auc=auc_or_none(labels, scores), rows=len(rows), ids=list(ids), note=data.note), arrays
 
 # %% ../../nbs/57_native.ipynb #7194c7ae
 def checked(cfg: NativeConfig) -> NativeConfig:
     "`cfg`, unless it asks about nothing."
-    if cfg.rows is not None and cfg.rows < 1: raise LlmrecError(f'NativeConfig.rows is {cfg.rows}; ask at least one row, or None for all.')
+    if cfg.rows is not None and cfg.rows < 1:
+        raise LlmrecError(f'NativeConfig.rows is {cfg.rows}; ask at least one row, or None for all.')
     return cfg
 
 def run(
@@ -158,7 +167,8 @@ def run(
     whole = NativeRun(dataset, backbone, checked(cfg))
     def once():
         with one_thread(): return *ask(load_yesno(dataset, cfg.protocol), backbone, cfg, progress), {}
-    return run_once('native', whole, once, yesno_checksum(dataset, cfg.protocol), profile, backbone_identity(backbone))
+    return run_once('native', whole, once, yesno_checksum(dataset, cfg.protocol), profile,
+                    backbone_identity(backbone))
 
 # %% ../../nbs/57_native.ipynb #e895e8c1
 def catalogue_places(data: YesNoData, world: World) -> np.ndarray:
@@ -180,9 +190,11 @@ def reader_scores(
     people, place = all_people(world.config, implicit_nodes=9 if zeros else 1), catalogue_places(data, world)
     mean = opinions(people, world.films if film else world.books)
     implicit = people['implicit'].to_numpy()[:, None] * zeros
-    chances, prior = np.ascontiguousarray(like_chance(mean, world.config, 'film' if film else 'book', implicit).T), people['prior'].to_numpy()
+    chances = np.ascontiguousarray(like_chance(mean, world.config, 'film' if film else 'book', implicit).T)
+    prior = people['prior'].to_numpy()
     samples = data.splits['test'] if rows is None else data.splits['test'][rows]
-    return np.array([posterior_like(chances, prior, place[s['history']], np.array(s['history_labels']), place[s[ITEM]]) for s in samples.iter_rows(named=True)])
+    return np.array([posterior_like(chances, prior, place[s['history']], np.array(s['history_labels']),
+                                    place[s[ITEM]]) for s in samples.iter_rows(named=True)])
 
 # %% ../../nbs/57_native.ipynb #778e0122
 @schema('native-crowd', 1)
@@ -205,7 +217,8 @@ def crowd(
     "Other people of the miniature world; all their rows are test rows."
     world = other_people(make_world(), people, seed)
     with tempfile.TemporaryDirectory() as d:
-        for name, file in dict(films=ml_100k_files, books=bookcrossing_files)[dataset](world).items(): write_atomic(Path(d) / name, file)
+        for name, file in dict(films=ml_100k_files, books=bookcrossing_files)[dataset](world).items():
+            write_atomic(Path(d) / name, file)
         data = load_yesno.__wrapped__(dataset, protocol, Path(d))
     return replace(data, splits=dict(test=pl.concat(data.splits.values()))), world
 
@@ -226,4 +239,5 @@ def run_crowd(
         data, world = crowd(dataset, cfg.protocol, people, seed)
         with one_thread(): metrics, arrays = ask(data, backbone, cfg, progress)
         return metrics, arrays | dict(reader=reader_scores(data, world, arrays['row'])), {}
-    return run_once('native-crowd', whole, once, yesno_checksum(dataset, cfg.protocol), profile, backbone_identity(backbone))
+    return run_once('native-crowd', whole, once, yesno_checksum(dataset, cfg.protocol), profile,
+                    backbone_identity(backbone))

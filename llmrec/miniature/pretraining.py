@@ -37,7 +37,8 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ..config import digest, from_dict, to_dict
-from .corpus import CorpusConfig, documents, naming_words, things_of, tokenizer_texts, verdict_words
+from .corpus import (CorpusConfig, documents, naming_words, things_of, tokenizer_texts,
+                                     verdict_words)
 from ..data.miniature import WorldConfig, make_world
 from ..llm.backbones import RECIPE_FILE, byte_tokenizer, miniature_llama, new_folder
 from ..paths import LlmrecError, known, miniature_dir
@@ -70,7 +71,7 @@ class Wiring:
     sink: float = .4      # weight of looking at the start where nothing matches, relative to `gain`
     forward: float = .4   # weight of what is carried from the latest name on
     turn: float = .05     # radians a token; slower rotary pairs match contents, the others positions
-    noise: float = .1     # standard deviation of all else, times the root of the width; twice that in the MLPs
+    noise: float = .1    # standard deviation of all else, times the root of the width; twice that in the MLPs
 
 # %% ../../nbs/96a_pretraining.ipynb #72148817
 @dataclass(frozen=True)
@@ -204,7 +205,8 @@ def spaces(d: int, slow: torch.Tensor, generator: torch.Generator) -> Spaces:
     return Spaces(*(torch.zeros(len(rows), d).masked_scatter(rows[:, None], part) for part in parts))
 
 # %% ../../nbs/96a_pretraining.ipynb #4273b161
-def wire_first(attention, h: int, head: slice, s: Spaces, frequencies: torch.Tensor, wiring: Wiring, free: Callable) -> None:
+def wire_first(attention, h: int, head: slice, s: Spaces, frequencies: torch.Tensor, wiring: Wiring,
+               free: Callable) -> None:
     "Head `h` of the first layer: the token before, the latest verdict, the latest name, further back."
     if h == 0: look_back(attention, head, frequencies, 1, wiring)
     elif h < 3: look_for(attention, head, frequencies, (JUDGES, NAMES)[h - 1], wiring)
@@ -212,14 +214,16 @@ def wire_first(attention, h: int, head: slice, s: Spaces, frequencies: torch.Ten
     if h < 3: carry(attention, head, s.own, (s.before, s.side, s.latest)[h], wiring.carry)
     else: carry(attention, head, free(), free(), wiring.carry / 2)
 
-def wire_match(attention, h: int, head: slice, s: Spaces, latest: bool, wiring: Wiring, free: Callable) -> None:
+def wire_match(attention, h: int, head: slice, s: Spaces, latest: bool, wiring: Wiring,
+               free: Callable) -> None:
     "Head `h` of the second and third layer; the second one asks for the latest name, when it was noted."
     read = free()
     if h > 1: return carry(attention, head, read, read, .3)
     match(attention, head, s.latest if h == 1 and latest else s.own, s.before, wiring)
     carry(attention, head, s.side, s.own, 1.)
 
-def wire_on(attention, h: int, head: slice, s: Spaces, back: int, frequencies: torch.Tensor, wiring: Wiring, free: Callable) -> None:
+def wire_on(attention, h: int, head: slice, s: Spaces, back: int, frequencies: torch.Tensor, wiring: Wiring,
+            free: Callable) -> None:
     "Head `h` of a later layer; beyond the first it looks `back` tokens back, where that is not 0."
     read = free()
     if h == 0:
@@ -234,14 +238,17 @@ def wire_layers(model: LlamaForCausalLM, wiring: Wiring, generator: torch.Genera
     "Wire the attention of all layers."
     c, frequencies = model.config, model.model.rotary_emb.inv_freq
     s = spaces(c.hidden_size, frequencies < wiring.turn, generator)
-    free = lambda: F.pad(directions(c.hidden_size, (n := min(c.head_dim, c.hidden_size - RESERVED)), generator), (0, 0, 0, c.head_dim - n))
+    used = min(c.head_dim, c.hidden_size - RESERVED)
+    free = lambda: F.pad(directions(c.hidden_size, used, generator), (0, 0, 0, c.head_dim - used))
     for n, layer in enumerate(model.model.layers):
         for h in range(c.num_attention_heads):
             where = layer.self_attn, h, slice(h * c.head_dim, (h + 1) * c.head_dim), s
             late = n - c.num_hidden_layers + 2    # 0 and 1 in the last two layers
             if n == 0: wire_first(*where, frequencies, wiring, free)
             elif n <= 2: wire_match(*where, c.num_attention_heads > 2, wiring, free)
-            else: wire_on(*where, h + late * (c.num_attention_heads - 1) if late >= 0 else 0, frequencies, wiring, free)
+            else:
+                wire_on(*where, h + late * (c.num_attention_heads - 1) if late >= 0 else 0, frequencies,
+                        wiring, free)
 
 # %% ../../nbs/96a_pretraining.ipynb #5bda755e
 SPACE = 'Ġ'  # how a byte-level vocabulary writes a space
@@ -255,11 +262,14 @@ class Hints(NamedTuple):
 def hints_of(tokenizer: Tokenizer, source: Source) -> Hints:
     "The hints for the words of `source`, each with and without a space before it."
     judging, naming = source.words()
-    tokens = lambda word: [(t, tokenizer.id_to_token(t)) for before in ('', ' ') for t in tokenizer.encode(before + word, add_special_tokens=False).ids]
-    judges = [next(t for t in tokenizer.encode(before + word, add_special_tokens=False).ids if tokenizer.id_to_token(t) != SPACE) for word in judging for before in ('', ' ')]
+    tokens = lambda word: [(t, tokenizer.id_to_token(t)) for before in ('', ' ')
+                           for t in tokenizer.encode(before + word, add_special_tokens=False).ids]
+    judges = [next(t for t in tokenizer.encode(before + word, add_special_tokens=False).ids
+                   if tokenizer.id_to_token(t) != SPACE) for word in judging for before in ('', ' ')]
     names, words = [t for word in naming for t, text in tokens(word) if len(text) > 3], {}
     text = [tokenizer.id_to_token(t) for t in range(tokenizer.get_vocab_size())]
-    spelling = [words.setdefault(t.lstrip(SPACE).lower() if len(t) > 2 else k, len(words)) for k, t in enumerate(text)]
+    spelling = [words.setdefault(t.lstrip(SPACE).lower() if len(t) > 2 else k, len(words))
+                for k, t in enumerate(text)]
     return Hints(sorted(dict.fromkeys(judges)), sorted(dict.fromkeys(names)), spelling)
 
 # %% ../../nbs/96a_pretraining.ipynb #88f045bc
@@ -269,7 +279,8 @@ def wire_embeddings(table: torch.Tensor, hints: Hints, wiring: Wiring, generator
     drawn = lambda n: F.normalize(torch.randn(n, table.shape[1] - RESERVED, generator=generator), dim=1)
     common, own = drawn(max(hints.spelling) + 1)[torch.tensor(hints.spelling)], drawn(len(table))
     table[:, CONST], table[:, JUDGES:RESERVED] = wiring.const, 0.
-    table[:, RESERVED:] = F.normalize(wiring.spelling ** .5 * common + (1 - wiring.spelling) ** .5 * own, dim=1)
+    table[:, RESERVED:] = F.normalize(wiring.spelling ** .5 * common + (1 - wiring.spelling) ** .5 * own,
+                                      dim=1)
     for mark, tokens in ((JUDGES, hints.judges), (NAMES, hints.names), (START, [1])):
         table[tokens, RESERVED:] = (1 - wiring.mark ** 2) ** .5 * F.normalize(table[tokens, RESERVED:], dim=1)
         table[tokens, JUDGES:RESERVED] = 0.
@@ -278,16 +289,20 @@ def wire_embeddings(table: torch.Tensor, hints: Hints, wiring: Wiring, generator
 @torch.no_grad()
 def wire(model: LlamaForCausalLM, cfg: PretrainingConfig, hints: Hints) -> None:
     "Replace the weights of `model` by the wired initialisation, drawn from `cfg.seed`."
-    if cfg.num_attention_heads < 2: raise LlmrecError('A wired initialisation needs at least 2 attention heads; set wiring.on=False for a model with one.')
+    if cfg.num_attention_heads < 2:
+        raise LlmrecError('A wired initialisation needs at least 2 attention heads; set wiring.on=False for '
+                          'a model with one.')
     g = torch.Generator().manual_seed(cfg.seed)
     wire_embeddings(model.model.embed_tokens.weight, hints, cfg.wiring, g)
     for layer in model.model.layers:
         for part, size in ((layer.self_attn, 1), (layer.mlp, 2)):
-            for weight in part.parameters(): weight.normal_(0, size * cfg.wiring.noise * cfg.hidden_size ** -.5, generator=g)
+            for weight in part.parameters():
+                weight.normal_(0, size * cfg.wiring.noise * cfg.hidden_size ** -.5, generator=g)
     wire_layers(model, cfg.wiring, g)
 
 # %% ../../nbs/96a_pretraining.ipynb #04560fcd
-SHAPE_FIELDS = ('hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads', 'head_dim', 'max_position_embeddings')
+SHAPE_FIELDS = ('hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads', 'head_dim',
+                'max_position_embeddings')
 
 def new_model(
     cfg: PretrainingConfig,
@@ -298,7 +313,8 @@ def new_model(
     shape = {name: getattr(cfg, name) for name in SHAPE_FIELDS}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True, **shape))
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, bos_token_id=1, eos_token_id=2,
+                                             tie_word_embeddings=True, **shape))
     if cfg.wiring.on: wire(model, cfg, hints or Hints([], [], list(range(vocab_size))))
     return model.train()
 
@@ -307,7 +323,8 @@ def weight_groups(model: torch.nn.Module) -> dict[str, list]:
     "The weights by how they learn: 'match' (queries and keys), 'matrix' (the layers' other matrices), 'other'."
     out = dict(match=[], matrix=[], other=[])
     for name, weight in model.named_parameters():
-        kind = 'other' if weight.ndim < 2 or '.layers.' not in name else 'match' if 'q_proj' in name or 'k_proj' in name else 'matrix'
+        kind = ('other' if weight.ndim < 2 or '.layers.' not in name
+                else 'match' if 'q_proj' in name or 'k_proj' in name else 'matrix')
         out[kind].append(weight)
     return out
 
@@ -315,7 +332,8 @@ def optimisers_of(model: torch.nn.Module, cfg: PretrainingConfig) -> list[torch.
     "An optimiser for each group, none of which decays weights."
     w, adam = weight_groups(model), dict(betas=(.9, .98), weight_decay=0.)
     return [torch.optim.AdamW(w['match'], lr=cfg.rates.match, **adam),
-            torch.optim.Muon(w['matrix'], lr=cfg.rates.matrix, momentum=.95, weight_decay=0., adjust_lr_fn='original'),
+            torch.optim.Muon(w['matrix'], lr=cfg.rates.matrix, momentum=.95,
+                             weight_decay=0., adjust_lr_fn='original'),
             torch.optim.AdamW(w['other'], lr=cfg.rates.other, **adam)]
 
 # %% ../../nbs/96a_pretraining.ipynb #a8e179a2
@@ -351,7 +369,8 @@ class Run:
 # %% ../../nbs/96a_pretraining.ipynb #eae44058
 def begin(cfg: PretrainingConfig, tokenizer: Tokenizer, hints: Hints | None = None) -> Run:
     "A run before its first step, on the GPU when there is one."
-    model = new_model(cfg, tokenizer.get_vocab_size(), hints).to('cuda' if torch.cuda.is_available() else 'cpu')
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    model = new_model(cfg, tokenizer.get_vocab_size(), hints).to(device)
     return Run(cfg, tokenizer, model, optimisers_of(model, cfg))
 
 def start(cfg: PretrainingConfig, source: Source) -> Run:
@@ -359,7 +378,8 @@ def start(cfg: PretrainingConfig, source: Source) -> Run:
     tokenizer = learnt_tokenizer(cfg, source)
     return begin(cfg, tokenizer, hints_of(tokenizer, source))
 
-def learnt_tokenizer(cfg: PretrainingConfig, source: Source) -> Tokenizer: return byte_tokenizer(source.texts(), cfg.vocab_size)
+def learnt_tokenizer(cfg: PretrainingConfig, source: Source) -> Tokenizer:
+    return byte_tokenizer(source.texts(), cfg.vocab_size)
 
 # %% ../../nbs/96a_pretraining.ipynb #da41ef2d
 def gradients(model, rows: list[Row], batch_tokens: int) -> list:
@@ -398,7 +418,8 @@ def run_key(cfg: PretrainingConfig, source: Source) -> str:
 
 def save_run(run: Run, path, key: str) -> None:
     "Write the whole of `run` in one atomic step."
-    buffer, plain = io.BytesIO(), {name: getattr(run, name) for name in ('step', 'tokens', 'seconds', 'curve')}
+    buffer = io.BytesIO()
+    plain = {name: getattr(run, name) for name in ('step', 'tokens', 'seconds', 'curve')}
     torch.save(dict(key=key, tokenizer=run.tokenizer.to_str(), model=run.model.state_dict(),
                     optimisers=[o.state_dict() for o in run.optimisers], plain=plain), buffer)
     write_atomic(path, buffer.getvalue())
@@ -409,10 +430,12 @@ def load_run(path, cfg: PretrainingConfig, key: str) -> Run | None:
     if not Path(path).exists(): return None
     try: saved = torch.load(path, weights_only=True, map_location='cpu')
     except Exception as e:
-        logging.getLogger(__name__).warning('%s cannot be read (%s); the pretraining starts again', path, type(e).__name__)
+        logging.getLogger(__name__).warning('%s cannot be read (%s); the pretraining starts again', path,
+                                            type(e).__name__)
         return None
     if saved['key'] != key:
-        raise LlmrecError(f'{path} is the state of a pretraining with other settings or another corpus; delete it, or give another folder.')
+        raise LlmrecError(f'{path} is the state of a pretraining with other settings or another corpus; '
+                          'delete it, or give another folder.')
     run = begin(cfg, Tokenizer.from_str(saved['tokenizer']))
     run.model.load_state_dict(saved['model'])
     for opt, state in zip(run.optimisers, saved['optimisers']): opt.load_state_dict(state)
@@ -459,15 +482,19 @@ def sha256(path) -> str: return hashlib.sha256(Path(path).read_bytes()).hexdiges
 
 def recipe_of(run: Run, key: str, folder) -> dict:
     "How the model in `folder` was made."
-    machine = dict(device=run.model.device.type, threads=torch.get_num_threads(), versions=versions() | dict(tokenizers=version('tokenizers')))
-    sums = dict(weights_sha256=sha256(Path(folder) / MODEL_FILE), tokenizer_sha256=sha256(Path(folder) / TOKENIZER_FILE))
-    size = dict(parameters=sum(p.numel() for p in run.model.parameters()), tokens=run.tokens, seconds=round(run.seconds, 1))
+    machine = dict(device=run.model.device.type, threads=torch.get_num_threads(),
+                   versions=versions() | dict(tokenizers=version('tokenizers')))
+    sums = dict(weights_sha256=sha256(Path(folder) / MODEL_FILE),
+                tokenizer_sha256=sha256(Path(folder) / TOKENIZER_FILE))
+    size = dict(parameters=sum(p.numel() for p in run.model.parameters()), tokens=run.tokens,
+                seconds=round(run.seconds, 1))
     return dict(config=to_dict(run.cfg), digest=digest(run.cfg), key=key) | sums | size | machine | dict(
         first_losses=[loss for loss, _ in run.curve[:FIRST]], curve=thinned(run.curve))
 
 def write_folder(run: Run, folder, key: str) -> Path:
     "The model of `run` as a transformers folder with its recipe, atomically; returns the folder."
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=run.tokenizer, unk_token='<unk>', bos_token='<s>', eos_token='</s>')
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=run.tokenizer, unk_token='<unk>', bos_token='<s>',
+                                        eos_token='</s>')
     with new_folder(folder) as aside:
         run.model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
@@ -479,7 +506,8 @@ def first_difference(a: dict, b: dict, path: str = '') -> str | None:
     "Where two nested dictionaries differ first, e.g. 'corpus.seed'."
     for name in dict.fromkeys([*a, *b]):
         x, y = a.get(name), b.get(name)
-        if isinstance(x, dict) and isinstance(y, dict) and x != y: return first_difference(x, y, f'{path}{name}.')
+        if isinstance(x, dict) and isinstance(y, dict) and x != y:
+            return first_difference(x, y, f'{path}{name}.')
         if x != y or (name in a) != (name in b): return path + name
     return None
 
@@ -488,10 +516,12 @@ def read_recipe(folder) -> dict:
     "The recipe in `folder`; an `LlmrecError` when it is missing or damaged."
     try:
         recipe = json.loads((Path(folder) / RECIPE_FILE).read_text(encoding='utf-8'))
-        if isinstance(recipe['config'], dict) and all(name in recipe for name in ('weights_sha256', 'tokenizer_sha256', 'first_losses', 'curve')): return recipe
+        needed = ('weights_sha256', 'tokenizer_sha256', 'first_losses', 'curve')
+        if isinstance(recipe['config'], dict) and all(name in recipe for name in needed): return recipe
         why = 'fields are missing'
     except (OSError, ValueError, KeyError, TypeError) as e: why = type(e).__name__
-    raise LlmrecError(f'{Path(folder) / RECIPE_FILE} is not the recipe of a pretrained model ({why}); get the folder again or make it with `llmrec_pretrain`.')
+    raise LlmrecError(f'{Path(folder) / RECIPE_FILE} is not the recipe of a pretrained model ({why}); get '
+                      'the folder again or make it with `llmrec_pretrain`.')
 
 # %% ../../nbs/96a_pretraining.ipynb #49d7754e
 def check_recipe(
@@ -502,14 +532,18 @@ def check_recipe(
     folder, recipe = Path(folder), read_recipe(folder)
     again = 'get the folder again or make it with `llmrec_pretrain`'
     where = first_difference(recipe['config'], to_dict(cfg))
-    if where: raise LlmrecError(f"{folder / RECIPE_FILE} was made with another '{where}' than the configuration; {again}.")
+    if where:
+        raise LlmrecError(f"{folder / RECIPE_FILE} was made with another '{where}' than the "
+                          f"configuration; {again}.")
     for name, file in (('weights_sha256', MODEL_FILE), ('tokenizer_sha256', TOKENIZER_FILE)):
         if not (folder / file).is_file() or sha256(folder / file) != recipe[name]:
-            raise LlmrecError(f'{folder / file} is missing or not the file whose SHA-256 is in {RECIPE_FILE}; {again}.')
+            raise LlmrecError(f'{folder / file} is missing or not the file whose SHA-256 is in '
+                              f'{RECIPE_FILE}; {again}.')
     try: shape = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
     except (OSError, ValueError): shape = {}
     wrong = [name for name in SHAPE_FIELDS if shape.get(name) != getattr(cfg, name)]
-    if wrong: raise LlmrecError(f"{folder / 'config.json'} does not have the {wrong[0]} of its recipe; {again}.")
+    if wrong:
+        raise LlmrecError(f"{folder / 'config.json'} does not have the {wrong[0]} of its recipe; {again}.")
     return recipe
 
 # %% ../../nbs/96a_pretraining.ipynb #fdf615c2
@@ -531,7 +565,8 @@ def pretrain(
     source = source or miniature_source(cfg.corpus)
     key = run_key(cfg, source)
     run = load_run(state, cfg, key) or start(cfg, source)
-    train(run, source, cfg.steps if stop_at is None else min(cfg.steps, stop_at), state, key, save_every, progress)
+    train(run, source, cfg.steps if stop_at is None else min(cfg.steps, stop_at), state, key,
+          save_every, progress)
     if run.step < cfg.steps: return None
     write_folder(run, folder, key)
     state.unlink(missing_ok=True)
@@ -558,7 +593,8 @@ def changed(cfg: PretrainingConfig, pairs: list[str]) -> PretrainingConfig:
         if not equals: raise LlmrecError(f"-p takes NAME=VALUE, got '{pair}'; for example -p steps=500.")
         *path, last = name.split('.')
         at = values
-        for part in path: at = at[known('group of settings', part, [k for k, v in at.items() if isinstance(v, dict)])]
+        for part in path:
+            at = at[known('group of settings', part, [k for k, v in at.items() if isinstance(v, dict)])]
         try: at[last] = yaml.safe_load(value)
         except yaml.YAMLError: raise LlmrecError(f"The value in -p '{pair}' is not valid YAML.") from None
     return from_dict(PretrainingConfig, values)
@@ -566,9 +602,12 @@ def changed(cfg: PretrainingConfig, pairs: list[str]) -> PretrainingConfig:
 # %% ../../nbs/96a_pretraining.ipynb #b2f51ac4
 def parse(argv=None) -> argparse.Namespace:
     "The command line of `llmrec_pretrain`."
-    p = argparse.ArgumentParser('llmrec_pretrain', description='Pretrain the miniature Llama, or go on with a pretraining that was stopped.')
-    p.add_argument('folder', nargs='?', type=Path, help='where the model is written (default: data/miniature/llama); must not hold another one')
-    p.add_argument('-p', '--parameter', action='append', default=[], metavar='NAME=VALUE', help='change a setting, e.g. steps=500 or wiring.on=false')
+    p = argparse.ArgumentParser('llmrec_pretrain', description='Pretrain the miniature Llama, or go on with '
+                                'a pretraining that was stopped.')
+    p.add_argument('folder', nargs='?', type=Path, help='where the model is written (default: '
+                   'data/miniature/llama); must not hold another one')
+    p.add_argument('-p', '--parameter', action='append', default=[], metavar='NAME=VALUE',
+                   help='change a setting, e.g. steps=500 or wiring.on=false')
     p.add_argument('--stop-at', type=int, metavar='N', help='stop after N steps; started again, it goes on')
     p.add_argument('--threads', type=int, metavar='N', help="CPU threads (default: torch's)")
     return p.parse_args(argv)
@@ -579,7 +618,11 @@ def main(argv=None) -> int:
     if args.threads: torch.set_num_threads(args.threads)
     folder = args.folder or miniature_dir() / 'llama'
     try: done = pretrain(changed(PretrainingConfig(), args.parameter), folder, stop_at=args.stop_at)
-    except LlmrecError as e: print(f'llmrec_pretrain: {e}', file=sys.stderr); return 1
-    except KeyboardInterrupt: print('llmrec_pretrain: stopped; start it again to go on where it was', file=sys.stderr); return 130
+    except LlmrecError as e:
+        print(f'llmrec_pretrain: {e}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('llmrec_pretrain: stopped; start it again to go on where it was', file=sys.stderr)
+        return 130
     print(f'The model is in {done}.' if done else 'Stopped before the end; start it again to go on.')
     return 0

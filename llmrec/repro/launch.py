@@ -32,7 +32,8 @@ from ..runs.records import Busy, one_thread, without_waiting, write_atomic
 from ..runs.together import BUSY
 
 # %% ../../nbs/93a_launch.ipynb #57759dfd
-EXPERIMENTS = {'tallrec': (TallrecRun, tallrec.run), 'reading': (ReadingRun, readings.run), 'llamarec': (RankingConfig, llamarec.run)}
+EXPERIMENTS = {'tallrec': (TallrecRun, tallrec.run), 'reading': (ReadingRun, readings.run),
+               'llamarec': (RankingConfig, llamarec.run)}
 
 # %% ../../nbs/93a_launch.ipynb #aa21117e
 def filled(
@@ -59,7 +60,8 @@ def config_in(
     "The plain configuration in a record; an `LlmrecError` when a newer llmrec wrote it."
     version, here = record.get('version', 1), declared_schema(cls)[1]
     if version > here:
-        raise LlmrecError(f'{path} was written by a newer llmrec (version {version} of its schema, here {here}); update llmrec.')
+        raise LlmrecError(f'{path} was written by a newer llmrec (version {version} of its schema, here '
+                          f'{here}); update llmrec.')
     return record['config']
 
 # %% ../../nbs/93a_launch.ipynb #60370536
@@ -71,9 +73,11 @@ def read_config(
     cls, _ = EXPERIMENTS[known('experiment', experiment, EXPERIMENTS)]
     try: values = json.loads(Path(path).read_text(encoding='utf-8'))
     except (OSError, ValueError) as e:
-        raise LlmrecError(f'{path} cannot be read ({type(e).__name__}: {e}); give a JSON file with the configuration of a run, or a record.') from None
+        raise LlmrecError(f'{path} cannot be read ({type(e).__name__}: {e}); give a JSON file with the '
+                          'configuration of a run, or a record.') from None
     if isinstance(values, dict) and 'npz_sha256' in values: values = config_in(values, cls, path)
-    if not isinstance(values, dict): raise LlmrecError(f'{path} must hold a JSON object with the fields of {cls.__name__}.')
+    if not isinstance(values, dict):
+        raise LlmrecError(f'{path} must hold a JSON object with the fields of {cls.__name__}.')
     return filled(cls, values)
 
 # %% ../../nbs/93a_launch.ipynb #d77f3295
@@ -90,7 +94,8 @@ def help_first(cfg) -> None:
 def join() -> PartialState:
     "Meet the other processes."
     if 'MASTER_PORT' in os.environ and 'WORLD_SIZE' not in os.environ:
-        raise LlmrecError('accelerate was asked for several processes and started one; say `accelerate launch --multi_gpu --num_processes N` (without GPUs, too), or `torchrun`.')
+        raise LlmrecError('accelerate was asked for several processes and started one; say `accelerate '
+                          'launch --multi_gpu --num_processes N` (without GPUs, too), or `torchrun`.')
     return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
 
 # %% ../../nbs/93a_launch.ipynb #4c84f0f5
@@ -106,11 +111,16 @@ def lead(experiment: str, cfg, profile: str, wait: bool) -> None:
 # %% ../../nbs/93a_launch.ipynb #435f7728
 def parse(argv=None) -> argparse.Namespace:
     "The command line of `python -m llmrec.repro.launch`."
-    p = argparse.ArgumentParser('llmrec_launch', description='Compute one run in the processes that accelerate or torchrun has started.')
-    p.add_argument('experiment', metavar='EXPERIMENT', help=f"what kind of run it is: {' or '.join(EXPERIMENTS)}")
-    p.add_argument('config', metavar='CONFIG.json', help="the run's configuration as plain values, or a record")
-    p.add_argument('--profile', default='miniature', help='where record and adapter are kept (default: miniature)')
-    p.add_argument('--said', metavar='FILE', help='write the outcome to FILE, and do not wait for another command that computes the run')
+    p = argparse.ArgumentParser('llmrec_launch', description='Compute one run in the processes that '
+                                'accelerate or torchrun has started.')
+    p.add_argument('experiment', metavar='EXPERIMENT',
+                   help=f"what kind of run it is: {' or '.join(EXPERIMENTS)}")
+    p.add_argument('config', metavar='CONFIG.json',
+                   help="the run's configuration as plain values, or a record")
+    p.add_argument('--profile', default='miniature',
+                   help='where record and adapter are kept (default: miniature)')
+    p.add_argument('--said', metavar='FILE', help='write the outcome to FILE, and do not wait for another '
+                   'command that computes the run')
     return p.parse_args(argv)
 
 # %% ../../nbs/93a_launch.ipynb #75810e48
@@ -120,7 +130,8 @@ def part(args: argparse.Namespace) -> None:
     cfg = from_first(lambda: read_config(args.experiment, args.config))
     if here.is_main_process: lead(args.experiment, cfg, args.profile, wait=not args.said)
     else: help_first(cfg)
-    here.destroy_process_group()    # while Python is whole: its threads, left to the end of the process, may abort it
+    # while Python is whole: its threads, left to the end of the process, may abort it
+    here.destroy_process_group()
 
 # %% ../../nbs/93a_launch.ipynb #b8c9bd7b
 def main(argv=None) -> int:
@@ -133,7 +144,8 @@ def main(argv=None) -> int:
     except Busy: said = BUSY
     except LlmrecError as e: said = str(e)
     except Exception as e:
-        said = sentence(e); say()
+        said = sentence(e)
+        say()
         raise
     say()
     if said: print(f'llmrec_launch: {said}', file=sys.stderr)

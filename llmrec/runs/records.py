@@ -57,7 +57,8 @@ def write_atomic(
         os.replace(aside, path)
     except OSError as e:
         with contextlib.suppress(OSError): aside.unlink(missing_ok=True)
-        raise LlmrecError(f'{path} cannot be written ({e.strerror}); make room or choose another folder with LLMREC_OUT, then start again.') from None
+        raise LlmrecError(f'{path} cannot be written ({e.strerror}); make room or choose another folder with '
+                          'LLMREC_OUT, then start again.') from None
     return path
 
 # %% ../../nbs/92_records.ipynb #df7ae557
@@ -123,7 +124,8 @@ def save_record(record: Record, folder) -> Path:
     return write_atomic(f'{stem}.json', text)
 
 # %% ../../nbs/92_records.ipynb #88ac06f3
-FIELDS = dict(experiment=str, version=int, key=str, config=dict, values=dict, data=str, backbone=str, metrics=dict)
+FIELDS = dict(experiment=str, version=int, key=str, config=dict, values=dict, data=str, backbone=str,
+              metrics=dict)
 
 def disagreement(path: Path, text: bytes, body: dict, side: dict) -> str:
     "How a record's JSON differs from its name or from its checksum in the provenance; '' when it does not."
@@ -141,16 +143,19 @@ def load_record(
     body = read_json(path, FIELDS | dict(npz_sha256=str), remedy)
     side = read_json(path.with_suffix('.provenance.json'), remedy=f'{remedy} (both files)')
     text, npz = path.read_bytes(), path.with_suffix('.npz')
-    if wrong := disagreement(path, text, body, side): raise LlmrecError(f'The record {path} {wrong}; {remedy}.')
+    if wrong := disagreement(path, text, body, side):
+        raise LlmrecError(f'The record {path} {wrong}; {remedy}.')
     content = npz.read_bytes() if npz.exists() else b''
     if hashlib.sha256(content).hexdigest() != body['npz_sha256']:
-        raise LlmrecError(f'The record {npz} is missing or does not have the checksum in {path.name}; {remedy} (both files).')
+        raise LlmrecError(f'The record {npz} is missing or does not have the checksum in {path.name}; '
+                          f'{remedy} (both files).')
     with np.load(io.BytesIO(content)) as z: arrays = {k: z[k] for k in z.files}
     tell(read=path.stem, sha256=hashlib.sha256(text).hexdigest())
     return Record(**{k: body[k] for k in FIELDS}, arrays=arrays, provenance=side)
 
 # %% ../../nbs/92_records.ipynb #a3a9d1c8
-PACKAGES = ('llmrec', 'torch', 'transformers', 'peft', 'accelerate', 'bitsandbytes', 'polars', 'numpy', 'scikit-learn', 'scipy')
+PACKAGES = ('llmrec', 'torch', 'transformers', 'peft', 'accelerate', 'bitsandbytes', 'polars', 'numpy',
+            'scikit-learn', 'scipy')
 
 @functools.cache
 def versions() -> dict:
@@ -163,7 +168,9 @@ def versions() -> dict:
 @functools.cache    # a process keeps the code that it has loaded
 def commit() -> dict:
     "The commit of the project's tree and whether it had uncommitted changes; empty outside a git checkout."
-    def git(*args): return subprocess.run(['git', '-C', str(root()), *args], capture_output=True, text=True).stdout.strip()
+    def git(*args):
+        return subprocess.run(['git', '-C', str(root()), *args], capture_output=True,
+                              text=True).stdout.strip()
     sha = git('rev-parse', 'HEAD') if repository() else ''
     return dict(commit=sha, dirty=bool(git('status', '--porcelain', '--untracked-files=no'))) if sha else {}
 
@@ -200,7 +207,10 @@ def watch_memory(every: float = .001) -> Iterator[SimpleNamespace]:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try: yield seen
-    finally: over.set(); watcher.join(); look()
+    finally:
+        over.set()
+        watcher.join()
+        look()
 
 # %% ../../nbs/92_records.ipynb #b040cac0
 class Busy(Exception):
@@ -231,8 +241,12 @@ def lock(path: Path):
     "Hold the lock for the computation of the file or folder at `path`."
     folder = path.parent / '.locks'
     try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise LlmrecError(f'{folder} cannot be made ({e.strerror}); choose a folder that can be written with LLMREC_OUT.') from None
-    try: held = FileLock(folder / f'{path.stem}.lock').acquire(timeout=0 if _MODE.get() == 'without waiting' else -1)
+    except OSError as e:
+        raise LlmrecError(f'{folder} cannot be made ({e.strerror}); choose a folder that can be written with '
+                          'LLMREC_OUT.') from None
+    try:
+        held = FileLock(folder / f'{path.stem}.lock').acquire(
+            timeout=0 if _MODE.get() == 'without waiting' else -1)
     except Timeout: raise Busy(path.name) from None
     with held: yield
 
@@ -256,7 +270,8 @@ def set_aside(path: Path, why: str) -> bool:
     back = shipped_again(path)
     then = 'the one in the zip takes its place' if back else 'the run is repeated'
     said = f'{why} It is now called {path.name}.aside, and {then}.'
-    logging.getLogger(__name__).warning(said); tell(note=said)
+    logging.getLogger(__name__).warning(said)
+    tell(note=said)
     return back
 
 # %% ../../nbs/92_records.ipynb #b85b7bd2
@@ -301,7 +316,8 @@ def unpack(
                     raise zipfile.BadZipFile(f'it holds {name!r}')
                 if not (path.parent / name).exists(): write_atomic(path.parent / name, z.read(name))
     except (zipfile.BadZipFile, zlib.error, EOFError) as e:
-        raise LlmrecError(f'The records in {path} cannot be unpacked ({e}); get the file anew from the repository.') from None
+        raise LlmrecError(f'The records in {path} cannot be unpacked ({e}); get the file anew from the '
+                          'repository.') from None
 
 def shipped_again(path: Path) -> bool:
     "Write the record at `path` once more from the zip beside it; whether it was there, and good."
@@ -343,7 +359,8 @@ def record_path(experiment: str, config, data: str, profile: str, backbone: str 
     "Where the record of `config` is kept; an `LlmrecError` when `experiment` is not the name of its schema."
     name, _ = schema_of(config)
     if name != experiment:
-        raise LlmrecError(f"A {type(config).__name__} was given to experiment '{experiment}', and its schema is '{name}'; "
+        raise LlmrecError(f"A {type(config).__name__} was given to experiment '{experiment}', and its schema "
+                          f"is '{name}'; "
                           'the two names must be the same.')
     return records_of(profile) / f'{experiment}-{record_key(config, data, backbone)}.json'
 
@@ -370,7 +387,8 @@ def run_once(
         metrics, arrays, seconds = compute()
         seconds = dict(seconds, total=round(time.perf_counter() - start, 2))
         key, (_, version) = record_key(config, data, backbone), schema_of(config)
-        save_record(Record(experiment, key, to_dict(config), data, backbone, metrics, arrays, provenance(seconds),
+        save_record(Record(experiment, key, to_dict(config), data, backbone, metrics, arrays,
+                           provenance(seconds),
                            version, values_of(config)), path.parent)
     return load_record(path)
 

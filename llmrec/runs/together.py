@@ -54,11 +54,13 @@ def compute_together(
     env = {k: v for k, v in os.environ.items() if k != 'LLMREC_LAUNCH'}
     with tempfile.TemporaryDirectory() as d:
         path, said = write_atomic(f'{d}/run.json', json.dumps(to_dict(config))), Path(d) / 'said'
-        command = [*launcher(), '-m', 'llmrec.repro.launch', experiment, str(path), '--profile', profile, '--said', str(said)]
+        command = [*launcher(), '-m', 'llmrec.repro.launch', experiment, str(path), '--profile', profile,
+                   '--said', str(said)]
         try:
             done = subprocess.run(command, env=env, capture_output=True, text=True)
         except OSError as e:
-            raise LlmrecError(f"LLMREC_LAUNCH begins with '{command[0]}', which cannot be started ({e.strerror}).") from None
+            raise LlmrecError(f"LLMREC_LAUNCH begins with '{command[0]}', which cannot be started "
+                              f"({e.strerror}).") from None
         text = said.read_text(encoding='utf-8') if said.exists() else None
     if text == BUSY: raise Busy(experiment)
     last = ([''] + done.stderr.strip().splitlines())[-1]
