@@ -41,7 +41,7 @@ def test_auc_depends_on_the_order_alone():
 
 @pytest.mark.parametrize('labels, scores, says', [
     ([1, 1, 1], [1., 2, 3], 'same label'), ([0, 0], [1., 2], 'same label'), ([1, 0, 1], [1., np.inf, 2], 'Row 1'), ([1, 0], [[1., 2], [3, np.nan]], 'Row 1'),
-    ([1, 0, .5], [1., 2, 3], 'Row 2'), ([1, 0], [1., 2, 3], 'one label a row'), ([], [], 'same label')])
+    ([1, 0, .5], [1., 2, 3], 'Row 2'), ([1, 0], [1., 2, 3], 'one label per row'), ([], [], 'same label')])
 def test_what_has_no_auc_is_refused(labels, scores, says):
     with pytest.raises(LlmrecError, match=says): ev.auc(np.array(labels), np.array(scores))
 

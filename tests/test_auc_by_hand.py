@@ -36,7 +36,7 @@ def test_small_sets_by_hand():
 
 @pytest.mark.parametrize('labels, scores, says', [
     ([1, 1], [.1, .2], 'All 2 rows'), ([1, 0, 0], [.1, .2, np.nan], 'Row 2 has the score nan'),
-    ([1, 0, 2], [.1, .2, .3], 'Row 2 has the label 2'), ([1, 0, 0], [.1, .2], 'one label a row')])
+    ([1, 0, 2], [.1, .2, .3], 'Row 2 has the label 2'), ([1, 0, 0], [.1, .2], 'one label per row')])
 def test_what_has_no_auc(labels, scores, says):
     with pytest.raises(LlmrecError, match=says): ev.auc(labels, scores)
 

@@ -224,8 +224,8 @@ def leave_one_out(
     if (short := np.flatnonzero(n < 3)).size:
         who = short[0] if users is None else users[short[0]]
         raise LlmrecError(f'User {who} has {n[short[0]]} interactions '
-                          f'({short.size} users have fewer than three); leave-one-out needs three a user: '
-                          'one each to learn from, to validate and to test; filter with k_core first.')
+                          f'({short.size} users have fewer than three); leave-one-out needs three per user, '
+                          'one each for training, validation and test; filter with k_core first.')
     train = heads(sequences, n - 2)
     return Split(train, train, sequences.items[last - 2], heads(sequences, n - 1), sequences.items[last - 1])
 

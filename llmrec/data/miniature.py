@@ -147,7 +147,7 @@ def attention(valence) -> np.ndarray:
     return weight / weight.sum()
 
 def implicit_share(z, cfg: WorldConfig):
-    "The share of implicit book ratings of a person who lies `z` standard deviations above the mean."
+    "The share of implicit book ratings of a person who is `z` standard deviations above the mean."
     middle = ndtri(cfg.implicit) * np.sqrt(1 + IMPLICIT_SPREAD**2)
     return ndtr(middle + IMPLICIT_SPREAD * np.asarray(z))
 

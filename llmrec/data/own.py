@@ -31,7 +31,7 @@ def format_of(path) -> str:
     suffixes = [s.lower() for s in Path(path).suffixes]
     found = next((s for s in reversed(suffixes) if s != '.gz'), '')
     if found in FORMATS or found in OTHERS: return found
-    raise LlmrecError(f"{path} ends with '{found}', which is no known format; use "
+    raise LlmrecError(f"{path} ends with '{found}', which is not a known format; use "
                       f"{', '.join([*FORMATS, *OTHERS])}, with .gz or without.")
 
 # %% ../../nbs/18a_own_data.ipynb #a69cf296
@@ -155,8 +155,8 @@ def ids(table: pl.DataFrame, name: str, path) -> pl.Series:
     both = (pl.DataFrame(dict(plain=plain, raw=table[name])).unique(maintain_order=True)
             .filter(pl.len().over('plain') > 1))
     one, other = both.filter(pl.col('plain') == both['plain'][0])['raw'].to_list()[:2]
-    raise LlmrecError(f'{path}, {name}: {one!r} and {other!r} differ by spaces only; write the id alike in '
-                      'every row.')
+    raise LlmrecError(f'{path}, {name}: {one!r} and {other!r} differ by spaces only; write the id the '
+                      'same way in every row.')
 
 # %% ../../nbs/18a_own_data.ipynb #551da94a
 MILLISECONDS = 1e11  # larger numbers cannot be seconds: they would be later than the year 5000
@@ -180,7 +180,7 @@ def parse_times(
     moments = pl.select(moments).to_series()
     if moments.null_count():
         bad = int(moments.is_null().arg_max())
-        raise LlmrecError(f'{where}, row {bad + 1}: {values[bad]!r} is no time like the others; '
+        raise LlmrecError(f'{where}, row {bad + 1}: {values[bad]!r} is not a time like the others; '
                           'use seconds or milliseconds since 1970, or ISO dates, the same in every row.')
     return moments.dt.timestamp('us') / 1e6
 
@@ -189,7 +189,7 @@ def parse_ratings(values: pl.Series, where: str) -> pl.Series:
     numbers = values.cast(pl.Float64, strict=False)
     bad = (values.is_not_null() & numbers.is_null()).arg_true()
     if len(bad):
-        raise LlmrecError(f'{where}, row {bad[0] + 1}: {values[bad[0]]!r} is no number; repair it, or leave '
+        raise LlmrecError(f'{where}, row {bad[0] + 1}: {values[bad[0]]!r} is not a number; repair it, or leave '
                           'OwnData.rating out.')
     return pl.select(pl.when(numbers.is_finite()).then(numbers)).to_series()
 

@@ -22,8 +22,8 @@ def check_likes(own: OwnData) -> None:
     "Check that `own` says what a like is, and has titles to ask about."
     check_own(own)
     if own.like_from is None:
-        raise LlmrecError(f'Yes and No need to know what a like is; give OwnData.like_from of {own.name}, '
-                          f'the lowest rating that is one.')
+        raise LlmrecError('A Yes/No question has to know what a like is; '
+                          f'give OwnData.like_from of {own.name}, the lowest rating that counts as one.')
     if own.title is None:
         raise LlmrecError(f'A question names titles, and {own.name} has none; name their column in '
                           f'OwnData.title.')

@@ -85,7 +85,8 @@ def is_phrase(text: str) -> bool:
 def parse_phrase(text: str) -> tuple[str, str | None]:
     "Title and author (or None) of an item as written in a prompt; the inverse of `phrase`."
     if not is_phrase(text):
-        raise LlmrecError(f'{text!r} is no item of a prompt; expected "title" or "title" written by author.')
+        raise LlmrecError(f'{text!r} is not an item of a prompt; '
+                          'expected "title" or "title" written by author.')
     title, by, author = text[1:].partition(BY)
     return (title, author) if by else (title[:-1], None)
 

@@ -20,7 +20,7 @@ def _checked(labels, scores) -> tuple[np.ndarray, np.ndarray]:
     "`labels` (n,) as 0/1 and `scores` as (seeds, n), or an `LlmrecError` naming the first unusable row."
     labels, scores = np.asarray(labels), np.atleast_2d(np.asarray(scores, dtype=float))
     if labels.ndim != 1 or scores.ndim != 2 or scores.shape[1] != len(labels):
-        raise LlmrecError('Scores must be (n,) or (seeds, n) with one label a row, '
+        raise LlmrecError('Scores must be (n,) or (seeds, n) with one label per row, '
                           f'got scores {scores.shape} and labels {labels.shape}.')
     odd = ~np.isin(labels, (0, 1))
     if odd.any():

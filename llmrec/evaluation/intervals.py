@@ -26,7 +26,7 @@ def _per_user(values, name: str = 'values') -> np.ndarray:
     "`values` as a non-empty float vector without missing values."
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or not len(values) or np.isnan(values).any():
-        raise LlmrecError(f'{name} must be a non-empty vector of numbers, one a user, '
+        raise LlmrecError(f'{name} must be a non-empty vector of numbers, one per user, '
                           f'got shape {values.shape}.')
     return values
 

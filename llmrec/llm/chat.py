@@ -277,7 +277,7 @@ def complaint(error: openai.OpenAIError, endpoint: EndpointConfig) -> str:
 # %% ../../nbs/39a_chat.ipynb #de86358e
 @contextmanager
 def one_sentence(endpoint: EndpointConfig, kept) -> Iterator[None]:
-    "Turn the client's or server's error into an `LlmrecError` that also says what is kept, from `kept()`."
+    "Turn an error of client or server into an `LlmrecError` that also says what has been saved (`kept()`)."
     try: yield
     except openai.OpenAIError as e:
         # not from e, whose text may hold the key

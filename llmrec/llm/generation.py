@@ -35,7 +35,7 @@ class GenerationPromptConfig(LlamaRecPromptConfig):
 
     def __post_init__(self):
         if not self.instruction.strip():
-            raise LlmrecError('The instruction of a generation prompt is empty; say what the model is to '
+            raise LlmrecError('The instruction of a generation prompt is empty; say what the model should '
                               'write, or leave the default.')
 
 # %% ../../nbs/39_generation.ipynb #bfe37a91
@@ -108,7 +108,7 @@ def generate_rankings(
     if batch_size < 1: raise LlmrecError(f'batch_size must be at least 1, got {batch_size}.')
     limits = [limits] * len(prompts) if np.ndim(limits) == 0 else list(limits)
     if len(limits) != len(prompts):
-        raise LlmrecError(f'{len(limits)} limits do not belong to {len(prompts)} prompts; give one a '
+        raise LlmrecError(f'{len(limits)} limits do not belong to {len(prompts)} prompts; give one per '
                           'prompt, or one number for all.')
     check_lengths(backbone, prompts, limits)
     order, texts = np.argsort([-len(p) for p in prompts], kind='stable'), [''] * len(prompts)

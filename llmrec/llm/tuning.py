@@ -219,7 +219,7 @@ def random_states(
     mine = ['rng_state.pth'] if n == 1 else [f'rng_state_{i}.pth' for i in range(n)]
     if set(found) - set(mine):
         raise LlmrecError(f'The checkpoint {folder} was written by {len(found)} processes and this tuning '
-                          f'has {n}; go on with {len(found)}, or delete {Path(folder).parent}.')
+                          f'has {n}; resume with {len(found)}, or delete {Path(folder).parent}.')
     return n == 1 or len(found) == n
 
 # %% ../../nbs/36_tuning.ipynb #1089d459
@@ -325,7 +325,7 @@ def save_adapter(
         plain_folder(aside, backbone)
         after = reopened_logits(model, backbone, aside, row)
         if not torch.allclose(before, after, rtol=0, atol=1e-5 if backbone.dtype == 'float32' else 1e-2):
-            raise LlmrecError(f'The adapter saved for {folder} gives other scores than the one in memory '
+            raise LlmrecError(f'The adapter saved for {folder} gives different scores from the one in memory '
                               f'(by {(before - after).abs().max():.2g}); it is not kept.')
     return Path(folder)
 

@@ -157,8 +157,8 @@ def question_ids(
     ids = prompt_ids(tokenizer, prompt + TALLREC_ANSWERS[1])
     if tuple(ids[-len(form.yes):]) != form.yes:
         name = tokenizer.name_or_path or type(tokenizer).__name__
-        raise LlmrecError(f"The tokenizer {name} writes '{TALLREC_ANSWERS[1]}' after one prompt in another "
-                          'way than after others, so no token decides between the answers; '
+        raise LlmrecError(f"The tokenizer {name} encodes '{TALLREC_ANSWERS[1]}' differently after "
+                          'different prompts, so no token decides between the answers; '
                           'choose another backbone.')
     return ids[:-len(form.yes)]
 
