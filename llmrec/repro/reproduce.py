@@ -451,7 +451,7 @@ def run_notebook(artefact: str, values: dict, executed: Path) -> None:
 def events_path(artefact: str, profile: str) -> Path: return executed_path(artefact, profile).with_suffix('.events.jsonl')
 
 def happened(artefact: str, profile: str) -> dict:
-    "What the process of an artefact's notebook has told so far."
+    "What the process of an artefact's notebook has reported so far."
     out, path = dict(records={}, planned=0, finished=0, computed=0, seconds=0., failed={}, notes=[]), events_path(artefact, profile)
     for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):    # the last line may still be being written
@@ -514,7 +514,7 @@ def pool(jobs: int, notebooks: int, scheduler: str = '') -> Iterator[dict]:
     logging.getLogger('bitsandbytes').setLevel(logging.ERROR)    # the scheduler, in this process, imports what the runs need
     quiet = dict(OMP_NUM_THREADS='1', LLMREC_WORKER_LOG=os.devnull)
     lean = {'distributed.nanny.pre-spawn-environ': {},    # by default Dask gives memory back so eagerly that torch spends a third of its time getting it again
-            'distributed.worker.profile.enabled': False}  # nor is anybody to look at the workers a hundred times a second
+            'distributed.worker.profile.enabled': False}  # and nobody needs a look at the workers a hundred times a second
     with dask.config.set(lean), LocalCluster(n_workers=0, threads_per_worker=1, memory_limit=0, dashboard_address='127.0.0.1:0', silence_logs=logging.CRITICAL,
                       preload='llmrec.runs.grid', env=quiet) as cluster:
         cluster.scale(jobs)    # the workers start while the notebooks do
@@ -549,7 +549,7 @@ def left(told: dict, profile: str) -> tuple[int, int, float]:
 # %% ../../nbs/97_reproduce.ipynb #e0e85e5f
 @contextlib.contextmanager
 def progress(todo: list, profile: str, jobs: int) -> Iterator[dict]:
-    "A bar over the runs of a batch; what happened with the artefacts that are made is to be entered into the context's value."
+    "A bar over the runs of a batch; enter what happens to the artefacts into the context's value."
     made, end = {}, threading.Event()
     bar = tqdm(total=0, unit='run', disable=None, leave=False)
     def show():
@@ -607,7 +607,7 @@ def check_profile(profile: str) -> None:
 STATES = ('missing', 'stale', 'failed')
 
 def wanted(names: list, states: dict, only: list) -> list:
-    "The artefacts of `names` that one of the words in `only` means: a state, or a pattern of names."
+    "The artefacts of `names` that match one of the words in `only`: a state, or a pattern of names."
     for word in only:
         if word not in STATES and not fnmatch.filter(names, word): known('artefact', word, [*STATES, *names])
     return [a for a in names if not only or states[a][0] in only or any(fnmatch.fnmatch(a, word) for word in only)]
@@ -642,7 +642,7 @@ def cost_of_all(artefacts: list, profile: str) -> str:
 
 # %% ../../nbs/97_reproduce.ipynb #7ad765dd
 def looked_at(artefact: str, profile: str, values: dict) -> tuple[str, list[str]]:
-    "`state` for one who only looks: 'unchecked' where data are not on this machine; nothing is downloaded."
+    "`state` without side effects: 'unchecked' where data are not on this machine; nothing is downloaded."
     with patch.dict(os.environ, {'LLMREC_OFFLINE': '1'}):
         try: return state(artefact, profile, values)
         except LlmrecError as e: return 'unchecked', [str(e)]
@@ -736,7 +736,7 @@ def finding(artefact: str, profile: str) -> str:
 WORKER_MIB = 700    # of a worker with torch and a dataset
 
 def carried(jobs: int, cores: int | None = None, free_mib: float | None = None) -> int:
-    "How many of `jobs` workers this machine carries, at least one; says so when these are fewer."
+    "How many of `jobs` workers this machine can run, at least one; prints a message if these are fewer."
     cores = cores or os.cpu_count()
     free = psutil.virtual_memory().available / 2**20 if free_mib is None else free_mib
     most = max(1, min(jobs, 2 * cores, int(free // WORKER_MIB)))
