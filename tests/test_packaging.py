@@ -133,7 +133,8 @@ def test_readme_spreads_tallrec_over_k_and_leaves_other_protocols_out(project):
     assert '|  | 16 examples | 64 examples |' in text
     assert '| six sequential recommenders, lowest to highest | 50.0 to 51.2 / 49.1 to 50.1 | 52.0 to 52.0 / 56.0 to 56.0 |' in text
     assert '| TALLRec (toy) | – | 55.0 [50.0, 60.0] / – |' in text and '70' not in text
-    assert 'scores 72.6 [63.9, 79.3], and 2 of the 3 numbers' in text and 'with 64 examples: toy 55.0 [50.0, 60.0].' in text
+    assert 'an AUC of 72.6 [63.9, 79.3]. Of the 3 numbers' in text and '2 lie within our intervals.' in text
+    assert 'on 64 examples, TALLRec has 55.0 [50.0, 60.0] with toy.' in text
 
 
 def test_reading_a_table_imports_no_trainer():

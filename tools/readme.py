@@ -1,4 +1,4 @@
-"""Fill the generated parts of README.md: what was found, the two main tables, how long it took, and the map of the notebooks.
+"""Fill the generated parts of README.md: the findings, the two main tables, the run times, and the map of the notebooks.
 
 Usage: python tools/readme.py            writes README.md
        python tools/readme.py --check    changes nothing; exits with 1 when README.md is out of date
@@ -19,7 +19,7 @@ BASELINES = ('GRU4Rec', 'Caser', 'SASRec', 'DROS', 'GRU-BERT', 'DROS-BERT')    #
 TALLREC, LLAMAREC = 'real-cpu/tallrec/table3', 'real-cpu/llamarec/table1'
 SIMPLE = {'History like-rate': 'share of likes in the history, untrained', 'Matrix factorisation': 'matrix factorisation'}
 RANKED = {'Popularity': 'most popular items', 'SASRec': 'SASRec', 'SASRec-CE': 'SASRec, trained on all items', 'NARM': 'NARM',
-          'LRURec': 'LRURec, which proposes the candidates', 'Retriever order': "the candidates in LRURec's order"}
+          'LRURec': 'LRURec, which proposes the candidates', 'Random order': 'its twenty candidates in a random order, expected', 'Retriever order': "the candidates in LRURec's order"}
 DATASETS = {'ml-100k': 'MovieLens', 'beauty': 'Amazon Beauty', 'games': 'Amazon Games'}
 
 
@@ -39,7 +39,7 @@ def opening(path: Path) -> tuple[str, str]:
 
 
 def notebook_map(root: Path) -> str:
-    "All notebooks by chapter, a line each."
+    "All notebooks, one line per chapter."
     parts, notebooks = [], sorted((root / 'nbs').glob('[0-9]*.ipynb'))
     for tens, chapter in CHAPTERS.items():
         names = [f"[{p.name.split('_')[0]}](nbs/{p.name}) {opening(p)[0].removeprefix('Beyond: ')}" for p in notebooks if p.name[0] == tens]
@@ -48,7 +48,7 @@ def notebook_map(root: Path) -> str:
 
 
 def long_rows(path: Path) -> list[dict]:
-    "The rows of a table in long form, one value a row."
+    "The rows of a table in long form, with one value per row."
     with path.open(encoding='utf-8', newline='') as f: rows = list(csv.DictReader(f))
     lacks = [c for c in COLUMNS if c not in (rows[0] if rows else ())]
     if lacks: sys.exit(f"{path} has no column {', '.join(lacks)}; tools/readme.py reads {', '.join(COLUMNS)}.")
@@ -56,7 +56,7 @@ def long_rows(path: Path) -> list[dict]:
 
 
 def cell(row: dict | None, spec: str) -> str:
-    "'ours [low, high] / paper' of a row; a dash for what there is not."
+    "'ours [low, high] / paper' of a row, with a dash where a number is missing."
     if row is None: return '–'
     text = lambda x: '–' if x in ('', None, 'NaN', 'nan') else format(float(x), spec)
     interval = f" [{text(row['low'])}, {text(row['high'])}]" if row['low'] and row['high'] else ''
@@ -64,7 +64,7 @@ def cell(row: dict | None, spec: str) -> str:
 
 
 def span(rows: list[dict], name: str) -> str:
-    "The least and the greatest of a column."
+    "The smallest and the largest value of a column."
     found = [float(r[name]) for r in rows if r[name] not in ('', 'NaN')]
     return f'{min(found):.1f} to {max(found):.1f}' if found else '–'
 
@@ -84,14 +84,14 @@ def tallrec(root: Path) -> str:
 
 
 def llamarec(root: Path) -> str:
-    "NDCG@10 by dataset: the retrievers, and the language model that orders the candidates of one of them."
+    "NDCG@10 by dataset: the retrievers, and the language model that ranks the candidates of one of them."
     path = root / 'figures' / f'{LLAMAREC}.long.csv'
     if not path.exists(): return 'not yet computed'
     rows = [r for r in long_rows(path) if r['metric'] == 'NDCG@10']
     at = {(r['method'], r['dataset']): r for r in rows}
     datasets = [d for d in dict.fromkeys(r['dataset'] for r in rows)]
     models = [m for m in dict.fromkeys(r['method'] for r in rows) if m.startswith('LlamaRec')]
-    for m, d in [(m, d) for m in models for d in datasets if (m, d) in at]:    # the paper's LlamaRec is another model under the same name
+    for m, d in [(m, d) for m in models for d in datasets if (m, d) in at]:    # the paper's LlamaRec is a different model with the same name
         theirs = published(root, 'llamarec', artefact='table1', dataset=d, method='LlamaRec', metric='NDCG@10')
         at[m, d] = at[m, d] | dict(paper=at[m, d]['paper'] or (theirs[0] if theirs else ''))
     lines = [[RANKED.get(m, m), *(cell(at.get((m, d)), '.3f') for d in datasets)] for m in (*RANKED, *models) if any((m, d) in at for d in datasets)]
@@ -112,12 +112,14 @@ def liked(root: Path) -> list[str]:
     base = [r for r in rows if r['method'] in BASELINES and r['paper']]
     tuned = [r for r in rows if r['method'].startswith('TALLRec')]
     theirs = published(root, 'tallrec', artefact='table3', dataset='movie', method='TALLRec')
-    said = f"The share of likes among a person's earlier verdicts, for which no title is read and nothing is learnt, scores {bounds(counter, '.1f')}"
-    if theirs: said += f'; the published TALLRec scores {min(theirs):.1f} to {max(theirs):.1f}'
-    if base: said += f", and {sum(r['covered'] == 'true' for r in base)} of the {len(base)} numbers published for six recommenders that learn from ids lie within our intervals"
+    said = f"The share of likes among a person's earlier verdicts, a rule that reads no title and learns nothing, has an AUC of {bounds(counter, '.1f')}"
+    if theirs: said += f'; the published TALLRec has {min(theirs):.1f} to {max(theirs):.1f}'
+    said += '.'
+    if base: said += f" Of the {len(base)} numbers published for six recommenders that learn from item ids, {sum(r['covered'] == 'true' for r in base)} lie within our intervals."
     most = max((int(r['setting'][2:]) for r in tuned), default=0)
-    last = [f"{r['method'].partition(' (')[2].removesuffix(')') or 'the model'} {bounds(r, '.1f')}" for r in tuned if r['setting'] == f'K={most}']
-    return [f'{said}.', *([f"Tuned here in the way of TALLRec with {most} examples: {', '.join(last)}."] if last else [])]
+    last = [f"{bounds(r, '.1f')} with {r['method'].partition(' (')[2].removesuffix(')') or 'the model'}" for r in tuned if r['setting'] == f'K={most}']
+    if last: said += f" Tuned here on {most} examples, TALLRec has {', '.join(last)}."
+    return [said]
 
 
 def ordered(root: Path) -> list[str]:
@@ -126,28 +128,29 @@ def ordered(root: Path) -> list[str]:
     at = {(r['method'], r['dataset']): r for r in long_rows(path) if r['metric'] == 'NDCG@10'} if path.exists() else {}
     pairs = [(m, d, at['Retriever order', d], r) for (m, d), r in at.items() if m.startswith('LlamaRec') and ('Retriever order', d) in at]
     if not pairs: return []
-    said = ', '.join(f"from {float(a['value']):.3f} to {bounds(b, '.3f')} on {DATASETS.get(d, d)}" for _, d, a, b in pairs)
+    chance = {d: f", where a random order is expected to have {float(at['Random order', d]['value']):.3f}" if ('Random order', d) in at else '' for _, d, _, _ in pairs}
+    said = ', '.join(f"from {float(a['value']):.3f} to {bounds(b, '.3f')} on {DATASETS.get(d, d)}{chance[d]}" for _, d, a, b in pairs)
     name = pairs[0][0].partition(' (')[2].removesuffix(')') or 'the model'
     profile = root / 'profiles/real-cpu.yaml'
     steps = re.search(r'^  tuning: .*max_steps: (\d+)', profile.read_text(encoding='utf-8'), re.M) if profile.exists() else None
-    after = f', after {steps[1]} steps of tuning,' if steps else ''
-    return [f'When a language model ({name}){after} puts the twenty candidates of a small recommender in order, as in LlamaRec, the score of the list (NDCG@10, 1 is best) goes {said}.']
+    after = f', tuned for {steps[1]} steps,' if steps else ''
+    return [f'In LlamaRec a language model ranks the twenty candidates of a small recommender: here that model is {name}{after} and the score of the list (NDCG@10, 1 is best) goes {said}.']
 
 
 def reads(root: Path) -> list[str]:
-    "What the tuned model was found to read: the first sentence of that artefact's finding."
+    "What the tuned model reads, in the first sentence of that artefact's finding."
     path = root / 'figures/real-cpu/beyond/what-is-read.caption.md'
     found = path.read_text(encoding='utf-8').partition('\n\n')[0] if path.exists() else ''
     return [found.partition(' Over pairs')[0]] if found else []
 
 
 def findings(root: Path) -> str:
-    "What was found on the real data, in sentences without a term of the trade."
-    return ' '.join(liked(root) + reads(root) + ordered(root)) or 'Nothing has been computed yet.'
+    "What was found on the real data, in plain sentences."
+    return '\n'.join(f'* {said}' for said in liked(root) + reads(root) + ordered(root)) or 'Nothing has been computed yet.'
 
 
 def published(root: Path, paper: str, **wanted) -> list[float]:
-    "The numbers that a paper prints for what is wanted."
+    "The numbers that a paper prints in the rows with these values."
     path = root / 'data' / 'paper_numbers' / f'{paper}.csv'
     if not path.exists(): return []
     with path.open(encoding='utf-8', newline='') as f:
@@ -155,11 +158,11 @@ def published(root: Path, paper: str, **wanted) -> list[float]:
 
 
 def expected_numbers(root: Path) -> str:
-    "The two tables, each with what it measures and the file that it was read from."
+    "The two tables, each with its measure and the file from which it was read."
     return '\n\n'.join((
         f'**Will this person like this film?** AUC x 100 (50 is guessing) on the films that TALLRec published, from `figures/{TALLREC}.csv`. ' +
-        'What stands in brackets behind TALLRec is the language model that was tuned here; the published one has 7 billion weights.', tallrec(root),
-        f'**What comes next?** Everybody\'s last item is hidden and has to be found among all items; NDCG@10 is 1 when it comes first and falls to 0 from ' +
+        'The brackets after TALLRec name the language model tuned here; *loss on the answer* means that it is trained on the answer alone, as in the equations of the paper, where the public code trains on the prompt as well.', tallrec(root),
+        f'**What comes next?** Everybody\'s last item is hidden and has to be found among all items. NDCG@10 is 1 when it is ranked first, less at each later place, and 0 from ' +
         f'the eleventh place on. From `figures/{LLAMAREC}.csv`.', llamarec(root)))
 
 
@@ -169,7 +172,7 @@ def hours(root: Path, profile: str) -> str:
     for path in sorted((root / 'data' / 'records' / profile).glob('*.zip')):
         with zipfile.ZipFile(path) as z:
             seconds += sum(json.loads(z.read(n))['seconds'].get('total', 0) for n in z.namelist() if n.endswith('.provenance.json'))
-    return f'{seconds / 3600:,.0f} hours of one core of an x86 server; the records are here, so figures are made in minutes' if seconds else ''
+    return f'{seconds / 3600:,.0f} hours on one core of an x86 server; the records are in the repository, so the figures take minutes' if seconds else ''
 
 
 def times(root: Path) -> str:
@@ -182,7 +185,7 @@ def times(root: Path) -> str:
 
 
 def filled(root: Path) -> str:
-    "README.md with its generated parts made anew."
+    "README.md with its generated parts renewed."
     text = (root / 'README.md').read_text(encoding='utf-8')
     for name, fill in {'findings': findings, 'expected-numbers': expected_numbers, 'times': times, 'notebook-map': notebook_map}.items():
         between = re.compile(rf'(<!-- {name} -->\n).*?(<!-- /{name} -->)', flags=re.S)

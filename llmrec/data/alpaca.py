@@ -20,9 +20,9 @@ FIELDS = (INSTRUCTION, INPUT, OUTPUT)
 def check_record(
     path,            # file the record is from
     number: int,     # its place in the file, from 1
-    record,          # what stands there
+    record,          # the record itself
 ) -> None:
-    "Raise an `LlmrecError` unless `record` is a mapping in which all three fields are texts."
+    "Raise an `LlmrecError` unless `record` is a mapping whose three fields are all text."
     if not isinstance(record, dict):
         raise LlmrecError(f'{path}, record {number}: expected a mapping with {", ".join(FIELDS)}; '
                           'repair or remove it.')
@@ -52,7 +52,7 @@ def read_instructions(path) -> pl.DataFrame:
 # %% ../../nbs/14_alpaca.ipynb #995acf5a
 def load_alpaca(
     folder=None,                         # folder with the file; None: the registered one
-    drop_empty: bool = False,            # whether records with a blank output are left out
+    drop_empty: bool = False,            # whether to drop records with a blank output
     name: str = 'alpaca_random_9k.json',  # 'alpaca_data.json' is the full file of 52,002 records
 ) -> pl.DataFrame:                       # instruction, input, output
     "Alpaca's instruction records in file order."

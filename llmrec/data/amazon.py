@@ -41,18 +41,18 @@ def parse_metadata_line(line: str) -> dict:
 
 # %% ../../nbs/12_amazon.ipynb #f34a6fac
 def amazon_title(
-    value,                   # what the metadata has as title, None when nothing
+    value,                   # the title in the metadata, None when there is none
     unescape: bool = False,  # whether `&amp;` becomes `&`
 ) -> str | None:
-    "The title in one line without outer spaces, or None when there is none."
+    "The title on one line without outer spaces, or None when there is none."
     if not isinstance(value, str): return None
     return ' '.join((html.unescape(value) if unescape else value).split()) or None
 
 # %% ../../nbs/12_amazon.ipynb #adac00a5
 @reader
 def read_amazon_metadata(
-    path,                    # metadata file, one item a line, gzipped or not
-    unescape: bool = False,  # whether entities in titles are resolved
+    path,                    # metadata file, one item per line, gzipped or not
+    unescape: bool = False,  # whether HTML entities in titles are resolved
 ) -> pl.DataFrame:           # item, title
     "Items of an Amazon metadata file of 2014 or 2018; a broken line is an `LlmrecError` with its number."
     titles = {}
@@ -76,11 +76,11 @@ AMAZON_FILES = {'beauty': ('ratings_Beauty.csv', 'meta_Beauty.json'),
                 'games': ('ratings_Video_Games.csv', 'meta_Video_Games.json')}
 
 def load_amazon(
-    name: str | None = None,  # 'beauty' or 'games'; may be left out when both paths are given
+    name: str | None = None,  # 'beauty' or 'games'; may be omitted when both paths are given
     folder=None,              # folder with files of these names; None: the registered files
-    ratings=None,             # path of a ratings file of one's own
+    ratings=None,             # path of your own ratings file
     meta=None,                # path of its metadata file
-    unescape: bool = False,   # whether entities in titles are resolved
+    unescape: bool = False,   # whether HTML entities in titles are resolved
 ) -> tuple[pl.DataFrame, pl.DataFrame]:  # interactions, items
     "An Amazon category, unfiltered and in file order; ids are strings, ratings may be null."
     if ratings is None or meta is None:

@@ -27,7 +27,7 @@ class BX(csv.Dialect):
 # %% ../../nbs/11_bookcrossing.ipynb #d6fba696
 @dataclasses.dataclass(frozen=True)
 class ParseReport:
-    "How many rows were read, how many of them were unusable, and where the first of those are."
+    "The number of rows read, the number of unusable ones, and where the first of these are."
     rows: int
     bad_rows: int = 0
     examples: tuple[str, ...] = ()  # 'file:line' of the first unusable rows
@@ -45,7 +45,7 @@ def read_bx(
     columns: tuple[str, ...],  # expected header
     usable=lambda row: True,   # whether a row with the right number of fields can be used
 ) -> tuple[list[list], ParseReport]:
-    "The rows of a BookCrossing file as lists of text (None for NULL), and what had to be left out."
+    "The rows of a BookCrossing file as lists of text (None for NULL), and a report on the rows left out."
     rows, bad = [], []
     with open_text(path, 'latin-1', newline='') as f:
         found = csv.reader(f, BX)
@@ -68,7 +68,7 @@ BX_USERS = ('User-ID', 'Location', 'Age')
 
 # %% ../../nbs/11_bookcrossing.ipynb #be75fd65
 def read_bx_ratings(path) -> tuple[pl.DataFrame, ParseReport]:
-    "Interactions in file order; ids are strings, the rating is 0 (implicit) to 10, there is no time (null)."
+    "Interactions in file order; ids are strings, ratings run from 0 (implicit) to 10, timestamps are null."
     rows, report = read_bx(path, BX_RATINGS, lambda r: is_number(r[0]) and is_number(r[2]))
     schema = {USER: pl.String, ITEM: pl.String, RATING: pl.String}
     frame = pl.DataFrame(rows, schema=[USER, ITEM, RATING], orient='row', schema_overrides=schema)
@@ -80,7 +80,7 @@ def read_bx_books(
     path,
     unescape: bool = False,  # whether `&amp;` becomes `&`
 ) -> tuple[pl.DataFrame, ParseReport]:  # item, title, author, year, publisher
-    "Books in file order; empty titles and authors are null, a year that is no number is null."
+    "Books in file order; empty titles and authors are null, and so is a year that is not a number."
     rows, report = read_bx(path, BX_BOOKS)
     names = [ITEM, TITLE, AUTHOR, 'year', 'publisher']
     frame = pl.DataFrame([r[:5] for r in rows], schema=dict.fromkeys(names, pl.String), orient='row')
@@ -97,7 +97,7 @@ def read_bx_users(path) -> tuple[pl.DataFrame, ParseReport]:
 
 # %% ../../nbs/11_bookcrossing.ipynb #0e8461f8
 def explicit(interactions: pl.DataFrame) -> pl.DataFrame:
-    "The interactions that carry a grade: ratings of 0 mean 'implicit' and are dropped."
+    "The explicit ratings: those of 0 mean 'implicit' and are dropped."
     return interactions.filter(pl.col(RATING) > 0)
 
 # %% ../../nbs/11_bookcrossing.ipynb #016f7b19
@@ -105,13 +105,13 @@ def load_bookcrossing(
     folder=None,                           # folder with the BX files; None: the registered ones
     ratings: str = 'BX-Book-Ratings.csv',  # name of the ratings file
     implicit: bool = True,                 # whether ratings of 0 are kept
-    unescape: bool = False,                # whether entities in titles are resolved
-) -> tuple[pl.DataFrame, pl.DataFrame, ParseReport]:  # interactions, books, what was left out
+    unescape: bool = False,                # whether HTML entities in titles are resolved
+) -> tuple[pl.DataFrame, pl.DataFrame, ParseReport]:  # interactions, books, report on rows left out
     "BookCrossing's ratings and books, unfiltered and in file order."
     interactions, first = read_bx_ratings(source('bookcrossing', ratings, folder))
     books, second = read_bx_books(source('bookcrossing', 'BX-Books.csv', folder), unescape)
     return interactions if implicit else explicit(interactions), books, first + second
 
 def load_bookcrossing_users(folder=None) -> tuple[pl.DataFrame, ParseReport]:
-    "BookCrossing's users (user, location, age) and what was left out."
+    "BookCrossing's users (user, location, age) and a report on the rows left out."
     return read_bx_users(source('bookcrossing', 'BX-Users.csv', folder))

@@ -25,7 +25,7 @@ def convertible(
     text: str,  # a field
     kind,       # the polars type of its column
 ) -> bool:
-    "Whether a field can be read as `kind`; empty fields cannot."
+    "Whether a field can be read as `kind`; an empty field cannot."
     try: return bool(text) and {pl.Int64: int, pl.Float64: float}.get(kind, str)(text) is not None
     except ValueError: return False
 
@@ -51,13 +51,13 @@ def bad_line(
 @reader
 def read_ratings(
     path,                       # ratings file, gzipped or not
-    separator: str,             # between the fields; quotes mean nothing
+    separator: str,             # between the fields; quotes have no special meaning
     header: tuple[str, ...] = (),  # expected first line, () when there is none
     schema: dict = RATINGS_SCHEMA,  # column -> polars type
     encoding: str = 'utf-8',
-    nan_is_null: bool = False,  # whether a rating may be nan, which is null then
+    nan_is_null: bool = False,  # whether a rating may be nan, which then becomes null
 ) -> pl.DataFrame:              # the columns of `schema`, in file order
-    "Read a table of ratings; a broken row is an `LlmrecError` with its line number, empty last lines are not."
+    "Read a table of ratings; an `LlmrecError` names the line of a broken row; trailing empty lines are ignored."
     with open_text(path, encoding, newline='') as f: text = f.read().rstrip('\r\n') + '\n'
     if header and text.split('\n', 1)[0].strip().split(separator) != list(header):
         raise LlmrecError(f'{path}, line 1: expected the header {separator.join(header)}; '
@@ -161,7 +161,7 @@ def load_ml_100k_users(folder=None) -> pl.DataFrame:
 
 # %% ../../nbs/10_movielens.ipynb #84f070bb
 def rows_of(path, reader) -> Iterator[list[str]]:
-    "The rows of a csv reader; what it cannot read is an `LlmrecError` with the line."
+    "The rows of a csv reader; a row that it cannot read is an `LlmrecError` with the line number."
     try: yield from reader
     except csv.Error as e:
         raise LlmrecError(f'{path}, line {reader.line_num}: {e}; '
@@ -169,7 +169,7 @@ def rows_of(path, reader) -> Iterator[list[str]]:
 
 @reader
 def read_movies(path, encoding: str = 'utf-8') -> pl.DataFrame:
-    "The items of ml-latest-small: item, title (as printed, outer spaces kept), genres; empty titles: null."
+    "The items of ml-latest-small: item, title (as printed, outer spaces kept; null when empty), genres."
     columns = ['movieId', TITLE, 'genres']
     with open_text(path, encoding, newline='') as f:
         reader = csv.reader(f)

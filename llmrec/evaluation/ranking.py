@@ -99,8 +99,8 @@ def spread(subset_ranks: np.ndarray, retrieved_ranks: np.ndarray, k: int = 20) -
 # %% ../../nbs/20_ranking_metrics.ipynb #77b5a6a4
 def combine(
     subset: float,     # the metric's mean over the retrieved users
-    n_subset: int,     # how many they are
-    n_all: int,        # how many users there are
+    n_subset: int,     # number of retrieved users
+    n_all: int,        # number of all users
     rest: float = 0.,  # the metric's mean over the others
 ) -> float:
     "The metric's mean over all users from its means over the two parts."

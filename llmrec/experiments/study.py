@@ -245,7 +245,7 @@ def frame(
         out += rows_of_retrievers(s, d, found, subset)
         if d not in s.ranker_datasets: continue
         runs = [ranked[d, seed] for seed in s.ranker_seeds_of(d)]
-        for name in ('Retriever order', ranker_name(s)):
+        for name in ('Random order', 'Retriever order', ranker_name(s)):
             out += rows_of(d, name, runs, lambda: ranker_rows(d, name, runs, subset))
     return pl.DataFrame(out)
 

@@ -40,8 +40,8 @@ RECIPE = TuningConfig(lora_alpha=16, lr=1e-4, warmup_steps=20, batch_size=32, ac
 class RecTuningConfig:
     "How a model is tuned on K recommendation samples (TALLRec 2.2; notebook 03, TALLRec: the recipe)."
     prompt: YesNoPromptConfig = YesNoPromptConfig()
-    tuning: TuningConfig = RECIPE               # 128 rows a step in micro-batches of 32, see `for_rows`
-    score: Score = 'logit_difference'           # of validation, whose AUC selects the step
+    tuning: TuningConfig = RECIPE               # 128 rows per step in micro-batches of 32, see `for_rows`
+    score: Score = 'logit_difference'           # score in validation, whose AUC selects the step
     valid_rows: int | None = None               # validation rows, drawn once; None for all
 
     @classmethod
@@ -71,7 +71,7 @@ class AlpacaTuningConfig:
 
     @classmethod
     def as_published(cls):
-        "The released `finetune.py`: loss on prompt and answer, the stray comment where there is an input."
+        "The released `finetune.py`: loss on prompt and answer, the stray comment if there is an input."
         prompt = dataclasses.replace(YesNoPromptConfig.as_published(), max_tokens=256,
                                      wrapper_comment='with input')
         tuning = dataclasses.replace(ALPACA_RECIPE, gradient_checkpointing=True, evaluate_last=False)
@@ -87,7 +87,7 @@ def for_rows(
     cfg: TuningConfig,
     n: int,  # training rows
 ) -> TuningConfig:
-    "`cfg` for `n` rows: no step spans more than an epoch, and micro-batches are of equal size."
+    "`cfg` for `n` rows: no step spans more than an epoch, and micro-batches have equal sizes."
     if n < 1: raise LlmrecError('There are no training rows; K must be at least 1.')
     a_step = min(n, cfg.batch_size * cfg.accumulation)
     passes = -(-a_step // cfg.batch_size)
@@ -96,9 +96,9 @@ def for_rows(
 # %% ../../nbs/38_rec_tuning.ipynb #55cf11d0
 def validation_rows(
     data,            # a `YesNoData`
-    n: int | None,   # how many; None for all
+    n: int | None,   # number of rows; None for all
 ) -> pl.DataFrame:
-    "The validation split, or `n` of its rows drawn once and in their order."
+    "The validation split, or `n` of its rows, drawn once and kept in order."
     frame = data.splits['valid']
     if n is None or n >= frame.height: return frame
     return frame[np.sort(np.random.default_rng(0).permutation(frame.height)[:n])]
@@ -126,16 +126,16 @@ def rows_note(
     valid,  # a `YesNoData`
     cfg: RecTuningConfig,
 ) -> dict:
-    "What determines a rec-tuning besides the tuner's settings: prompts, rows and validation, by fingerprint."
+    "What determines a rec-tuning besides the settings: fingerprints of prompts, rows and validation."
     rows = [[data.name, data.protocol, data.checksum, np.asarray(rows).tolist()] for data, rows in train]
     return dict(rec_tuning=keyed(cfg), train=digest(rows), valid=[valid.name, valid.protocol, valid.checksum])
 
 # %% ../../nbs/38_rec_tuning.ipynb #62103b7c
 def prompt_report(
-    sets: list[YesNoRows],  # training rows by data set
+    sets: list[YesNoRows],  # training rows by dataset
     dropped: np.ndarray,    # history items dropped from each validation prompt
 ) -> dict:
-    "How many rows were shortened, by how much, and how many lost a part of their answer."
+    "How many rows were shortened, by how much, and how many lost part of their answer."
     train = np.concatenate([s.dropped for s in sets])
     for name, counts in (('Training', train), ('Validation', dropped)):
         if shortened(counts): log.warning('%s: %s', name, shortened(counts))
@@ -186,7 +186,7 @@ def log_likelihood(
     rows,                      # training rows: input_ids and labels
     batch_tokens: int = 8192,  # rows x longest row in one batch
 ) -> float:
-    "Mean log-likelihood of the labelled tokens of `rows`, each token counting once."
+    "Mean log-likelihood of the labelled tokens of `rows`, each token weighted equally."
     total, count, pad = 0., 0, backbone.tokenizer.pad_token_id
     with scoring(backbone):
         for where in length_batches([len(r['input_ids']) for r in rows], batch_tokens):

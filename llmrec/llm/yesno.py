@@ -26,15 +26,15 @@ from ..paths import ITEM, LlmrecError
 # %% ../../nbs/31_yesno_prompts.ipynb #265b847e
 @dataclass(frozen=True)
 class YesNoPromptConfig:
-    "The wording of a question, its length, and what is learnt of it (notebook 03, TALLRec: the prompt)."
-    # the released files', or that of the paper's Table 2
+    "The wording of a question, its length, and the part to be learnt (notebook 03, TALLRec: the prompt)."
+    # that of the released files, or that of the paper's Table 2
     wording: Literal['released', 'paper'] = 'released'
     wrapper_comment: bool | Literal['with input'] = False    # the stray linter comment, see `wrap`
     loss: Literal['answer', 'prompt+answer'] = 'answer'      # Eq. 1 and 2, or what the released scripts do
     max_tokens: int = 512                                    # of prompt, answer and end token
     # drop the oldest history items, or cut raw tokens on the right
     truncation: Literal['history', 'right'] = 'history'
-    # whether a row that is not cut ends with the end token
+    # whether an uncut row ends with the end token
     end_token: Literal['if_room', 'never'] = 'if_room'
 
     @classmethod
@@ -60,7 +60,7 @@ def wrap(
     input: str = '',  # '' chooses the variant without input
     comment: bool | Literal['with input'] = False,  # the stray one: never, always, or as in `finetune.py`
 ) -> str:
-    "Alpaca's prompt up to the newline after which the answer stands (notebook 03, TALLRec: the prompt)."
+    "Alpaca's prompt up to the newline before the answer (notebook 03, TALLRec: the prompt)."
     stray = ''
     if comment is True or (comment and input): stray = COMMENT
     elif comment: stray = ' '
@@ -72,7 +72,7 @@ PAPER_INSTRUCTION = ("Given the user's historical interactions, please determine
                      'the target new {thing} by answering "Yes" or "No".')
 
 def plain_phrase(title: str, author: str | None = None) -> str:
-    "An item in the paper's wording: its title, and its author where there is one."
+    "An item in the paper's wording: its title, and its author if there is one."
     return title if author is None else f'{title} written by {author}'
 
 # %% ../../nbs/31_yesno_prompts.ipynb #b9f9e0d3
@@ -113,20 +113,20 @@ def question(
 # %% ../../nbs/31_yesno_prompts.ipynb #8617aae3
 @dataclass(frozen=True)
 class AnswerForm:
-    "How a tokenizer writes the two answers: their ids from the deciding token on."
+    "How a tokenizer encodes the two answers: their ids from the deciding token on."
     yes: tuple[int, ...]
     no: tuple[int, ...]
 
 def shared_prefix(a: list[int], b: list[int]) -> int:
-    "How many tokens `a` and `b` have in common at the start."
+    "The number of tokens that `a` and `b` have in common at the start."
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 # %% ../../nbs/31_yesno_prompts.ipynb #dea332a2
 def answer_form(
     tokenizer,
-    prompt: str,  # any prompt whose end is that of the others
+    prompt: str,  # any prompt that ends like the others
 ) -> AnswerForm:
-    "Where the ids of `prompt` with either answer part; an `LlmrecError` when that does not tell Yes from No."
+    "Where the ids of `prompt` with either answer diverge; an `LlmrecError` if that cannot tell Yes from No."
     no, yes = (prompt_ids(tokenizer, prompt + answer) for answer in TALLREC_ANSWERS)
     at = shared_prefix(yes, no)
     read = [''.join(tokenizer.decode(ids[at:]).split()).lower() for ids in (no, yes)]
@@ -143,7 +143,7 @@ def yesno_ids(
     tokenizer,
     cfg: YesNoPromptConfig = YesNoPromptConfig(),
 ) -> tuple[int, int]:  # ids of Yes and of No
-    "The ids of the tokens that decide between the two answers, as they stand after a prompt."
+    "The ids of the tokens that decide between the two answers, as encoded after a prompt."
     form = answer_form(tokenizer, wrap('x', 'y', cfg.wrapper_comment))
     return form.yes[0], form.no[0]
 
@@ -164,7 +164,7 @@ def question_ids(
 
 # %% ../../nbs/31_yesno_prompts.ipynb #49f8af73
 def context_of(backbone: Backbone) -> int | None:
-    "The longest input that the backbone's model was made for, where its configuration says."
+    "The longest input for which the backbone's model was made, if its configuration says."
     return getattr(inner(backbone.model).config.get_text_config(), 'max_position_embeddings', None)
 
 # %% ../../nbs/31_yesno_prompts.ipynb #c0edf077
@@ -173,7 +173,7 @@ def row_limit(
     cfg: YesNoPromptConfig,
     context: int | None = None,  # from `context_of`
 ) -> int:
-    "Tokens of a training row at most: the least of `max_tokens`, the tokenizer's maximum and the context."
+    "Maximum length of a training row: the least of `max_tokens`, the tokenizer's maximum and the context."
     return min(cfg.max_tokens, tokenizer.model_max_length, context or cfg.max_tokens)
 
 # %% ../../nbs/31_yesno_prompts.ipynb #fc37ba5e
@@ -183,7 +183,7 @@ def question_limit(
     form: AnswerForm,            # of `tokenizer`
     context: int | None = None,  # from `context_of`
 ) -> int:
-    "Tokens that a prompt may have."
+    "Maximum number of tokens in a prompt."
     longest = tokenizer.model_max_length
     if cfg.truncation == 'right': return min(longest, context or longest)
     return row_limit(tokenizer, cfg, context) - max(len(form.yes), len(form.no)) - (cfg.end_token != 'never')
@@ -212,9 +212,9 @@ def encode_questions(
     data,                   # a `YesNoData`
     samples: pl.DataFrame,  # rows of one of its splits
     cfg: YesNoPromptConfig,
-    context: int | None = None,  # from `context_of`, where a backbone is at hand
+    context: int | None = None,  # from `context_of`, if there is a backbone
 ) -> tuple[list[list[int]], np.ndarray]:  # ids of each prompt, history items dropped from each
-    "The prompts of `samples` up to the deciding token, shortened where they are too long."
+    "The prompts of `samples` up to the deciding token, shortened if they are too long."
     form = answer_form(tokenizer, wrap('x', 'y', cfg.wrapper_comment))
     limit = question_limit(tokenizer, cfg, form, context)
     prompts, dropped = [], []
@@ -232,7 +232,7 @@ def encode_questions(
 def shortened(
     dropped: np.ndarray,  # from `encode_questions`
 ) -> str:
-    "One sentence on the prompts that lost history items; '' when none did."
+    "One sentence about the prompts that lost history items; '' if none did."
     hit = dropped[dropped > 0]
     if not len(hit): return ''
     return (f'{len(hit):,} of {len(dropped):,} prompts were too long and lost {hit.sum():,} '
@@ -254,7 +254,7 @@ def labelled_row(
 
 # %% ../../nbs/31_yesno_prompts.ipynb #9639de7c
 def end_of(tokenizer, cfg: YesNoPromptConfig) -> int | None:
-    "The end token's id; an `LlmrecError` when rows shall end with one and there is none."
+    "The end token's id; an `LlmrecError` if rows should end with one and there is none."
     if cfg.end_token == 'if_room' and tokenizer.eos_token_id is None:
         raise LlmrecError(f'The tokenizer {tokenizer.name_or_path} has no end token; '
                           "set tokenizer.eos_token, or end_token='never'.")
@@ -281,7 +281,7 @@ class YesNoRows(Dataset):
 def yesno_items(
     rows: YesNoRows,
 ) -> tuple[list[dict], np.ndarray, np.ndarray]:  # rows, history items dropped, whether the answer was cut
-    "The training rows that `rows` describes; an `LlmrecError` when one has nothing to learn."
+    "The training rows that `rows` describes; an `LlmrecError` if one has nothing to learn."
     cfg, tok = rows.cfg, rows.tokenizer
     samples = rows.data.splits['train'][np.asarray(rows.rows, np.int64)]
     form = answer_form(tok, wrap('x', 'y', cfg.wrapper_comment))
@@ -304,7 +304,7 @@ def alpaca_item(
     limit: int,
     end: int | None,
 ) -> dict:
-    "One record as input ids and labels; the answer begins where the ids of prompt and whole part."
+    "One record as input ids and labels; the answer begins where the ids of prompt and full text diverge."
     prompt = wrap(record[INSTRUCTION], record[INPUT], cfg.wrapper_comment)
     whole = prompt_ids(tokenizer, prompt + record[OUTPUT])
     at = shared_prefix(prompt_ids(tokenizer, prompt), whole)

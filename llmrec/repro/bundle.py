@@ -33,18 +33,22 @@ from rocrate.rocrate import ROCrate
 from ..data.raw import RAW_FILES
 from ..paths import LlmrecError, base_profile, output_root, root
 from ..runs.records import commit, records_of, write_atomic
-from .reproduce import executed_path, load_profile, load_stamp, load_variant, manifest, outputs, own_data, own_of, parameters, stamp_path, state, variant_path
+from .reproduce import (executed_path, load_profile, load_stamp, load_variant, manifest, outputs,
+                                    own_data, own_of, parameters, stamp_path, state, variant_path)
 
 # %% ../../nbs/99_bundle.ipynb #124bb4a2
-TREE = ('CHANGELOG.md', 'CITATION.cff', 'CONTRIBUTING.md', 'GUIDE.md', 'LICENSE', 'MANIFEST.in', 'Makefile', 'artefacts.yaml', 'requirements.lock', 'settings.ini', 'setup.py', 'profiles/*.yaml',
+TREE = ('CHANGELOG.md', 'CITATION.cff', 'CONTRIBUTING.md', 'GUIDE.md', 'LICENSE', 'MANIFEST.in', 'Makefile',
+        'artefacts.yaml', 'requirements.lock', 'settings.ini', 'setup.py', 'profiles/*.yaml',
         'nbs/*.ipynb', 'llmrec/**/*.py', 'tests/*.json', 'tests/*.py', 'tools/*.py', 'book/*.py', 'book/*.md',
         'book/api/*.md', 'book/_static/*', 'data/paper_numbers/*.csv', 'data/miniature/llama/*')
 
 def tree_files() -> dict[str, bytes]:
     "Name in the bundle -> content, for the files of the project."
-    found = [p for pattern in TREE for p in sorted(root().glob(pattern)) if p.is_file() and '.tmp-' not in p.name]
+    found = [p for pattern in TREE
+             for p in sorted(root().glob(pattern)) if p.is_file() and '.tmp-' not in p.name]
     about = next((p for p in (root() / 'README.project.md', root() / 'README.md') if p.exists()), None)
-    return {p.relative_to(root()).as_posix(): p.read_bytes() for p in found} | ({'README.project.md': about.read_bytes()} if about else {})
+    files = {p.relative_to(root()).as_posix(): p.read_bytes() for p in found}
+    return files | ({'README.project.md': about.read_bytes()} if about else {})
 
 # %% ../../nbs/99_bundle.ipynb #2f802e6a
 @dataclass(frozen=True)
@@ -73,19 +77,22 @@ def made(artefact: str, profile: str) -> Made | None:
     paths += [p for p in (path, executed_path(artefact, profile)) if p.exists()]
     files = {p.relative_to(output_root()).as_posix(): p.read_bytes() for p in paths}
     records = stamp.get('records')
-    return Made(artefact, stamp, *state_here(artefact, profile), files, None if records is None else sorted(records), f'nbs/{manifest()[artefact]}')
+    return Made(artefact, stamp, *state_here(artefact, profile), files,
+                None if records is None else sorted(records), f'nbs/{manifest()[artefact]}')
 
 # %% ../../nbs/99_bundle.ipynb #90066d26
 def record_names(artefacts: list[Made], profile: str) -> list[str]:
     "The records that the artefacts were made from, all records of the profile where a stamp does not say."
     if any(m.records is None for m in artefacts):
-        return sorted(p.stem for p in records_of(profile).glob('*.json') if not p.stem.endswith('.provenance'))
+        return sorted(p.stem for p in records_of(profile).glob('*.json')
+                      if not p.stem.endswith('.provenance'))
     return sorted(dict.fromkeys(r for m in artefacts for r in m.records))
 
 # %% ../../nbs/99_bundle.ipynb #2a8acd63
 def record_files(names: list[str], profile: str) -> dict[str, bytes]:
     "Name in the bundle -> content of the records' files, as far as they are there."
-    paths = [records_of(profile) / f'{name}{kind}' for name in names for kind in ('.json', '.npz', '.provenance.json')]
+    paths = [records_of(profile) / f'{name}{kind}' for name in names
+             for kind in ('.json', '.npz', '.provenance.json')]
     return {p.relative_to(output_root()).as_posix(): p.read_bytes() for p in paths if p.exists()}
 
 def in_bundle(record: str, profile: str) -> str: return f'data/records/{base_profile(profile)}/{record}.json'
@@ -94,13 +101,15 @@ def in_bundle(record: str, profile: str) -> str: return f'data/records/{base_pro
 def lost_records(m: Made, files: dict, profile: str) -> list[str]:
     "A sentence for each record that the stamp names and that is not there as it was read."
     def sha(name): return hashlib.sha256(files.get(in_bundle(name, profile), b'')).hexdigest()
-    return [f'the record {name} is not there as it was read' for name in m.records or () if sha(name) != m.stamp['records'][name]]
+    return [f'the record {name} is not there as it was read'
+            for name in m.records or () if sha(name) != m.stamp['records'][name]]
 
 # %% ../../nbs/99_bundle.ipynb #0ded4134
 RAW = frozenset(sha for files in RAW_FILES.values() for f in files for sha in f.sha256)
 _TO = r'\s*(?:\\t|\t|,|;|::|┆|\|)\s*'
 RATING = re.compile(rf'"?\w+"?{_TO}"?\w+"?{_TO}(?:[0-5](?:\.[05]0*)?|nan){_TO}(?:[89]|1[0-9])\d{{8}}\b')
-BOOK = re.compile(rf'(?<![\w.])"?\d+"?{_TO}"?(\d{{9}}[\dXx])"?{_TO}"?(?:10|\d)(?:\.0+)?"?(?![\w.])')    # user, ISBN, grade
+# user, ISBN, grade
+BOOK = re.compile(rf'(?<![\w.])"?\d+"?{_TO}"?(\d{{9}}[\dXx])"?{_TO}"?(?:10|\d)(?:\.0+)?"?(?![\w.])')
 
 def is_isbn(code: str) -> bool:
     "Whether ten characters are an ISBN: its digits, weighted from 10 down to 1, sum up to a multiple of 11."
@@ -120,10 +129,14 @@ def unpacked(inside: bytes) -> bytes:
 def check_no_data(files: dict[str, bytes]) -> None:
     "Raise an `LlmrecError` for the first of `files` that holds raw data."
     for name, inside in files.items():
-        if hashlib.sha256(unpacked(inside)).hexdigest() in RAW or name.startswith(('data/raw/', 'data/checkpoints/')):
-            raise LlmrecError(f'{name} is a raw data file, which must not be passed on; move it out of the way and start again.')
-        if name.startswith('figures/') and not name.endswith(('.png', '.pdf')) and (row := rating_row(inside.decode(errors='replace'))):
-            raise LlmrecError(f"{name} shows rating rows ('{row[:60]}'), which must not be passed on; take that output out of its notebook and make it again.")
+        if hashlib.sha256(unpacked(inside)).hexdigest() in RAW or name.startswith(('data/raw/',
+                                                                                   'data/checkpoints/')):
+            raise LlmrecError(f'{name} is a raw data file, which must not be passed on; move it out of the '
+                              'way and start again.')
+        written = name.startswith('figures/') and not name.endswith(('.png', '.pdf'))
+        if written and (row := rating_row(inside.decode(errors='replace'))):
+            raise LlmrecError(f"{name} shows rating rows ('{row[:60]}'), which must not be passed on; take "
+                              "that output out of its notebook and make it again.")
 
 # %% ../../nbs/99_bundle.ipynb #80ad433f
 def settings() -> dict:
@@ -137,12 +150,15 @@ def citation() -> dict:
     "The project's `CITATION.cff`; without that file, what `settings.ini` knows."
     path, ini = root() / 'CITATION.cff', settings()
     if path.exists(): return yaml.safe_load(path.read_text(encoding='utf-8'))
-    return dict(title=ini['title'], version=ini['version'], license={'apache2': 'Apache-2.0'}.get(ini['license'], ini['license']), authors=[dict(name=ini['author'])])
+    return dict(title=ini['title'], version=ini['version'],
+                license={'apache2': 'Apache-2.0'}.get(ini['license'], ini['license']),
+                authors=[dict(name=ini['author'])])
 
 # %% ../../nbs/99_bundle.ipynb #5cf7e66c
 def published() -> str:
     "Date of the tree's commit; in an unpacked bundle that bundle's date, elsewhere the year of the copyright."
-    done = subprocess.run(['git', '-C', str(root()), 'log', '-1', '--format=%cI'], capture_output=True, text=True)
+    done = subprocess.run(['git', '-C', str(root()), 'log', '-1', '--format=%cI'],
+                          capture_output=True, text=True)
     crate = root() / 'ro-crate-metadata.json'
     if not done.stdout.strip() and crate.exists(): return ROCrate(crate).root_dataset['datePublished']
     return done.stdout.strip() or settings()['copyright'][:4]
@@ -150,14 +166,18 @@ def published() -> str:
 # %% ../../nbs/99_bundle.ipynb #ad90b076
 def caption(m: Made) -> str:
     "The artefact's caption as plain text; '' when it has none."
-    texts = {Path(name).name.split('.', 1)[1]: inside for name, inside in m.files.items() if name.endswith('.md')}
+    texts = {Path(name).name.split('.', 1)[1]: inside
+             for name, inside in m.files.items() if name.endswith('.md')}
     text = (texts.get('caption.md') or texts.get('md') or b'').decode().strip()
     text = text if 'caption.md' in texts else text.split('\n\n')[-1]
     return re.sub(r'\\([^a-zA-Z0-9\s])', r'\1', ' '.join(re.sub('</?small>', '', text).split()))
 
 # %% ../../nbs/99_bundle.ipynb #54d72dc1
-FORMATS = {'.md': 'text/markdown', '.tex': 'application/x-tex', '.ipynb': 'application/x-ipynb+json', '.npz': 'application/zip', '.yaml': 'application/yaml',
-           '.cff': 'application/yaml', '.py': 'text/x-python', '.csv': 'text/csv', '.json': 'application/json', '.svg': 'image/svg+xml', '.png': 'image/png', '.pdf': 'application/pdf'}
+FORMATS = {'.md': 'text/markdown', '.tex': 'application/x-tex', '.ipynb': 'application/x-ipynb+json',
+           '.npz': 'application/zip', '.yaml': 'application/yaml',
+           '.cff': 'application/yaml', '.py': 'text/x-python', '.csv': 'text/csv',
+           '.json': 'application/json', '.svg': 'image/svg+xml', '.png': 'image/png',
+           '.pdf': 'application/pdf'}
 
 def encoding(name: str) -> str:
     "Media type of a file by its ending."
@@ -168,44 +188,53 @@ def add_file(crate: ROCrate, name: str, inside: bytes, **more):
     "An entity for a file of the bundle, unless there is one; `more` are further properties."
     known = crate.get(name)
     if known is not None: return known
-    about = dict(name=Path(name).name, encodingFormat=encoding(name), contentSize=str(len(inside)), sha256=hashlib.sha256(inside).hexdigest())
+    about = dict(name=Path(name).name, encodingFormat=encoding(name), contentSize=str(len(inside)),
+                 sha256=hashlib.sha256(inside).hexdigest())
     return crate.add_file(dest_path=name, properties=about | more)
 
 # %% ../../nbs/99_bundle.ipynb #4fcc9537
 def add_thing(crate: ROCrate, identifier: str, kind, **properties):
     "An entity that is no file, unless there is one: a person, a package, a licence, an action. A list of one is that one."
     known = crate.get(identifier)
-    properties = {k: v[0] if isinstance(v, list) and len(v) == 1 else v for k, v in properties.items() if v != []}
-    return known if known is not None else crate.add(ContextEntity(crate, identifier, dict(properties, **{'@type': kind})))
+    properties = {k: v[0] if isinstance(v, list) and len(v) == 1 else v
+                  for k, v in properties.items() if v != []}
+    return (known if known is not None
+            else crate.add(ContextEntity(crate, identifier, dict(properties, **{'@type': kind}))))
 
 # %% ../../nbs/99_bundle.ipynb #49c01ed1
 def add_author(crate: ROCrate, author: dict):
     "A person or a group of `CITATION.cff`."
     full = author.get('name') or f"{author['given-names']} {author['family-names']}"
     kind, more = ('Organization', dict(url=settings()['git_url'])) if 'name' in author else ('Person', {})
-    return add_thing(crate, author.get('orcid') or '#' + re.sub(r'\W+', '-', full).lower(), kind, name=full, **more)
+    return add_thing(crate, author.get('orcid') or '#' + re.sub(r'\W+', '-', full).lower(), kind,
+                     name=full, **more)
 
 # %% ../../nbs/99_bundle.ipynb #5ff412a2
 def add_paper(crate: ROCrate, paper: dict):
     "A paper that `CITATION.cff` refers to, by its DOI or arXiv number."
     numbers = {i['type']: i['value'] for i in paper.get('identifiers', ())}
     number = numbers.get('doi') or numbers['other'].replace('arXiv:', '10.48550/arXiv.')
-    return add_thing(crate, f'https://doi.org/{number}', 'ScholarlyArticle', name=paper['title'], author=[add_author(crate, a) for a in paper['authors']],
+    return add_thing(crate, f'https://doi.org/{number}', 'ScholarlyArticle',
+                     name=paper['title'], author=[add_author(crate, a) for a in paper['authors']],
                      datePublished=str(paper['year']))
 
 def add_terms(crate: ROCrate, cff: dict):
     "The licence."
-    return add_thing(crate, f"https://spdx.org/licenses/{cff['license']}", 'CreativeWork', name=cff['license'])
+    return add_thing(crate, f"https://spdx.org/licenses/{cff['license']}", 'CreativeWork',
+                     name=cff['license'])
 
 # %% ../../nbs/99_bundle.ipynb #4497f51a
 def add_software(crate: ROCrate, versions: dict) -> list:
     "The packages and their versions; llmrec itself with author, licence and lock file."
     def one(name, version):
-        more, cff = dict(url='https://www.python.org' if name == 'python' else f'https://pypi.org/project/{name}/'), citation() if name == 'llmrec' else {}
+        more = dict(url='https://www.python.org' if name == 'python' else f'https://pypi.org/project/{name}/')
+        cff = citation() if name == 'llmrec' else {}
         if cff:
-            more = dict(url=settings()['git_url'], license=add_terms(crate, cff), author=[add_author(crate, a) for a in cff['authors']],
+            more = dict(url=settings()['git_url'], license=add_terms(crate, cff),
+                        author=[add_author(crate, a) for a in cff['authors']],
                         softwareRequirements=[x for x in [crate.get('requirements.lock')] if x])
-        return add_thing(crate, f'#{name}-{version}', 'SoftwareApplication', name=name, version=version, **more)
+        return add_thing(crate, f'#{name}-{version}', 'SoftwareApplication', name=name,
+                         version=version, **more)
     return [one(*pair) for pair in sorted(versions.items())]
 
 # %% ../../nbs/99_bundle.ipynb #597da940
@@ -214,7 +243,8 @@ def times(m: Made) -> dict:
     for name, inside in m.files.items():
         if name.endswith('.ipynb'):
             noted = json.loads(inside)['metadata'].get('papermill', {})
-            return {to: noted[key][:19] + 'Z' for key, to in (('start_time', 'startTime'), ('end_time', 'endTime')) if noted.get(key)}
+            return {to: noted[key][:19] + 'Z'
+                    for key, to in (('start_time', 'startTime'), ('end_time', 'endTime')) if noted.get(key)}
     return {}
 
 # %% ../../nbs/99_bundle.ipynb #648ec618
@@ -223,40 +253,54 @@ def usage(crate: ROCrate, m: Made) -> list:
     runs = m.stamp.get('runs', {})
     known = (('seconds', m.stamp.get('seconds'), 's'), ('peak_mib', m.stamp.get('peak_mib'), 'MiB'),
              ('runs_computed', runs.get('computed'), 'runs'), ('runs_seconds', runs.get('seconds'), 's'))
-    return [add_thing(crate, f'#{m.name}-{key}', 'PropertyValue', name=key, propertyID=f'llmrec:{key}', value=value, unitText=unit)
+    return [add_thing(crate, f'#{m.name}-{key}', 'PropertyValue', name=key,
+                      propertyID=f'llmrec:{key}', value=value, unitText=unit)
             for key, value, unit in known if value is not None]
 
 # %% ../../nbs/99_bundle.ipynb #3dd334ca
 def status(m: Made) -> dict:
     "actionStatus, and the error of an artefact that failed."
     ok = m.state != 'failed'
-    return dict(actionStatus=f"http://schema.org/{'Completed' if ok else 'Failed'}ActionStatus") | ({} if ok else dict(error=' '.join(m.why)))
+    return (dict(actionStatus=f"http://schema.org/{'Completed' if ok else 'Failed'}ActionStatus")
+            | ({} if ok else dict(error=' '.join(m.why))))
 
 # %% ../../nbs/99_bundle.ipynb #fc79ad95
 def where(m: Made) -> str:
     "Commit and machine of an execution in words."
-    at = f" at commit {m.stamp['commit']}{' with uncommitted changes' if m.stamp.get('dirty') else ''}" if m.stamp.get('commit') else ''
-    on = f" on {m.stamp['machine']['platform']}, {m.stamp['machine']['cpus']} cores" if m.stamp.get('machine') else ''
-    return f'{m.notebook} was executed{at}{on}. State when it was bundled: {m.state}{": " if m.why else ""}{"; ".join(m.why)}.'
+    at = (f" at commit {m.stamp['commit']}{' with uncommitted changes' if m.stamp.get('dirty') else ''}"
+          if m.stamp.get('commit') else '')
+    on = (f" on {m.stamp['machine']['platform']}, {m.stamp['machine']['cpus']} cores"
+          if m.stamp.get('machine') else '')
+    why = f': {"; ".join(m.why)}' if m.why else ''
+    return f'{m.notebook} was executed{at}{on}. State when it was bundled: {m.state}{why}.'
 
 # %% ../../nbs/99_bundle.ipynb #5fae0fe0
 def add_action(crate: ROCrate, m: Made, files: dict, profile: str):
     "The execution that made an artefact: from its notebook, records and profile to its files."
     about = dict(description=caption(m)) if caption(m) else {}
     results = [add_file(crate, name, inside, **about) for name, inside in m.files.items()]
-    notebook = add_file(crate, m.notebook, files[m.notebook], version=citation()['version'], url=f"{settings()['git_url']}/blob/{m.stamp.get('commit', 'main')}/{m.notebook}",
+    notebook = add_file(crate, m.notebook, files[m.notebook], version=citation()['version'],
+                        url=f"{settings()['git_url']}/blob/{m.stamp.get('commit', 'main')}/{m.notebook}",
                         **{'@type': ['File', 'SoftwareSourceCode']})
     notebook['softwareRequirements'] = add_software(crate, m.stamp.get('versions', {}))
     names = [] if m.records is None else [in_bundle(r, profile) for r in m.records]
-    objects = [crate.get(f'data/records/{base_profile(profile)}/')] if m.records is None else [add_file(crate, n, files[n]) for n in names if n in files]
-    given = add_thing(crate, f'#{m.name}-parameters', 'PropertyValue', name='parameters', value=json.dumps(m.stamp.get('parameters', {}), sort_keys=True))
-    return add_thing(crate, f'#{m.name}', 'CreateAction', name=f'{m.name}, profile {profile}', description=where(m), instrument=notebook, result=results,
-                     object=[o for o in (*objects, crate.get(f'profiles/{base_profile(profile)}.yaml'), given) if o], resourceUsage=usage(crate, m), **times(m), **status(m))
+    objects = ([crate.get(f'data/records/{base_profile(profile)}/')] if m.records is None
+               else [add_file(crate, n, files[n]) for n in names if n in files])
+    given = add_thing(crate, f'#{m.name}-parameters', 'PropertyValue', name='parameters',
+                      value=json.dumps(m.stamp.get('parameters', {}), sort_keys=True))
+    return add_thing(crate, f'#{m.name}', 'CreateAction', name=f'{m.name}, profile {profile}',
+                     description=where(m), instrument=notebook, result=results,
+                     object=[o for o in (*objects, crate.get(f'profiles/{base_profile(profile)}.yaml'), given)
+                             if o], resourceUsage=usage(crate, m), **times(m), **status(m))
 
 # %% ../../nbs/99_bundle.ipynb #036f1ffe
-FOLDERS = {'nbs': 'The notebooks: methods in prose, code, tests.', 'llmrec': 'The library that the notebooks export.', 'profiles': 'Parameters of the notebooks.',
-           'tests': 'Tests of the library and its commands.', 'tools': 'Small scripts of the Makefile.', 'book': 'What `make book` renders notebooks and results with.', 'data/paper_numbers': 'What the papers print.',
-           'data/miniature/llama': 'A Llama of a million parameters, trained on invented prose.', 'data/records': 'The records: configuration, metrics, one value a user.',
+FOLDERS = {'nbs': 'The notebooks: methods in prose, code, tests.',
+           'llmrec': 'The library that the notebooks export.', 'profiles': 'Parameters of the notebooks.',
+           'tests': 'Tests of the library and its commands.', 'tools': 'Small scripts of the Makefile.',
+           'book': 'What `make book` renders notebooks and results with.',
+           'data/paper_numbers': 'What the papers print.',
+           'data/miniature/llama': 'A Llama of a million parameters, trained on invented prose.',
+           'data/records': 'The records: configuration, metrics, one value a user.',
            'figures': 'Tables and figures.', 'figures/executed': 'The notebooks as they were executed.'}
 PROCESS = 'https://w3id.org/ro/wfrun/process/0.5'
 
@@ -264,24 +308,34 @@ PROCESS = 'https://w3id.org/ro/wfrun/process/0.5'
 def add_folders(crate: ROCrate, files: dict, profile: str) -> None:
     "Entities for the folders and for the files that lie in none."
     for folder, about in FOLDERS.items():
-        path = f'{folder}/{base_profile(profile) if folder == "data/records" else profile}' if folder in ('data/records', 'figures', 'figures/executed') else folder
-        if any(name.startswith(f'{path}/') for name in files): crate.add_dataset(dest_path=f'{path}/', properties=dict(name=path, description=about))
+        path = (f'{folder}/{base_profile(profile) if folder == "data/records" else profile}'
+                if folder in ('data/records', 'figures', 'figures/executed') else folder)
+        if any(name.startswith(f'{path}/') for name in files):
+            crate.add_dataset(dest_path=f'{path}/', properties=dict(name=path, description=about))
     for name in files:
-        if '/' not in name or name == f'profiles/{base_profile(profile)}.yaml': add_file(crate, name, files[name])
-    crate.add_file(dest_path='SHA256SUMS', properties=dict(name='SHA256SUMS', encodingFormat='text/plain', description='Checksums of all other files.'))
+        if '/' not in name or name == f'profiles/{base_profile(profile)}.yaml':
+            add_file(crate, name, files[name])
+    crate.add_file(dest_path='SHA256SUMS', properties=dict(name='SHA256SUMS', encodingFormat='text/plain',
+                                                           description='Checksums of all other files.'))
 
 # %% ../../nbs/99_bundle.ipynb #3b7143f7
 def describe(artefacts: list[Made], files: dict[str, bytes], profile: str) -> str:
     "The content of `ro-crate-metadata.json`."
     crate, cff = ROCrate(version='1.1'), citation()
-    crate.metadata.extra_terms = {term: f'https://w3id.org/ro/terms/workflow-run#{term}' for term in ('resourceUsage', 'sha256')}
+    crate.metadata.extra_terms = {term: f'https://w3id.org/ro/terms/workflow-run#{term}'
+                                  for term in ('resourceUsage', 'sha256')}
     add_folders(crate, files, profile)
     actions = [add_action(crate, m, files, profile) for m in artefacts]
     form = add_thing(crate, PROCESS, ['CreativeWork', 'Profile'], name='Process Run Crate', version='0.5')
-    facts = dict(name=f"{cff['title']}: profile {profile}", description=f"{settings()['description']}. {load_profile(profile).get('about', '')}".strip(),
-                 datePublished=published(), version=cff['version'], license=add_terms(crate, cff), author=[add_author(crate, a) for a in cff['authors']],
-                 publisher=add_author(crate, dict(name=settings()['author'])), citation=[add_paper(crate, p) for p in cff.get('references', ())], keywords=', '.join(cff.get('keywords', ())), conformsTo=form, mentions=actions)
-    for key, value in facts.items(): crate.root_dataset[key] = value[0] if isinstance(value, list) and len(value) == 1 else value
+    facts = dict(name=f"{cff['title']}: profile {profile}",
+                 description=f"{settings()['description']}. {load_profile(profile).get('about', '')}".strip(),
+                 datePublished=published(), version=cff['version'],
+                 license=add_terms(crate, cff), author=[add_author(crate, a) for a in cff['authors']],
+                 publisher=add_author(crate, dict(name=settings()['author'])),
+                 citation=[add_paper(crate, p) for p in cff.get('references', ())],
+                 keywords=', '.join(cff.get('keywords', ())), conformsTo=form, mentions=actions)
+    for key, value in facts.items():
+        crate.root_dataset[key] = value[0] if isinstance(value, list) and len(value) == 1 else value
     return json.dumps(crate.metadata.generate(), indent=1, sort_keys=True, ensure_ascii=False) + '\n'
 
 # %% ../../nbs/99_bundle.ipynb #067d17f5
@@ -317,9 +371,12 @@ def notes(artefacts: list[Made], files: dict, profile: str) -> list[str]:
     out = [f"`{m.name}` is {m.state}: {'; '.join(m.why)}." for m in artefacts if m.state != 'fresh']
     out += [f'`{m.name}`: {sentence}.' for m in artefacts for sentence in lost_records(m, files, profile)]
     older = [f'`{m.name}`' for m in artefacts if m.records is None]
-    if older: out.append(f"The stamps of {', '.join(older)} are of an older llmrec and do not name their records; all records of the profile are included.")
+    if older:
+        out.append(f"The stamps of {', '.join(older)} are of an older llmrec and do not name their records; "
+                   "all records of the profile are included.")
     for own in own_of(profile):
-        out.append(f'The dataset {own.name} is not part of this bundle, since its file lies elsewhere ({Path(own.interactions).name}); its checksum is in the stamps.')
+        out.append(f'The dataset {own.name} is not part of this bundle, since its file lies elsewhere '
+                   f'({Path(own.interactions).name}); its checksum is in the stamps.')
     missing = [f'`{a}`' for a in manifest() if a not in [m.name for m in artefacts]]
     if missing: out.append(f"Not made under this profile: {', '.join(missing)}.")
     return out
@@ -328,19 +385,26 @@ def notes(artefacts: list[Made], files: dict, profile: str) -> list[str]:
 def tree_state() -> str:
     "From which commit the bundle was made, in words."
     at = commit()
-    return f"from commit {at['commit']}{', with uncommitted changes' if at['dirty'] else ''}" if at else 'from a folder without a git history'
+    return (f"from commit {at['commit']}{', with uncommitted changes' if at['dirty'] else ''}" if at
+            else 'from a folder without a git history')
 
 # %% ../../nbs/99_bundle.ipynb #c2492cea
 def letter(artefacts: list[Made], files: dict, profile: str) -> str:
     "The bundle's `README.md`."
     def row(m):
-        kinds = ' '.join(f'[{Path(n).name.split(".", 1)[1]}]({n})' for n in m.files if not n.endswith('.ipynb'))
+        kinds = ' '.join(f'[{Path(n).name.split(".", 1)[1]}]({n})'
+                         for n in m.files if not n.endswith('.ipynb'))
         kept = next((f'[executed]({n})' for n in m.files if n.endswith('.ipynb')), 'not kept')
-        return f"| {m.name} | {kinds} | [{m.notebook[4:]}]({m.notebook}), {kept} | {'–' if m.records is None else len(m.records)} | {m.state} |"
-    rows = ['| artefact | files | notebook | records | state |', '|---|---|---|---|---|', *map(row, artefacts)]
+        records = '–' if m.records is None else len(m.records)
+        return f'| {m.name} | {kinds} | [{m.notebook[4:]}]({m.notebook}), {kept} | {records} | {m.state} |'
+    rows = ['| artefact | files | notebook | records | state |', '|---|---|---|---|---|',
+            *map(row, artefacts)]
     example = next(iter(artefacts[0].files)).split('/', 2)[2]
-    return LETTER.format(title=citation()['title'], profile=profile, about=load_profile(profile).get('about', '').strip(), tree=tree_state(), example=example,
-                         table='\n'.join(rows), notes='\n'.join(f'- {n}' for n in notes(artefacts, files, profile)))
+    return LETTER.format(title=citation()['title'], profile=profile,
+                         about=load_profile(profile).get('about', '').strip(), tree=tree_state(),
+                         example=example,
+                         table='\n'.join(rows),
+                         notes='\n'.join(f'- {n}' for n in notes(artefacts, files, profile)))
 
 # %% ../../nbs/99_bundle.ipynb #afe4393d
 def collect(profile: str) -> tuple[list[Made], dict[str, bytes]]:
@@ -351,14 +415,18 @@ def collect(profile: str) -> tuple[list[Made], dict[str, bytes]]:
 def collected(profile: str) -> tuple[list[Made], dict[str, bytes]]:
     "`collect` among the profile's own datasets, whose files stay where they are."
     artefacts = [m for m in (made(a, profile) for a in manifest()) if m]
-    if not artefacts: raise LlmrecError(f"There are no artefacts in {output_root() / 'figures' / profile}; make them first with `make reproduce PROFILE={profile}`.")
-    files = tree_files() | {n: c for m in artefacts for n, c in m.files.items()} | record_files(record_names(artefacts, profile), profile)
+    if not artefacts:
+        raise LlmrecError(f"There are no artefacts in {output_root() / 'figures' / profile}; make them first "
+                          f"with `make reproduce PROFILE={profile}`.")
+    files = (tree_files() | {n: c for m in artefacts for n, c in m.files.items()}
+             | record_files(record_names(artefacts, profile), profile))
     if '+' in profile: files[f'figures/{profile}/variant.yaml'] = variant_path(profile).read_bytes()
     files = dict(sorted(files.items()))
     check_no_data(files)
     files['README.md'] = letter(artefacts, files, profile).encode()
     files['ro-crate-metadata.json'] = describe(artefacts, files, profile).encode()
-    files['SHA256SUMS'] = ''.join(f'{hashlib.sha256(c).hexdigest()}  {n}\n' for n, c in sorted(files.items())).encode()
+    files['SHA256SUMS'] = ''.join(f'{hashlib.sha256(c).hexdigest()}  {n}\n'
+                                  for n, c in sorted(files.items())).encode()
     return artefacts, files
 
 # %% ../../nbs/99_bundle.ipynb #134cdd7d
@@ -368,7 +436,9 @@ def zipped(files: dict[str, bytes]) -> bytes:
     with zipfile.ZipFile(buffer, 'w', zipfile.ZIP_DEFLATED, compresslevel=6) as z:
         for name, inside in sorted(files.items()):
             member = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-            member.create_system, member.external_attr, member.compress_type = 3, 0o100644 << 16, zipfile.ZIP_DEFLATED
+            member.create_system = 3
+            member.external_attr = 0o100644 << 16
+            member.compress_type = zipfile.ZIP_DEFLATED
             z.writestr(member, inside)
     return buffer.getvalue()
 
@@ -376,16 +446,20 @@ def zipped(files: dict[str, bytes]) -> bytes:
 def bundle(profile: str, path=None) -> tuple[Path, list[str]]:
     "Write the bundle of `profile` to `path`; returns the path, and notes on single artefacts."
     path = Path(path or output_root() / f'llmrec-{profile}.zip').resolve()
-    if path.is_dir(): raise LlmrecError(f'{path} is a folder; name a file, for example {path / f"llmrec-{profile}.zip"}.')
+    if path.is_dir():
+        raise LlmrecError(f'{path} is a folder; name a file, for example {path / f"llmrec-{profile}.zip"}.')
     artefacts, files = collect(profile)
     return write_atomic(path, zipped(files)), notes(artefacts, files, profile)
 
 # %% ../../nbs/99_bundle.ipynb #bc1c2072
 def parse(argv=None) -> argparse.Namespace:
     "The command line of `llmrec_bundle`."
-    p = argparse.ArgumentParser('llmrec_bundle', description='Write one zip with the tables, figures, records, notebooks and provenance of a profile.')
-    p.add_argument('--profile', default='miniature', help='a file of profiles/ without .yaml (default: miniature)')
-    p.add_argument('-o', '--output', metavar='FILE.zip', help='the file to write (default: llmrec-<profile>.zip)')
+    p = argparse.ArgumentParser('llmrec_bundle', description='Write one zip with the tables, figures, '
+                                'records, notebooks and provenance of a profile.')
+    p.add_argument('--profile', default='miniature',
+                   help='a file of profiles/ without .yaml (default: miniature)')
+    p.add_argument('-o', '--output', metavar='FILE.zip',
+                   help='the file to write (default: llmrec-<profile>.zip)')
     return p.parse_args(argv)
 
 # %% ../../nbs/99_bundle.ipynb #136fc8e0
@@ -393,6 +467,8 @@ def main(argv=None) -> int:
     "Entry point of `llmrec_bundle`; a complaint is one sentence on standard error and exit status 1."
     args = parse(argv)
     try: path, said = bundle(args.profile, args.output)
-    except LlmrecError as e: print(f'llmrec_bundle: {e}', file=sys.stderr); return 1
+    except LlmrecError as e:
+        print(f'llmrec_bundle: {e}', file=sys.stderr)
+        return 1
     print('\n'.join([*said, f'profile {args.profile}: {path} ({path.stat().st_size / 1e6:.1f} MB)']))
     return 0

@@ -56,7 +56,8 @@ from ..data.datasets import DATASETS, OWN, absolute, dataset_checksum, info_of, 
 from ..data.own import OwnData, load_own
 from ..data.yesno import YESNO_DATASETS, yesno_checksum
 from ..runs.grid import connect
-from ..paths import LlmrecError, base_profile, below, figures_dir, json_or_none, known, output_root, records_dir
+from ..paths import (LlmrecError, base_profile, below, figures_dir, json_or_none, known,
+                          output_root, records_dir)
 from ..paths import redacted, root, secret_values
 from ..runs.records import lock, provenance, records_of, sweep, write_atomic
 
@@ -73,11 +74,15 @@ def manifest() -> dict:
     path = root() / 'artefacts.yaml'
     try: found = read_yaml(path)
     except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
-        raise LlmrecError(f'{path} cannot be read ({" ".join(str(e).split())[:200]}); get it again from the repository.') from None
-    if not isinstance(found, dict): raise LlmrecError(f'{path} must hold a line "paper/artefact: notebook.ipynb" for each artefact.')
+        raise LlmrecError(f'{path} cannot be read ({" ".join(str(e).split())[:200]}); get it again from the '
+                          'repository.') from None
+    if not isinstance(found, dict):
+        raise LlmrecError(f'{path} must hold a line "paper/artefact: notebook.ipynb" for each artefact.')
     for name, notebook in found.items():
-        if not (isinstance(name, str) and isinstance(notebook, str) and name.count('/') == 1 and notebook.endswith('.ipynb')):
-            raise LlmrecError(f'{path}: {name!r}: {notebook!r} does not name an artefact and its notebook, as "paper/artefact: notebook.ipynb".')
+        if not (isinstance(name, str) and isinstance(notebook, str) and name.count('/') == 1
+                and notebook.endswith('.ipynb')):
+            raise LlmrecError(f'{path}: {name!r}: {notebook!r} does not name an artefact and its notebook, '
+                              'as "paper/artefact: notebook.ipynb".')
     return found
 
 def chosen(names: list) -> list:
@@ -89,7 +94,9 @@ def chosen(names: list) -> list:
     return [full(name) for name in names] or every
 
 # %% ../../nbs/97_reproduce.ipynb #6c3a8e6d
-SECTIONS = {'about': str, 'data': dict, 'parameters': dict, 'papers': dict, 'artefacts': dict, 'without': dict}  # of a profile
+# of a profile
+SECTIONS = {'about': str, 'data': dict, 'parameters': dict, 'papers': dict, 'artefacts': dict,
+            'without': dict}
 
 def profiles() -> list[str]: return sorted(p.stem for p in (root() / 'profiles').glob('*.yaml'))
 
@@ -97,18 +104,22 @@ def mapping(value, where: str) -> dict:
     "`value` when it is a mapping with names for keys, {} when it is nothing; an `LlmrecError` for anything else."
     if value is None: return {}
     if not isinstance(value, dict):
-        raise LlmrecError(f'{where} must hold names and values (name: value), got {type(value).__name__} {str(value)[:40]!r}.')
+        raise LlmrecError(f'{where} must hold names and values (name: value), got {type(value).__name__} '
+                          f'{str(value)[:40]!r}.')
     for name in value:
-        if not isinstance(name, str): raise LlmrecError(f'{where}: {name!r} is no name; write a word before the colon.')
+        if not isinstance(name, str):
+            raise LlmrecError(f'{where}: {name!r} is no name; write a word before the colon.')
     return value
 
 def plain(value, where: str, secrets: list | None = None):
     "`value` when it is made of texts, numbers, true, false, null, lists and mappings; an `LlmrecError` for dates and the like."
     secrets = secret_values() if secrets is None else secrets
-    if isinstance(value, dict): return {k: plain(v, f'{where}.{k}', secrets) for k, v in mapping(value, where).items()}
+    if isinstance(value, dict):
+        return {k: plain(v, f'{where}.{k}', secrets) for k, v in mapping(value, where).items()}
     if isinstance(value, list): return [plain(v, where, secrets) for v in value]
     if isinstance(value, str) and redacted(value, named=secrets) != value:
-        raise LlmrecError(f'{where} holds a password or a key, which would be written into everything that is made; '
+        raise LlmrecError(f'{where} holds a password or a key, which would be written into everything that '
+                          'is made; '
                           'set an environment variable instead, and name that (for an endpoint: key_env).')
     if value is None or isinstance(value, (str, int, float, bool)): return value
     raise LlmrecError(f'{where} is a {type(value).__name__} ({value}); put it in quotes if text is meant.')
@@ -122,7 +133,8 @@ def load_profile(name: str) -> dict:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
         raise LlmrecError(f'{path} is not valid YAML in UTF-8: {" ".join(str(e).split())}.') from None
     try: profile = plain(profile, path.name)
-    except RecursionError: raise LlmrecError(f'{path} holds an anchor that contains itself; write the values out.') from None
+    except RecursionError:
+        raise LlmrecError(f'{path} holds an anchor that contains itself; write the values out.') from None
     for key in profile: known(f'section in {path.name}', key, SECTIONS)
     for key in ('data', 'parameters', 'papers', 'artefacts', 'without'):
         profile[key] = mapping(profile.get(key), f'{path.name}, {key}')
@@ -132,7 +144,8 @@ def load_profile(name: str) -> dict:
     for artefact, why in profile['without'].items():
         known(f'artefact in {path.name}', artefact, list(manifest()))
         if not isinstance(why, str) or not why.strip():
-            raise LlmrecError(f"{path.name}, without, {artefact}: say in words why this profile leaves it out.")
+            raise LlmrecError(f"{path.name}, without, {artefact}: say in words why this profile "
+                              "leaves it out.")
     for paper, values in profile['papers'].items():
         known(f'paper in {path.name}', paper, [a.split('/')[0] for a in manifest()])
         profile['papers'][paper] = mapping(values, f'{path.name}, {paper}')
@@ -144,8 +157,11 @@ def own_of(profile: str) -> list[OwnData]:
     where, out = f'{base_profile(profile)}.yaml, data', []
     for name, values in load_profile(profile)['data'].items():
         values = mapping(values, f'{where}, {name}')
-        if 'interactions' not in values: raise LlmrecError(f"{where}, {name}: name a file of interactions (interactions: log.csv).")
-        try: out.append(absolute(from_dict(OwnData, {k: v for k, v in values.items() if k != 'name'} | dict(name=name)), root()))
+        if 'interactions' not in values:
+            raise LlmrecError(f"{where}, {name}: name a file of interactions (interactions: log.csv).")
+        try:
+            out.append(absolute(from_dict(OwnData, {k: v for k, v in values.items() if k != 'name'}
+                                          | dict(name=name)), root()))
         except LlmrecError as e: raise LlmrecError(f'{where}, {name}: {e}') from None
     return out
 
@@ -160,8 +176,9 @@ def check_own_data(names) -> list[str]:
         data, read = load_own(own)
         short = [u for u, n in zip(data.indexed.users, data.indexed.sequences.lengths) if n < 3]
         if short:
-            raise LlmrecError(f'{len(short)} of {read.users} users of {own.name} have fewer than three interactions (user {short[0]!r}), and the '
-                              'split needs three: one each to learn from, to validate and to test; set core to 3 or more.')
+            raise LlmrecError(f'{len(short)} of {read.users} users of {own.name} have fewer than three '
+                              f'interactions (user {short[0]!r}), and the split needs three: one each to '
+                              'learn from, to validate and to test; set core to 3 or more.')
         said.append(f'{own.name} ({info_of(own).label}, {own.interactions}): {read}')
     return said
 
@@ -174,21 +191,26 @@ def read_notebook(path: Path):    # a notebook of nbformat
         return nbformat.reads(text, as_version=4)
     except Exception as e:    # whatever nbformat and its schema complain of
         why = ' '.join(str(e).split())[:120]
-        raise LlmrecError(f'{path} cannot be read as a notebook ({why}); repair it, or get it again from the repository.') from None
+        raise LlmrecError(f'{path} cannot be read as a notebook ({why}); repair it, or get it again from the '
+                          'repository.') from None
 
 def notebook_parameters(notebook: str) -> dict:
     "The notebook's parameters and their default values as source text."
     read_notebook(root() / 'nbs' / notebook)
     found = papermill.inspect_notebook(str(root() / 'nbs' / notebook))
-    if not found: raise LlmrecError(f'nbs/{notebook} has no cell tagged "parameters"; tag it again (nbdev_clean removes tags unless settings.ini allows them).')
+    if not found:
+        raise LlmrecError(f'nbs/{notebook} has no cell tagged "parameters"; tag it again (nbdev_clean '
+                          'removes tags unless settings.ini allows them).')
     return {name: p['default'] for name, p in found.items()}
 
 # %% ../../nbs/97_reproduce.ipynb #a72af998
-NEVER_EMPTY = ('datasets', 'methods', 'seeds', 'ks', 'llm_ks', 'llm_seeds', 'variants')  # lists with something to run
+# lists with something to run
+NEVER_EMPTY = ('datasets', 'methods', 'seeds', 'ks', 'llm_ks', 'llm_seeds', 'variants')
 
 def kind_of(value) -> str:
     "What a parameter's value is, in the words of a complaint."
-    names = {bool: 'true or false', int: 'a number', float: 'a number', str: 'text', list: 'a list', tuple: 'a list', dict: 'a mapping'}
+    names = {bool: 'true or false', int: 'a number', float: 'a number', str: 'text', list: 'a list',
+             tuple: 'a list', dict: 'a mapping'}
     return names.get(type(value), type(value).__name__)
 
 def check_kinds(values: dict, defaults: dict, where: str) -> None:
@@ -198,7 +220,8 @@ def check_kinds(values: dict, defaults: dict, where: str) -> None:
         if default is None or value is None: continue
         if kind_of(value) != kind_of(default):
             hint = f' Write [{value}].' if kind_of(default) == 'a list' else ''
-            raise LlmrecError(f"Parameter '{name}' of {where} must be {kind_of(default)}, got {kind_of(value)}: {value!r}.{hint}")
+            raise LlmrecError(f"Parameter '{name}' of {where} must be {kind_of(default)}, got "
+                              f"{kind_of(value)}: {value!r}.{hint}")
         if name in NEVER_EMPTY and default and not value:
             raise LlmrecError(f"Parameter '{name}' of {where} is empty; name at least one.")
 
@@ -209,7 +232,9 @@ def change_entry(values: dict, defaults: dict, name: str, value) -> None:
     inside = values[outer] = copy.deepcopy(values.get(outer, ast.literal_eval(defaults[outer])))
     for step in [None, *path]:
         if step is not None: inside = inside.setdefault(step, {}) if isinstance(inside, dict) else None
-        if not isinstance(inside, dict): raise LlmrecError(f"'{name}' changes an entry of a mapping, and '{outer}' has none there; give the whole value, {outer}=VALUE.")
+        if not isinstance(inside, dict):
+            raise LlmrecError(f"'{name}' changes an entry of a mapping, and '{outer}' has none there; give "
+                              f"the whole value, {outer}=VALUE.")
     inside[last] = value
 
 def parameters(
@@ -232,7 +257,8 @@ def parameters(
 
 def check_names(names, artefacts: list, where: str) -> None:
     "Every parameter named must exist in at least one of the notebooks."
-    if 'profile' in names: raise LlmrecError(f"'profile' {where} is no parameter that can be changed; say --profile NAME.")
+    if 'profile' in names:
+        raise LlmrecError(f"'profile' {where} is no parameter that can be changed; say --profile NAME.")
     have = list(dict.fromkeys(p for a in artefacts for p in notebook_parameters(manifest()[a])))
     for name in names: known(f'parameter {where}', name.split('.')[0], have)
 
@@ -247,13 +273,16 @@ def load_variant(profile: str) -> dict:
     known('profile', base_profile(profile), profiles())
     path = variant_path(profile)
     if not path.is_file():
-        raise LlmrecError(f'There is no variant {profile} in {path.parent.parent}; llmrec_reproduce makes one with --profile {base_profile(profile)} and -p.')
+        raise LlmrecError(f'There is no variant {profile} in {path.parent.parent}; llmrec_reproduce makes '
+                          f'one with --profile {base_profile(profile)} and -p.')
     try: return mapping(read_yaml(path), str(path))
-    except (yaml.YAMLError, UnicodeDecodeError): raise LlmrecError(f'{path} is not valid YAML; make the variant anew under another name.') from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise LlmrecError(f'{path} is not valid YAML; make the variant anew under another name.') from None
 
 def variant_name(given: dict) -> str:
     "A name for changes: their text where it is short, else a fingerprint."
-    text = '-'.join(f'{k}={v}' if isinstance(v, str) else f'{k}={canonical(v)}' for k, v in sorted(given.items()))
+    text = '-'.join(f'{k}={v}' if isinstance(v, str) else f'{k}={canonical(v)}'
+                    for k, v in sorted(given.items()))
     slug = re.sub('[^A-Za-z0-9.]+', '-', text).strip('-')
     return slug if len(slug) <= 40 else digest(given, length=8)
 
@@ -268,9 +297,12 @@ def variant(profile: str, given: dict, name: str = '') -> tuple[str, dict]:
     if not given or variant_path(full).is_file():
         kept = load_variant(full)
         if given and canonical(kept) != canonical(given):
-            raise LlmrecError(f'{full} is there already and changes {canonical(kept)}; give these changes another name with --variant.')
+            raise LlmrecError(f'{full} is there already and changes {canonical(kept)}; give these changes '
+                              'another name with --variant.')
         return full, kept
-    if '+' in profile: raise LlmrecError(f'There is no variant {profile}; make it with --profile {base_profile(profile)} --variant {profile.partition("+")[2]}.')
+    if '+' in profile:
+        raise LlmrecError(f'There is no variant {profile}; make it with --profile {base_profile(profile)} '
+                          f'--variant {profile.partition("+")[2]}.')
     return full, given
 
 # %% ../../nbs/97_reproduce.ipynb #dcffad77
@@ -279,7 +311,8 @@ def code_of(text: str) -> str:
     try: tree = ast.parse(text)
     except SyntaxError: return text
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node) is not None:
+        may = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        if may and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)
 
@@ -321,28 +354,35 @@ def data_used(values: dict) -> dict[str, str]:
     "Name -> checksum of the datasets that the parameters name, and of the papers' printed numbers."
     named = [n for v in values.values() for n in (v if isinstance(v, list) else [v]) if isinstance(n, str)]
     printed = sorted((root() / 'data' / 'paper_numbers').glob('*.csv'))
-    def content(n): return dataset_checksum(n) if n not in registered() else f'{dataset_checksum(n)} as {DATASETS[n].label}'
-    return ({n: content(n) for n in named if n in DATASETS} | {f'yes/no {n}': yesno_checksum(n) for n in named if n in YESNO_DATASETS}
+    def content(n):
+        return (dataset_checksum(n) if n not in registered()
+                else f'{dataset_checksum(n)} as {DATASETS[n].label}')
+    return ({n: content(n) for n in named if n in DATASETS}
+            | {f'yes/no {n}': yesno_checksum(n) for n in named if n in YESNO_DATASETS}
             | {'paper numbers': digest([p.read_text(encoding='utf-8') for p in printed])})
 
 def inputs(artefact: str, values: dict) -> dict:
     "Fingerprints of all that determines `artefact` but the records: notebook, parameters, library, data."
     cells = read_notebook(root() / 'nbs' / manifest()[artefact]).cells
     code = [code_of(c.source) for c in cells if c.cell_type == 'code']
-    return dict(notebook=digest(code), parameters=digest(values), library=library_used('\n'.join(code)), data=data_used(values))
+    return dict(notebook=digest(code), parameters=digest(values), library=library_used('\n'.join(code)),
+                data=data_used(values))
 
 # %% ../../nbs/97_reproduce.ipynb #4bd0eb10
 def check_datasets(artefact: str, values: dict) -> None:
     "An `LlmrecError` for a dataset that is none, with the near miss, and for a ranker that would have no titles to read."
     every = dict.fromkeys([*DATASETS, *YESNO_DATASETS])
     for key in ('dataset', 'datasets', 'ranker_datasets', 'llm_tests'):
-        for name in values[key] if isinstance(values.get(key), list) else [values[key]] if key in values else []:
+        named = values[key] if isinstance(values.get(key), list) else [values[key]] if key in values else []
+        for name in named:
             known(f"dataset in '{key}' of {artefact}", name, every)
             if key == 'ranker_datasets' and name in DATASETS and not DATASETS[name].titled:
-                raise LlmrecError(f"A language model ranks titles, and {name} has none; name their column, or leave it out of '{key}'.")
+                raise LlmrecError(f"A language model ranks titles, and {name} has none; name their column, "
+                                  f"or leave it out of '{key}'.")
 
 # %% ../../nbs/97_reproduce.ipynb #ba832233
-STAMP = dict(parameters=dict, records=dict, files=dict, failed=dict, runs=dict, seconds=(int, float), notebook=str)
+STAMP = dict(parameters=dict, records=dict, files=dict, failed=dict, runs=dict, seconds=(int, float),
+             notebook=str)
 INPUTS = dict(notebook='', parameters='', library={}, data={})
 
 def stamp_path(artefact: str, profile: str) -> Path:
@@ -352,10 +392,13 @@ def stamp_path(artefact: str, profile: str) -> Path:
 def load_stamp(artefact: str, profile: str) -> dict | None:
     "The stamp of an artefact; None when there is none that can be read. One of an older llmrec may lack fields."
     stamp = json_or_none(stamp_path(artefact, profile))
-    if stamp is None or any(name in stamp and not isinstance(stamp[name], kind) for name, kind in STAMP.items()): return None
+    if stamp is None or any(name in stamp and not isinstance(stamp[name], kind)
+                            for name, kind in STAMP.items()):
+        return None
     if 'records' not in stamp: return stamp
     inner = stamp.get('inputs')
-    whole = isinstance(inner, dict) and all(isinstance(inner.get(name), type(value)) for name, value in INPUTS.items())
+    whole = isinstance(inner, dict) and all(isinstance(inner.get(name), type(value))
+                                            for name, value in INPUTS.items())
     return stamp if whole else None
 
 def sha256(path: Path) -> str | None:
@@ -365,24 +408,30 @@ def sha256(path: Path) -> str | None:
 def outputs(artefact: str, profile: str) -> dict:
     "The artefact's files and their checksums."
     stamp = stamp_path(artefact, profile)
-    return {p.name: sha256(p) for p in sorted(stamp.parent.glob(f'{stamp.stem}.*')) if p != stamp and '.tmp-' not in p.name}
+    return {p.name: sha256(p) for p in sorted(stamp.parent.glob(f'{stamp.stem}.*'))
+            if p != stamp and '.tmp-' not in p.name}
 
 # %% ../../nbs/97_reproduce.ipynb #f52037ac
 def changes(what: str, was: dict, now: dict) -> list[str]:
     "A sentence that names what differs between `was` and `now`; nothing when nothing does."
     names = [n for n in dict.fromkeys([*was, *now]) if was.get(n) != now.get(n)]
-    return [f"{what} changed: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"] if names else []
+    return ([f"{what} changed: "
+             f"{', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"]
+            if names else [])
 
 def reasons(artefact: str, profile: str, values: dict) -> list[str]:
     "Why the artefact has to be made; nothing when it is fresh."
     stamp = load_stamp(artefact, profile)
     if stamp is None: return ['it has not been made here']
     was, now = stamp.get('inputs'), inputs(artefact, values)
-    if any(name not in stamp for name in ('records', 'parameters', 'files')): return ['it was made by an older llmrec']
+    if any(name not in stamp for name in ('records', 'parameters', 'files')):
+        return ['it was made by an older llmrec']
     records = {name: sha256(records_of(profile) / f'{name}.json') for name in stamp['records']}
     out = [] if was['notebook'] == now['notebook'] else [f'nbs/{manifest()[artefact]} changed']
-    for what, before, after in (('parameters', stamp['parameters'], json.loads(json.dumps(values))), ('library', was['library'], now['library']),
-                                ('data', was['data'], now['data']), ('records', stamp['records'], records), ('files', stamp['files'], outputs(artefact, profile))):
+    for what, before, after in (('parameters', stamp['parameters'], json.loads(json.dumps(values))),
+                                ('library', was['library'], now['library']),
+                                ('data', was['data'], now['data']), ('records', stamp['records'], records),
+                                ('files', stamp['files'], outputs(artefact, profile))):
         out += changes(what, before, after)
     return out + [f'{name} failed: {said}' for name, said in stamp.get('failed', {}).items()]
 
@@ -391,14 +440,17 @@ def executed_path(artefact: str, profile: str) -> Path:
     "Where the executed notebook is kept."
     return output_root() / 'figures' / 'executed' / profile / f"{artefact.replace('/', '-')}.ipynb"
 
-def failure_path(artefact: str, profile: str) -> Path: return executed_path(artefact, profile).with_suffix('.failed.txt')
+def failure_path(artefact: str, profile: str) -> Path:
+    return executed_path(artefact, profile).with_suffix('.failed.txt')
 
 def state(artefact: str, profile: str, values: dict) -> tuple[str, list[str]]:
     "'missing', 'stale', 'failed' or 'fresh', and why."
     failed, why = failure_path(artefact, profile), reasons(artefact, profile, values)
     if failed.exists(): return 'failed', [failed.read_text(encoding='utf-8').strip()]
     stamp = load_stamp(artefact, profile)
-    if stamp is None: return ('stale', ['its stamp cannot be read']) if stamp_path(artefact, profile).exists() else ('missing', why)
+    if stamp is None:
+        return (('stale', ['its stamp cannot be read']) if stamp_path(artefact, profile).exists()
+                else ('missing', why))
     return 'failed' if stamp.get('failed') else 'stale' if why else 'fresh', why
 
 # %% ../../nbs/97_reproduce.ipynb #3632fc87
@@ -409,12 +461,14 @@ class QuietKernel(AsyncKernelManager):
     def end_processes(self):
         group = getattr(self.provisioner, 'pgid', None)    # None where it could not be started
         if not group: return
-        with contextlib.suppress(ProcessLookupError): os.killpg(group, signal.SIGTERM)    # joblib's tracker does not heed it and cleans up
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGTERM)    # joblib's tracker does not heed it and cleans up
 
     async def gone(self):
         while await self.is_alive(): await asyncio.sleep(.01)
 
-    async def shutdown_kernel(self, now: bool = False, restart: bool = False):    # asked to go, a kernel waits for that tracker, which waits for it
+    # asked to go, a kernel waits for that tracker, which waits for it
+    async def shutdown_kernel(self, now: bool = False, restart: bool = False):
         self.end_processes()
         with contextlib.suppress(TimeoutError): await asyncio.wait_for(self.gone(), 2)
         if await self.is_alive(): await super().shutdown_kernel(now=True)
@@ -436,23 +490,30 @@ def run_notebook(artefact: str, values: dict, executed: Path) -> None:
     for old in executed.parent.glob(f'{executed.stem}.tmp-*'): old.unlink()    # of a command that was killed
     aside = executed.with_name(f'{executed.stem}.tmp-{os.getpid()}.ipynb')
     try:
-        papermill.execute_notebook(str(root() / 'nbs' / manifest()[artefact]), str(aside), values, kernel_name='python3', cwd=str(root() / 'nbs'),
+        papermill.execute_notebook(str(root() / 'nbs' / manifest()[artefact]), str(aside), values,
+                                   kernel_name='python3', cwd=str(root() / 'nbs'),
                                    progress_bar=False, log_output=False, kernel_manager_class=QuietKernel)
     except PapermillExecutionError as e:
         said = redacted(' '.join(e.evalue.split()))
-        raise LlmrecError(said if e.ename in ('LlmrecError', 'RunFailed') else f'{e.ename}: {said[:300]} (see {executed})') from None
+        raise LlmrecError(said if e.ename in ('LlmrecError', 'RunFailed')
+                          else f'{e.ename}: {said[:300]} (see {executed})') from None
     except DeadKernelError:
-        raise LlmrecError(f'the process of the notebook died, perhaps for lack of memory; finished runs are kept (see {executed}).') from None
-    except OSError as e: raise LlmrecError(f'{executed.parent} cannot be written ({e.strerror}); make room or choose another folder with LLMREC_OUT.') from None
+        raise LlmrecError('the process of the notebook died, perhaps for lack of memory; finished runs are '
+                          f'kept (see {executed}).') from None
+    except OSError as e:
+        raise LlmrecError(f'{executed.parent} cannot be written ({e.strerror}); make room or choose another '
+                          'folder with LLMREC_OUT.') from None
     finally:
         with contextlib.suppress(OSError): keep_executed(aside, executed)
 
 # %% ../../nbs/97_reproduce.ipynb #b44713fc
-def events_path(artefact: str, profile: str) -> Path: return executed_path(artefact, profile).with_suffix('.events.jsonl')
+def events_path(artefact: str, profile: str) -> Path:
+    return executed_path(artefact, profile).with_suffix('.events.jsonl')
 
 def happened(artefact: str, profile: str) -> dict:
     "What the process of an artefact's notebook has reported so far."
-    out, path = dict(records={}, planned=0, finished=0, computed=0, seconds=0., failed={}, notes=[]), events_path(artefact, profile)
+    out = dict(records={}, planned=0, finished=0, computed=0, seconds=0., failed={}, notes=[])
+    path = events_path(artefact, profile)
     for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):    # the last line may still be being written
             event = json.loads(line)
@@ -469,18 +530,25 @@ def happened(artefact: str, profile: str) -> dict:
 def write_stamp(artefact: str, profile: str, values: dict, seconds: float) -> dict:
     "Write the stamp of an artefact whose notebook has just been executed; returns what happened."
     files, told = outputs(artefact, profile), happened(artefact, profile)
-    if not files: raise LlmrecError(f'nbs/{manifest()[artefact]} ran but wrote no {stamp_path(artefact, profile).stem}.* file.')
-    what = dict(artefact=artefact, notebook=manifest()[artefact], parameters=values, inputs=inputs(artefact, values), files=files, records=told['records'],
-                failed=told['failed'], runs=dict(computed=told['computed'], seconds=round(told['seconds'], 1)))
+    if not files:
+        raise LlmrecError(f'nbs/{manifest()[artefact]} ran but wrote no '
+                          f'{stamp_path(artefact, profile).stem}.* file.')
+    what = dict(artefact=artefact, notebook=manifest()[artefact], parameters=values,
+                inputs=inputs(artefact, values), files=files, records=told['records'],
+                failed=told['failed'],
+                runs=dict(computed=told['computed'], seconds=round(told['seconds'], 1)))
     how = provenance({}) | dict(seconds=seconds)
     write_atomic(stamp_path(artefact, profile), json.dumps(how | what, indent=1, sort_keys=True) + '\n')
     return told
 
 def execute(artefact: str, profile: str, values: dict, force: bool = False) -> dict:
     "Make an artefact; what happened, with the seconds. One that another command has made meanwhile is left alone."
-    start, executed, failed = time.perf_counter(), executed_path(artefact, profile), failure_path(artefact, profile)
+    start = time.perf_counter()
+    executed = executed_path(artefact, profile)
+    failed = failure_path(artefact, profile)
     with lock(executed):
-        if not force and state(artefact, profile, values)[0] == 'fresh': return happened(artefact, profile) | dict(seconds=0.)
+        if not force and state(artefact, profile, values)[0] == 'fresh':
+            return happened(artefact, profile) | dict(seconds=0.)
         os.environ['LLMREC_EVENTS'] = str(write_atomic(events_path(artefact, profile), ''))
         sweep(stamp_path(artefact, profile))
         try:
@@ -511,17 +579,22 @@ def pool(jobs: int, notebooks: int, scheduler: str = '') -> Iterator[dict]:
         return
     import dask    # here, because it takes a second
     from distributed import LocalCluster
-    logging.getLogger('bitsandbytes').setLevel(logging.ERROR)    # the scheduler, in this process, imports what the runs need
+    # the scheduler, in this process, imports what the runs need
+    logging.getLogger('bitsandbytes').setLevel(logging.ERROR)
     quiet = dict(OMP_NUM_THREADS='1', LLMREC_WORKER_LOG=os.devnull)
-    lean = {'distributed.nanny.pre-spawn-environ': {},    # by default Dask gives memory back so eagerly that torch spends a third of its time getting it again
-            'distributed.worker.profile.enabled': False}  # and nobody needs a look at the workers a hundred times a second
-    with dask.config.set(lean), LocalCluster(n_workers=0, threads_per_worker=1, memory_limit=0, dashboard_address='127.0.0.1:0', silence_logs=logging.CRITICAL,
-                      preload='llmrec.runs.grid', env=quiet) as cluster:
+    # By default Dask gives memory back so eagerly that torch spends a third of its time getting it again,
+    # and it looks at the workers a hundred times a second.
+    lean = {'distributed.nanny.pre-spawn-environ': {}, 'distributed.worker.profile.enabled': False}
+    with dask.config.set(lean), LocalCluster(n_workers=0, threads_per_worker=1, memory_limit=0,
+                                             dashboard_address='127.0.0.1:0', silence_logs=logging.CRITICAL,
+                                             preload='llmrec.runs.grid', env=quiet) as cluster:
         cluster.scale(jobs)    # the workers start while the notebooks do
-        yield dict(LLMREC_SCHEDULER=cluster.scheduler_address, LLMREC_JOBS=str(jobs), OMP_NUM_THREADS='1')    # what notebooks compute themselves stands beside the workers
+        # what notebooks compute themselves stands beside the workers
+        yield dict(LLMREC_SCHEDULER=cluster.scheduler_address, LLMREC_JOBS=str(jobs), OMP_NUM_THREADS='1')
 
 # %% ../../nbs/97_reproduce.ipynb #fe9fdc51
-def in_process(artefact: str, profile: str, values: dict, force: bool, environment: dict, command: int) -> tuple:
+def in_process(artefact: str, profile: str, values: dict, force: bool, environment: dict,
+               command: int) -> tuple:
     "Make an artefact in this process for the process `command`; (name, what happened or None, the error or '')."
     if command != os.getpid(): end_with(command)
     os.environ |= environment
@@ -530,21 +603,26 @@ def in_process(artefact: str, profile: str, values: dict, force: bool, environme
 
 def side_by_side(plan: dict, profile: str, jobs: int, force: bool, environment: dict):
     "Make the artefacts of `plan`, each with its parameters; yields (name, what happened, error) as they finish."
-    calls = (joblib.delayed(in_process)(a, profile, values, force, environment, os.getpid()) for a, values in plan.items())
+    calls = (joblib.delayed(in_process)(a, profile, values, force, environment, os.getpid())
+             for a, values in plan.items())
     together = jobs + 1 if 'LLMREC_SCHEDULER' in environment else 1
-    return joblib.Parallel(n_jobs=max(1, min(together, len(plan))), return_as='generator_unordered', batch_size=1)(calls)
+    return joblib.Parallel(n_jobs=max(1, min(together, len(plan))), return_as='generator_unordered',
+                           batch_size=1)(calls)
 
 # %% ../../nbs/97_reproduce.ipynb #31b02f13
 def minutes(seconds: float) -> str:
     "A duration for a person."
-    return f'{seconds:.0f} s' if seconds < 90 else f'{seconds / 60:.0f} min' if seconds < 5400 else f'{seconds / 3600:.1f} h'
+    return (f'{seconds:.0f} s' if seconds < 90 else f'{seconds / 60:.0f} min' if seconds < 5400
+            else f'{seconds / 3600:.1f} h')
 
 def left(told: dict, profile: str) -> tuple[int, int, float]:
     "Runs planned, runs finished, and an estimate of the seconds of work that are left; `told` has what happened for each artefact."
-    planned, finished, seconds = (sum(t[k] for t in told.values()) for k in ('planned', 'finished', 'seconds'))
+    planned, finished, seconds = (sum(t[k] for t in told.values())
+                                  for k in ('planned', 'finished', 'seconds'))
     not_begun = [a for a, t in told.items() if not t['planned'] and not t['records']]
     before = sum((load_stamp(a, profile) or {}).get('seconds', 0) for a in not_begun)
-    return planned, finished, before + (planned - finished) * seconds / max(1, sum(t['computed'] for t in told.values()))
+    each = seconds / max(1, sum(t['computed'] for t in told.values()))
+    return planned, finished, before + (planned - finished) * each
 
 # %% ../../nbs/97_reproduce.ipynb #e0e85e5f
 @contextlib.contextmanager
@@ -557,32 +635,46 @@ def progress(todo: list, profile: str, jobs: int) -> Iterator[dict]:
             total, n, seconds = left({a: made.get(a) or happened(a, profile) for a in todo}, profile)
             if total != bar.total:
                 start = bar.start_t
-                bar.reset(total); bar.start_t = start    # the widget of a notebook learns of a new total by this only
+                bar.reset(total)
+                bar.start_t = start    # the widget of a notebook learns of a new total by this only
             bar.n = n
             bar.set_description(f'{len(made)}/{len(todo)} artefacts', refresh=False)
             bar.set_postfix_str(f'about {minutes(seconds / jobs)} left' if seconds else '')
     if not bar.disable: threading.Thread(target=show, daemon=True).start()
     try: yield made
     finally:
-        end.set(); bar.close()
+        end.set()
+        bar.close()
 
 # %% ../../nbs/97_reproduce.ipynb #452d1914
 def parse(argv=None) -> argparse.Namespace:
     "The command line of `llmrec_reproduce`."
-    p = argparse.ArgumentParser('llmrec_reproduce', description='Execute the result notebooks and write tables and figures to figures/<profile>/.',
-                                epilog='Exit status: 0 all is made; 1 a complaint before anything ran; 3 something failed while running; 130 interrupted.')
-    p.add_argument('artefacts', nargs='*', metavar='ARTEFACT', help="e.g. llamarec/table1; all when none is named")
-    p.add_argument('--profile', default='miniature', help='a file of profiles/ without .yaml (default: miniature)')
+    p = argparse.ArgumentParser('llmrec_reproduce', description='Execute the result notebooks and write '
+                                'tables and figures to figures/<profile>/.',
+                                epilog='Exit status: 0 all is made; 1 a complaint before anything ran; 3 '
+                                'something failed while running; 130 interrupted.')
+    p.add_argument('artefacts', nargs='*', metavar='ARTEFACT',
+                   help="e.g. llamarec/table1; all when none is named")
+    p.add_argument('--profile', default='miniature',
+                   help='a file of profiles/ without .yaml (default: miniature)')
     p.add_argument('-p', '--parameter', '--change', action='append', default=[], metavar='NAME=VALUE',
-                   help='change a parameter, or with NAME.ENTRY an entry of one; VALUE is YAML. The results are a variant, figures/<profile>+<name>/')
-    p.add_argument('--variant', default='', metavar='NAME', help='a name for what -p changes (default: made from it), or one that is there')
-    p.add_argument('--only', action='append', default=[], metavar='WHAT', help="only artefacts like 'llamarec/*', or in a state: missing, stale, failed")
-    p.add_argument('--jobs', type=int, default=os.cpu_count(), help='runs and notebooks at a time (default: one a core)')
-    p.add_argument('--scheduler', default='', metavar='ADDRESS', help='a Dask scheduler (tcp://…) whose workers compute the runs')
-    p.add_argument('--force', action='store_true', help='execute notebooks even when nothing changed; records are still not recomputed')
+                   help='change a parameter, or with NAME.ENTRY an entry of one; VALUE is YAML. The results '
+                   'are a variant, figures/<profile>+<name>/')
+    p.add_argument('--variant', default='', metavar='NAME',
+                   help='a name for what -p changes (default: made from it), or one that is there')
+    p.add_argument('--only', action='append', default=[], metavar='WHAT',
+                   help="only artefacts like 'llamarec/*', or in a state: missing, stale, failed")
+    p.add_argument('--jobs', type=int, default=os.cpu_count(),
+                   help='runs and notebooks at a time (default: one a core)')
+    p.add_argument('--scheduler', default='', metavar='ADDRESS',
+                   help='a Dask scheduler (tcp://…) whose workers compute the runs')
+    p.add_argument('--force', action='store_true',
+                   help='execute notebooks even when nothing changed; records are still not recomputed')
     p.add_argument('--keep-going', action='store_true', help='when a notebook fails, go on with the others')
-    p.add_argument('--list', action='store_true', help='only say what is fresh, stale, missing or failed, and what it is made from')
-    p.add_argument('--dry-run', action='store_true', help='only say what would be made, why, and how long it took before')
+    p.add_argument('--list', action='store_true',
+                   help='only say what is fresh, stale, missing or failed, and what it is made from')
+    p.add_argument('--dry-run', action='store_true',
+                   help='only say what would be made, why, and how long it took before')
     return p.parse_args(argv)
 
 def overrides(pairs: list) -> dict:
@@ -592,7 +684,8 @@ def overrides(pairs: list) -> dict:
         name, equals, value = pair.partition('=')
         if not equals: raise LlmrecError(f"-p takes NAME=VALUE, got '{redacted(pair)}'; {example}")
         try: out[name] = plain(yaml.safe_load(value), f"-p {name}")
-        except (yaml.YAMLError, RecursionError): raise LlmrecError(f"The value in -p '{redacted(pair)}' is not valid YAML; {example}") from None
+        except (yaml.YAMLError, RecursionError):
+            raise LlmrecError(f"The value in -p '{redacted(pair)}' is not valid YAML; {example}") from None
     return out
 
 # %% ../../nbs/97_reproduce.ipynb #40f3bbfe
@@ -601,7 +694,8 @@ def check_profile(profile: str) -> None:
     values = load_profile(profile)
     check_names(values.get('parameters') or {}, list(manifest()), f'in profile {profile}')
     for paper, own in (values.get('papers') or {}).items():
-        check_names(own, [a for a in manifest() if a.startswith(f'{paper}/')], f'for {paper} in profile {profile}')
+        check_names(own, [a for a in manifest() if a.startswith(f'{paper}/')],
+                    f'for {paper} in profile {profile}')
 
 # %% ../../nbs/97_reproduce.ipynb #cb5fe464
 STATES = ('missing', 'stale', 'failed')
@@ -610,7 +704,8 @@ def wanted(names: list, states: dict, only: list) -> list:
     "The artefacts of `names` that match one of the words in `only`: a state, or a pattern of names."
     for word in only:
         if word not in STATES and not fnmatch.filter(names, word): known('artefact', word, [*STATES, *names])
-    return [a for a in names if not only or states[a][0] in only or any(fnmatch.fnmatch(a, word) for word in only)]
+    return [a for a in names
+            if not only or states[a][0] in only or any(fnmatch.fnmatch(a, word) for word in only)]
 
 def spent(artefact: str, profile: str) -> tuple[float, dict] | None:
     "Seconds of the notebook, and of each of its records that is here (name -> seconds); None where it was not made."
@@ -627,17 +722,21 @@ def cost(artefact: str, profile: str) -> str:
     if found is None:
         others = [(p, s) for p in profiles() if p != profile and (s := spent(artefact, p))]
         if not others: return 'time unknown'
-        return 'time unknown here; with profile ' + ', '.join(f'{p} {minutes(notebook + sum(seconds.values()))}' for p, (notebook, seconds) in others)
+        return ('time unknown here; with profile '
+                + ', '.join(f'{p} {minutes(notebook + sum(seconds.values()))}'
+                            for p, (notebook, seconds) in others))
     notebook, seconds = found
     records = len(load_stamp(artefact, profile)['records'])
-    return f'notebook {minutes(notebook)}' + (f', {len(seconds)} of its {records} records are here and took {minutes(sum(seconds.values()))}' if records else '')
+    return f'notebook {minutes(notebook)}' + (f', {len(seconds)} of its {records} records are here and took '
+                                              f'{minutes(sum(seconds.values()))}' if records else '')
 
 def cost_of_all(artefacts: list, profile: str) -> str:
     "What the artefacts took together, a record that several share counted once; '' where none was made before."
     found = [s for a in artefacts if (s := spent(a, profile))]
     if not found: return ''
     seconds = {name: s for _, of in found for name, s in of.items()}
-    known = f'{len(found)} of {len(artefacts)} artefacts have been made before: notebooks {minutes(sum(n for n, _ in found))}'
+    known = (f'{len(found)} of {len(artefacts)} artefacts have been made before: notebooks '
+             f'{minutes(sum(n for n, _ in found))}')
     return f'in all: {known}, {len(seconds):,} records {minutes(sum(seconds.values()))}'
 
 # %% ../../nbs/97_reproduce.ipynb #7ad765dd
@@ -668,18 +767,22 @@ def report(n: str, artefact: str, told: dict | None, error: str) -> list[str]:
     problems = [error] if error else list(told['failed'].values())
     if told:
         runs = f", {told['computed']} runs computed" if told['computed'] else ''
-        tqdm.write(f"[{n}] {artefact}: done in {told['seconds']:.0f} s{runs}{f', {len(problems)} failed' if problems else ''}", file=sys.stdout)
+        of_them = f', {len(problems)} failed' if problems else ''
+        tqdm.write(f"[{n}] {artefact}: done in {told['seconds']:.0f} s{runs}{of_them}", file=sys.stdout)
         for note in told['notes']: tqdm.write(f'    {note}', file=sys.stdout)
     else: tqdm.write(f'[{n}] {artefact}: failed', file=sys.stdout)
     sys.stdout.flush()
     return [f'{artefact}: {text}' for text in problems]
 
-def make(plan: dict, profile: str, jobs: int = 1, scheduler: str = '', force: bool = False, keep_going: bool = False) -> list[str]:
+def make(plan: dict, profile: str, jobs: int = 1, scheduler: str = '', force: bool = False,
+         keep_going: bool = False) -> list[str]:
     "Make the artefacts of `plan`, each with its parameters; returns what failed, as sentences."
-    check_writable(output_root() / 'figures' / profile, executed_path('x/x', profile).parent, records_dir(profile))
+    check_writable(output_root() / 'figures' / profile, executed_path('x/x', profile).parent,
+                   records_dir(profile))
     failed, jobs = [], jobs if scheduler else carried(jobs)
     with (pool(jobs, len(plan), scheduler) as environment, progress(list(plan), profile, jobs) as made,
-          contextlib.closing(side_by_side(plan, profile, jobs, force, environment | {OWN: os.environ.get(OWN, '')})) as results):
+          contextlib.closing(side_by_side(plan, profile, jobs, force,
+                                          environment | {OWN: os.environ.get(OWN, '')})) as results):
         for artefact, told, error in results:
             made[artefact] = told or happened(artefact, profile)
             failed += report(f'{len(made)}/{len(plan)}', artefact, told, error)
@@ -703,7 +806,8 @@ def reproduce(
     check_names(given or {}, names, 'on the command line')
     check_profile(profile)
     profile, given = variant(profile, given or {}, name)
-    for artefact, why in left_out.items(): print(f'{artefact}: not made by profile {profile}: {why}', flush=True)
+    for artefact, why in left_out.items():
+        print(f'{artefact}: not made by profile {profile}: {why}', flush=True)
     with own_data(profile): return planned(names, profile, given, only, show, force, **how)
 
 def planned(names: list, profile: str, given: dict, only, show: str, force: bool, **how) -> list[str]:
@@ -714,11 +818,13 @@ def planned(names: list, profile: str, given: dict, only, show: str, force: bool
     meant = wanted(names, states, list(only))
     todo = [a for a in meant if force or states[a][0] != 'fresh']
     for a in todo if show == 'cost' else meant:
-        print(describe(a, profile, plan[a], states[a], show) + (f', to be made by nbs/{manifest()[a]}' if a in todo and not show else ''), flush=True)
+        print(describe(a, profile, plan[a], states[a], show)
+              + (f', to be made by nbs/{manifest()[a]}' if a in todo and not show else ''), flush=True)
     if show == 'cost' and (told := cost_of_all(todo, profile)): print(told, flush=True)
     if show: return []
     for said in check_own_data({n for a in todo for n in data_used(plan[a])}): print(said, flush=True)
-    if '+' in profile: write_atomic(variant_path(profile), yaml.safe_dump(given, allow_unicode=True, sort_keys=False))
+    if '+' in profile:
+        write_atomic(variant_path(profile), yaml.safe_dump(given, allow_unicode=True, sort_keys=False))
     failed = make({a: plan[a] for a in todo}, profile, force=force, **how) if todo else []
     said = {a: text for a in meant if (text := finding(a, profile))}
     if said: print('What was found:', *(f'  {a}: {text}' for a, text in said.items()), sep='\n', flush=True)
@@ -740,23 +846,35 @@ def carried(jobs: int, cores: int | None = None, free_mib: float | None = None) 
     cores = cores or os.cpu_count()
     free = psutil.virtual_memory().available / 2**20 if free_mib is None else free_mib
     most = max(1, min(jobs, 2 * cores, int(free // WORKER_MIB)))
-    if most < jobs: print(f'llmrec_reproduce: {jobs} jobs are more than this machine carries ({cores} cores, {free / 1024:.1f} GB of memory '
-                          f'free, some {WORKER_MIB} MB a job); there will be {most}', file=sys.stderr)
+    if most < jobs:
+        print(f'llmrec_reproduce: {jobs} jobs are more than this machine carries ({cores} cores, '
+              f'{free / 1024:.1f} GB of memory free, some {WORKER_MIB} MB a job); there will be {most}',
+              file=sys.stderr)
     return most
 
 # %% ../../nbs/97_reproduce.ipynb #db8835da
-QUIET = dict(TRANSFORMERS_VERBOSITY='error', HF_HUB_DISABLE_PROGRESS_BARS='1', TQDM_DISABLE='0' if sys.stderr.isatty() else '1',
-             PYTHONWARNINGS='ignore', TOKENIZERS_PARALLELISM='false', PYDEVD_DISABLE_FILE_VALIDATION='1')  # for the notebooks' processes
+# for the notebooks' processes
+QUIET = dict(TRANSFORMERS_VERBOSITY='error', HF_HUB_DISABLE_PROGRESS_BARS='1',
+             TQDM_DISABLE='0' if sys.stderr.isatty() else '1',
+             PYTHONWARNINGS='ignore', TOKENIZERS_PARALLELISM='false', PYDEVD_DISABLE_FILE_VALIDATION='1')
 
 def main(argv=None) -> int:
     "Entry point of `llmrec_reproduce`; a complaint is one sentence on standard error and exit status 1."
     args = parse(argv)
-    os.environ |= {k: str(Path(os.environ[k]).resolve()) for k in ('LLMREC_DATA', 'LLMREC_MODELS', 'LLMREC_OUT') if os.environ.get(k)}    # notebooks run in nbs/
+    # notebooks run in nbs/
+    os.environ |= {k: str(Path(os.environ[k]).resolve())
+                   for k in ('LLMREC_DATA', 'LLMREC_MODELS', 'LLMREC_OUT') if os.environ.get(k)}
     os.environ |= {k: v for k, v in QUIET.items() if k not in os.environ}
     show = 'inputs' if args.list else 'cost' if args.dry_run else ''
-    try: failed = reproduce(args.artefacts, args.profile, overrides(args.parameter), args.variant, args.only, show, args.force,
-                            jobs=max(1, args.jobs), scheduler=args.scheduler, keep_going=args.keep_going)
-    except LlmrecError as e: print(f'llmrec_reproduce: {e}', file=sys.stderr); return 1
-    except KeyboardInterrupt: print('llmrec_reproduce: stopped; start it again to go on where it was', file=sys.stderr); return 130
+    try:
+        failed = reproduce(args.artefacts, args.profile,
+                           overrides(args.parameter), args.variant, args.only, show, args.force,
+                           jobs=max(1, args.jobs), scheduler=args.scheduler, keep_going=args.keep_going)
+    except LlmrecError as e:
+        print(f'llmrec_reproduce: {e}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('llmrec_reproduce: stopped; start it again to go on where it was', file=sys.stderr)
+        return 130
     for said in failed: print(f'llmrec_reproduce: {said}', file=sys.stderr)
     return 3 if failed else 0

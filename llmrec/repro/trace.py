@@ -32,20 +32,26 @@ import polars as pl
 from papermill.exceptions import PapermillExecutionError
 
 from ..config import canonical, digest
-from ..paths import LlmrecError, base_profile, json_or_none, known, miniature_dir, output_root, output_to, parse_json
+from ..paths import (LlmrecError, base_profile, json_or_none, known, miniature_dir, output_root,
+                          output_to, parse_json)
 from ..paths import raw_dir, root
 from ..runs.records import make_key, records_of
-from .reproduce import QUIET, QuietKernel, changes, chosen, code_of, data_used, executed_path, library_used, load_stamp, manifest, outputs, own_data, parameters, sha256, stamp_path
+from .reproduce import (QUIET, QuietKernel, changes, chosen, code_of, data_used, executed_path,
+                                    library_used, load_stamp, manifest, outputs, own_data, parameters,
+                                    sha256, stamp_path)
 
 # %% ../../nbs/98_trace.ipynb #c32b4121
 def located(file) -> tuple[Path, str, str]:
     "(the folder that holds figures/ and data/, profile, artefact) of an artefact's file."
     path = Path(os.path.abspath(file))
-    if not path.is_file(): raise LlmrecError(f'{file} is not there; give a file of figures/<profile>/<paper>/, such as figures/miniature/llamarec/table1.csv.')
+    if not path.is_file():
+        raise LlmrecError(f'{file} is not there; give a file of figures/<profile>/<paper>/, such as '
+                          'figures/miniature/llamarec/table1.csv.')
     *_, above, profile, paper, name = ('', '', '', *path.parts)
     artefact = f"{paper}/{name.split('.')[0]}"
     if above != 'figures' or artefact not in manifest():
-        raise LlmrecError(f'{file} is no file of an artefact; these lie in figures/<profile>/<paper>/, and llmrec_reproduce --list names them.')
+        raise LlmrecError(f'{file} is no file of an artefact; these lie in figures/<profile>/<paper>/, and '
+                          'llmrec_reproduce --list names them.')
     return path.parents[3], profile, artefact
 
 # %% ../../nbs/98_trace.ipynb #c2007caa
@@ -54,7 +60,9 @@ INTERVAL = re.compile(r'[-+]?[\d.]+ to [-+]?[\d.]+')
 def text_of(path: Path) -> pl.DataFrame:
     "A CSV file with every cell as the text that stands in it."
     try: return pl.read_csv(path, infer_schema=False)
-    except (OSError, pl.exceptions.PolarsError) as e: raise LlmrecError(f'{path} cannot be read as a table ({" ".join(str(e).split())[:200]}); make the artefact anew.') from None
+    except (OSError, pl.exceptions.PolarsError) as e:
+        raise LlmrecError(f'{path} cannot be read as a table ({" ".join(str(e).split())[:200]}); make the '
+                          'artefact anew.') from None
 
 # %% ../../nbs/98_trace.ipynb #29944d13
 def with_intervals(table: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
@@ -65,16 +73,21 @@ def with_intervals(table: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
         for column, text in row.items():
             left = origin.get((i, column), left)
             if text and (i, column) not in origin and INTERVAL.fullmatch(text):
-                out.append(dict(row=i, column=column, value=text, source=origin.get((i, column.split(', 95 %')[0]), left)))
+                out.append(dict(row=i, column=column, value=text,
+                                source=origin.get((i, column.split(', 95 %')[0]), left)))
     return pl.concat([cells, pl.DataFrame(out, schema=cells.schema)])
 
 # %% ../../nbs/98_trace.ipynb #bf17ea42
 def from_long(table: pl.DataFrame) -> pl.DataFrame:
     "The numbers of a long table with a column `records`, as cells."
-    numbers = [c for c in table.columns if table[c].cast(pl.Float64, strict=False).null_count() == table[c].null_count() < len(table)]
-    flat = table.with_row_index('row').unpivot(numbers, index=['row', 'records'], variable_name='in', value_name='text').drop_nulls('text')
+    numbers = [c for c in table.columns
+               if table[c].cast(pl.Float64, strict=False).null_count() == table[c].null_count() < len(table)]
+    flat = table.with_row_index('row').unpivot(numbers, index=['row', 'records'], variable_name='in',
+                                               value_name='text').drop_nulls('text')
     source = pl.when(pl.col('in') == 'paper').then(pl.lit('paper')).otherwise(pl.col('records'))
-    return flat.sort('row', maintain_order=True).select(pl.col('row').cast(pl.Int64), pl.col('in').alias('column'), pl.col('text').alias('value'), source.alias('source'))
+    return flat.sort('row', maintain_order=True).select(pl.col('row').cast(pl.Int64),
+                                                        pl.col('in').alias('column'),
+                                                        pl.col('text').alias('value'), source.alias('source'))
 
 # %% ../../nbs/98_trace.ipynb #d6e81081
 def cells_of(path: Path) -> tuple[pl.DataFrame, pl.DataFrame] | None:
@@ -93,7 +106,8 @@ TOLD = ('dataset', 'train', 'test', 'model', 'method', 'variant', 'k', 'protocol
 def leaves(value, path: str = '') -> dict:
     "A nested configuration as 'outer.inner' -> value."
     if not isinstance(value, dict): return {path: value}
-    return {k: v for name, inner in value.items() for k, v in leaves(inner, f'{path}.{name}'.lstrip('.')).items()}
+    return {k: v for name, inner in value.items()
+            for k, v in leaves(inner, f'{path}.{name}'.lstrip('.')).items()}
 
 # %% ../../nbs/98_trace.ipynb #8d78f080
 def told(flat: dict) -> dict:
@@ -114,19 +128,25 @@ def described(bodies: dict) -> dict[str, str]:
     for alike in groups.values():
         paths = dict.fromkeys(p for n in alike for p in flat[n])
         apart = [p for p in paths if len({repr(flat[n].get(p)) for n in alike}) > 1]
-        for n in alike: out[n] = ', '.join(f'{p} {text(v)}' for p, v in (told(flat[n]) | {p: flat[n].get(p) for p in apart}).items())
+        for n in alike:
+            out[n] = ', '.join(f'{p} {text(v)}'
+                               for p, v in (told(flat[n]) | {p: flat[n].get(p) for p in apart}).items())
     return out
 
 # %% ../../nbs/98_trace.ipynb #281d6bd6
 def how_made(side: dict) -> str:
     "Commit, machine and versions from a provenance or a stamp."
     machine, versions = side.get('machine') or {}, side.get('versions') or {}
-    commit = f"commit {side['commit'][:12]}{' with uncommitted changes' if side.get('dirty') else ''}" if side.get('commit') else 'no commit'
-    return ', '.join([commit, f"{machine['platform']}, {machine['cpus']} CPUs" if machine else 'machine unknown', *(f'{n} {versions[n]}' for n in ('python', 'torch') if n in versions)])
+    commit = (f"commit {side['commit'][:12]}{' with uncommitted changes' if side.get('dirty') else ''}"
+              if side.get('commit') else 'no commit')
+    return ', '.join([commit,
+                      f"{machine['platform']}, {machine['cpus']} CPUs" if machine else 'machine unknown',
+                      *(f'{n} {versions[n]}' for n in ('python', 'torch') if n in versions)])
 
 def cost_of(side: dict) -> str:
     seconds = (side.get('seconds') or {}).get('total')
-    return ', '.join([f'{seconds:,.0f} s'] * (seconds is not None) + [f"{side['peak_mib']:,.0f} MiB"] * ('peak_mib' in side)) or 'duration unknown'
+    return ', '.join([f'{seconds:,.0f} s'] * (seconds is not None)
+                     + [f"{side['peak_mib']:,.0f} MiB"] * ('peak_mib' in side)) or 'duration unknown'
 
 # %% ../../nbs/98_trace.ipynb #ae943777
 def json_of(path: Path) -> dict:
@@ -138,13 +158,22 @@ def record_lines(stamp: dict, profile: str, numbers: dict) -> Iterator[str]:
     "Lines on the records in `numbers` (name -> number in the answer); those of one commit and machine stand together."
     folder = records_of(profile)
     bodies = {n: json_of(folder / f'{n}.json') for n in numbers}
-    sides, what = {n: json_of(folder / f'{n}.provenance.json') for n in numbers}, described({n: b for n, b in bodies.items() if 'config' in b})
-    for made, group in itertools.groupby(sorted(numbers, key=lambda n: (how_made(sides[n]) if n in what else '~', numbers[n])), lambda n: how_made(sides[n]) if n in what else ''):
+    sides = {n: json_of(folder / f'{n}.provenance.json') for n in numbers}
+    what = described({n: b for n, b in bodies.items() if 'config' in b})
+    made_by = lambda n: how_made(sides[n]) if n in what else ''
+    in_order = sorted(numbers, key=lambda n: (made_by(n) or '~', numbers[n]))
+    for made, group in itertools.groupby(in_order, made_by):
         yield f'computed at {made}:' if made else 'not here:'
         for n in group:
-            if n not in what: yield f"  [{numbers[n]}] {n}: {stamp.get('failed', {}).get(n) or f'no such record in {folder}'}"; continue
-            changed = '; CHANGED since the artefact was made' if stamp['records'].get(n) != sha256(folder / f'{n}.json') else ''
-            yield f"  [{numbers[n]}] {n}: {what[n]}; data {bodies[n]['data']}; {bodies[n]['backbone'] or 'no language model'}; {cost_of(sides[n])}{changed}"
+            if n not in what:
+                why = stamp.get('failed', {}).get(n) or f'no such record in {folder}'
+                yield f'  [{numbers[n]}] {n}: {why}'
+                continue
+            changed = ('; CHANGED since the artefact was made'
+                       if stamp['records'].get(n) != sha256(folder / f'{n}.json') else '')
+            model = bodies[n]['backbone'] or 'no language model'
+            yield (f"  [{numbers[n]}] {n}: {what[n]}; data {bodies[n]['data']}; {model}; "
+                   f"{cost_of(sides[n])}{changed}")
 
 # %% ../../nbs/98_trace.ipynb #14a329d8
 COMPUTED = 'computed here'    # the source of what a notebook computes from the data, without a record
@@ -157,16 +186,23 @@ def names_in(source: str, every: list) -> list[str]:
 # %% ../../nbs/98_trace.ipynb #84b8b993
 def ranges(numbers: list[int]) -> str:
     "1, 2, 3, 7 as '1-3, 7'."
-    groups = [[n for _, n in g] for _, g in itertools.groupby(enumerate(sorted(numbers)), lambda x: x[1] - x[0])]
+    groups = [[n for _, n in g]
+              for _, g in itertools.groupby(enumerate(sorted(numbers)), lambda x: x[1] - x[0])]
     return ', '.join(str(g[0]) if len(g) == 1 else f'{g[0]}-{g[-1]}' for g in groups)
 
 # %% ../../nbs/98_trace.ipynb #cd2ee3d5
 def origin(source: str, numbers: dict, paper: str) -> str:
     "The description of a source."
-    if source == 'paper': return 'copied from ' + (f"{paper}'s paper (data/paper_numbers/{paper}.csv)" if paper != 'beyond' else 'a paper (data/paper_numbers/)') + ', or arithmetic on what it prints'
-    if source == '*': return f'one or more of all {len(numbers)} records of the artefact [{ranges(list(numbers.values()))}]' if numbers else 'computed in the notebook, which read no record'
+    if source == 'paper':
+        return 'copied from ' + (f"{paper}'s paper (data/paper_numbers/{paper}.csv)" if paper != 'beyond'
+                                 else 'a paper (data/paper_numbers/)') + ', or arithmetic on what it prints'
+    if source == '*':
+        return (f'one or more of all {len(numbers)} records of the artefact '
+                f'[{ranges(list(numbers.values()))}]' if numbers
+                else 'computed in the notebook, which read no record')
     mine = [numbers[n] for n in names_in(source, [])]
-    return ' and '.join([f'[{ranges(mine)}]'] * bool(mine) + ['computed in the notebook'] * (COMPUTED in source))
+    return ' and '.join([f'[{ranges(mine)}]'] * bool(mine)
+                        + ['computed in the notebook'] * (COMPUTED in source))
 
 # %% ../../nbs/98_trace.ipynb #c5b08298
 def labels(table: pl.DataFrame, cells: pl.DataFrame) -> list[str]:
@@ -175,13 +211,20 @@ def labels(table: pl.DataFrame, cells: pl.DataFrame) -> list[str]:
     return [c for c in table.columns if c not in (*have, 'records', 'covered')]
 
 # %% ../../nbs/98_trace.ipynb #ca742962
-def chosen_cells(table: pl.DataFrame, cells: pl.DataFrame, row: str | None, column: str | None) -> pl.DataFrame:
+def chosen_cells(table: pl.DataFrame, cells: pl.DataFrame, row: str | None,
+                 column: str | None) -> pl.DataFrame:
     "The cells of a row, given by its number or a part of its text, and of a column."
-    if column is not None: cells = cells.filter(pl.col('column') == known('column with numbers', column, list(dict.fromkeys(cells['column']))))
+    if column is not None:
+        cells = cells.filter(pl.col('column') == known('column with numbers', column,
+                                                       list(dict.fromkeys(cells['column']))))
     if row is not None:
-        text = ['\n'.join(t for t in r if t) for r in table.select(labels(table, cells) or table.columns[:1]).iter_rows()]
-        mine = [i for i, t in enumerate(text) if str(i) == row or row in t.split('\n')] or [i for i, t in enumerate(text) if row in t]
-        if not mine: raise LlmrecError(f"No row is number '{row}' or has '{row}' in its text; there are {len(table)} rows, counted from 0.")
+        text = ['\n'.join(t for t in r if t)
+                for r in table.select(labels(table, cells) or table.columns[:1]).iter_rows()]
+        mine = ([i for i, t in enumerate(text) if str(i) == row or row in t.split('\n')]
+                or [i for i, t in enumerate(text) if row in t])
+        if not mine:
+            raise LlmrecError(f"No row is number '{row}' or has '{row}' in its text; there are {len(table)} "
+                              "rows, counted from 0.")
         cells = cells.filter(pl.col('row').is_in(mine))
     return cells
 
@@ -191,13 +234,15 @@ def shown(value: str) -> str:
     try: return value if len(value) < 9 else f'{float(value):.6g}'
     except ValueError: return value
 
-def cell_lines(table: pl.DataFrame, cells: pl.DataFrame, of: list[str], numbers: dict, paper: str) -> Iterator[str]:
+def cell_lines(table: pl.DataFrame, cells: pl.DataFrame, of: list[str], numbers: dict,
+               paper: str) -> Iterator[str]:
     "Lines on the cells, a group for each row; `of` are the columns that label it. A cell by itself is told in full."
     tell = str if len(cells) == 1 else shown
     for (i,), part in cells.group_by('row', maintain_order=True):
         yield f"row {i}: {', '.join(t for t in table.select(of).row(i) if t)}"
         for (source,), same in part.group_by('source', maintain_order=True):
-            yield '  ' + ', '.join(f'{c} {tell(v)}' for c, v in same.select('column', 'value').iter_rows()) + f': {origin(source, numbers, paper)}'
+            yield ('  ' + ', '.join(f'{c} {tell(v)}' for c, v in same.select('column', 'value').iter_rows())
+                   + f': {origin(source, numbers, paper)}')
 
 # %% ../../nbs/98_trace.ipynb #cae8ac11
 def trace(file, row: str | None = None, column: str | None = None) -> Iterator[str]:
@@ -206,20 +251,32 @@ def trace(file, row: str | None = None, column: str | None = None) -> Iterator[s
     with output_to(base):
         stamp, path = load_stamp(artefact, profile) or {}, Path(os.path.abspath(file))
         yield f'{artefact} of profile {profile}'
-        if 'notebook' in stamp: yield f"made by nbs/{stamp['notebook']} in {stamp['seconds']:,.0f} s, {how_made(stamp)}"
-        if 'records' not in stamp: yield (f'The stamp of {artefact} was left by an older llmrec and names no records; make it anew with `llmrec_reproduce {artefact} --profile {profile}`.' if stamp
-                                          else f'{artefact} has no stamp, so nothing is known of its records; llmrec_reproduce leaves one.'); return
-        if stamp['files'].get(path.name) != sha256(path) and path.name != f'{stamp_path(artefact, profile).name}': yield f'NOTE: {path.name} is not as the notebook wrote it; see llmrec_verify.'
+        if 'notebook' in stamp:
+            yield f"made by nbs/{stamp['notebook']} in {stamp['seconds']:,.0f} s, {how_made(stamp)}"
+        if 'records' not in stamp:
+            yield (f'The stamp of {artefact} was left by an older llmrec and names no records; make it anew '
+                   f'with `llmrec_reproduce {artefact} --profile {profile}`.' if stamp
+                   else f'{artefact} has no stamp, so nothing is known of its records; llmrec_reproduce '
+                   'leaves one.')
+            return
+        is_stamp = path.name == stamp_path(artefact, profile).name
+        if stamp['files'].get(path.name) != sha256(path) and not is_stamp:
+            yield f'NOTE: {path.name} is not as the notebook wrote it; see llmrec_verify.'
         found = cells_of(path)
-        yield from of_cells(stamp, profile, artefact, *found, row, column) if found and len(found[1]) else as_a_whole(stamp, profile, path, row, column)
+        if found and len(found[1]): yield from of_cells(stamp, profile, artefact, *found, row, column)
+        else: yield from as_a_whole(stamp, profile, path, row, column)
 
 # %% ../../nbs/98_trace.ipynb #faca6902
 def as_a_whole(stamp: dict, profile: str, path: Path, row, column) -> Iterator[str]:
     "Lines on all records of an artefact."
-    if row is not None or column is not None: raise LlmrecError(f'{path.name} has no cells with a source of their own; leave --row and --column away.')
+    if row is not None or column is not None:
+        raise LlmrecError(f'{path.name} has no cells with a source of their own; leave --row and '
+                          '--column away.')
     numbers = {n: i for i, n in enumerate(every_record(stamp), 1)}
-    yield f'{path.name} as a whole comes from {len(numbers)} records.' if numbers else f'{path.name} was computed by the notebook, which read no record.'
-    tables = [p.name for p in sorted(path.parent.glob(f"{path.name.split('.')[0]}.*csv")) if p != path and not p.name.endswith('.sources.csv')]
+    yield (f'{path.name} as a whole comes from {len(numbers)} records.' if numbers
+           else f'{path.name} was computed by the notebook, which read no record.')
+    tables = [p.name for p in sorted(path.parent.glob(f"{path.name.split('.')[0]}.*csv"))
+              if p != path and not p.name.endswith('.sources.csv')]
     if tables: yield f"Numbers are in {', '.join(tables)}."
     yield from record_lines(stamp, profile, numbers)
 
@@ -227,10 +284,12 @@ def as_a_whole(stamp: dict, profile: str, path: Path, row, column) -> Iterator[s
 def every_record(stamp: dict) -> list[str]: return sorted([*stamp['records'], *stamp.get('failed', {})])
 
 # %% ../../nbs/98_trace.ipynb #c777ec96
-def of_cells(stamp: dict, profile: str, artefact: str, table: pl.DataFrame, cells: pl.DataFrame, row, column) -> Iterator[str]:
+def of_cells(stamp: dict, profile: str, artefact: str, table: pl.DataFrame, cells: pl.DataFrame, row,
+             column) -> Iterator[str]:
     "Lines on the chosen cells, and then on the records that they name."
     mine, every = chosen_cells(table, cells, row, column), every_record(stamp)
-    names = dict.fromkeys(n for source in mine['source'].unique(maintain_order=True) for n in names_in(source, every))
+    names = dict.fromkeys(n for source in mine['source'].unique(maintain_order=True)
+                          for n in names_in(source, every))
     numbers = {n: i for i, n in enumerate(names, 1)}
     yield from cell_lines(table, mine, labels(table, cells), numbers, artefact.split('/')[0])
     yield from record_lines(stamp, profile, numbers)
@@ -247,7 +306,8 @@ class Finding:
         with contextlib.suppress(ValueError): return f'{self.file.relative_to(output_root())}: {self.what}'
         return f'{self.file}: {self.what}'
 
-def remedy(artefact: str, profile: str) -> str: return f'make it anew with `llmrec_reproduce {artefact} --profile {profile} --force`'
+def remedy(artefact: str, profile: str) -> str:
+    return f'make it anew with `llmrec_reproduce {artefact} --profile {profile} --force`'
 
 # %% ../../nbs/98_trace.ipynb #e43bff7c
 def check_files(artefact: str, profile: str, stamp: dict) -> Iterator[Finding]:
@@ -255,17 +315,24 @@ def check_files(artefact: str, profile: str, stamp: dict) -> Iterator[Finding]:
     folder, now = stamp_path(artefact, profile).parent, outputs(artefact, profile)
     for name in sorted({**stamp['files'], **now}):
         if name not in now: yield Finding(folder / name, f'is missing; {remedy(artefact, profile)}')
-        elif name not in stamp['files']: yield Finding(folder / name, f'was not written by the notebook of {artefact}; remove it, or {remedy(artefact, profile)}')
-        elif now[name] != stamp['files'][name]: yield Finding(folder / name, f'has been changed since it was made (its checksum is not that of the stamp); {remedy(artefact, profile)}')
+        elif name not in stamp['files']:
+            yield Finding(folder / name, f'was not written by the notebook of {artefact}; remove it, or '
+                          f'{remedy(artefact, profile)}')
+        elif now[name] != stamp['files'][name]:
+            yield Finding(folder / name, 'has been changed since it was made (its checksum is not that of '
+                          f'the stamp); {remedy(artefact, profile)}')
 
 # %% ../../nbs/98_trace.ipynb #6678e3dd
 def check_records(artefact: str, profile: str, stamp: dict) -> Iterator[Finding]:
     "Every record that the artefact was made from against its checksum in the stamp."
     for name, want in stamp['records'].items():
         path = records_of(profile) / f'{name}.json'
-        if not path.exists(): yield Finding(path, f'is missing, and {artefact} was made from it; bring it back, or {remedy(artefact, profile)}')
+        if not path.exists():
+            yield Finding(path, f'is missing, and {artefact} was made from it; bring it back, or '
+                          f'{remedy(artefact, profile)}')
         elif sha256(path) != want:
-            yield Finding(path, f'is not the record that {artefact} was made from (edited, or computed anew); bring that one back, or {remedy(artefact, profile)}')
+            yield Finding(path, f'is not the record that {artefact} was made from (edited, or computed '
+                          f'anew); bring that one back, or {remedy(artefact, profile)}')
 
 # %% ../../nbs/98_trace.ipynb #2dffedfa
 def check_sources(artefact: str, profile: str, stamp: dict) -> Iterator[Finding]:
@@ -273,40 +340,59 @@ def check_sources(artefact: str, profile: str, stamp: dict) -> Iterator[Finding]
     path, every = stamp_path(artefact, profile).with_suffix('.sources.csv'), every_record(stamp)
     if not path.exists() or not path.with_suffix('').with_suffix('.csv').exists(): return
     try: sources, table = text_of(path), text_of(path.with_suffix('').with_suffix('.csv'))
-    except LlmrecError as e: yield Finding(path, str(e)); return
+    except LlmrecError as e:
+        yield Finding(path, str(e))
+        return
     for i, column, value, source in sources.select('row', 'column', 'value', 'source').iter_rows():
         has = table[column][int(i)] if column in table.columns and int(i) < len(table) else None
-        if has != value: yield Finding(path, f"says {value} for {column} in row {i}, where the table has {has}; {remedy(artefact, profile)}")
+        if has != value:
+            yield Finding(path, f"says {value} for {column} in row {i}, where the table has {has}; "
+                          f"{remedy(artefact, profile)}")
         for name in names_in(source, []):
-            if name not in every: yield Finding(path, f'names {name} for {column} in row {i}, a record that was not read; {remedy(artefact, profile)}')
+            if name not in every:
+                yield Finding(path, f'names {name} for {column} in row {i}, a record that was not read; '
+                              f'{remedy(artefact, profile)}')
 
 # %% ../../nbs/98_trace.ipynb #9b3c4ee4
 def code_in(path: Path) -> list[str]:
     "The code cells of a notebook but those that papermill has put in, without comments and layout."
     cells = nbformat.read(path, as_version=4).cells
-    return [code_of(c.source) for c in cells if c.cell_type == 'code' and 'injected-parameters' not in c.metadata.get('tags', [])]
+    return [code_of(c.source) for c in cells
+            if c.cell_type == 'code' and 'injected-parameters' not in c.metadata.get('tags', [])]
 
 # %% ../../nbs/98_trace.ipynb #22d9aa8e
 def check_notebook(artefact: str, profile: str, stamp: dict) -> Iterator[Finding]:
     "The notebook, and the executed notebook where it is kept, against the stamp."
     for path in (root() / 'nbs' / stamp['notebook'], executed_path(artefact, profile)):
         if not path.exists():
-            if path.parent.name == 'nbs': yield Finding(path, f'is missing, and {artefact} was made by it; bring it back')
+            if path.parent.name == 'nbs':
+                yield Finding(path, f'is missing, and {artefact} was made by it; bring it back')
             continue
         try: same = digest(code_in(path)) == stamp['inputs']['notebook']
-        except Exception as e: yield Finding(path, f'cannot be read as a notebook ({type(e).__name__}); bring it back, or {remedy(artefact, profile)}'); continue
-        if not same: yield Finding(path, f'has other code than the notebook that made {artefact}; bring that one back, or {remedy(artefact, profile)}')
+        except Exception as e:
+            yield Finding(path, f'cannot be read as a notebook ({type(e).__name__}); bring it back, or '
+                          f'{remedy(artefact, profile)}')
+            continue
+        if not same:
+            yield Finding(path, f'has other code than the notebook that made {artefact}; bring that one '
+                          f'back, or {remedy(artefact, profile)}')
 
 # %% ../../nbs/98_trace.ipynb #7427684a
 def check_stale(artefact: str, profile: str, stamp: dict) -> Iterator[Finding]:
     "Library, data and profile against the stamp; runs that had failed."
     path, was = stamp_path(artefact, profile), stamp['inputs']
     now = dict(library=library_used('\n'.join(code_in(root() / 'nbs' / manifest()[artefact]))))
-    try: now |= dict(data=data_used(stamp['parameters']), parameters=json.loads(json.dumps(parameters(artefact, profile, {}))))
+    try:
+        now |= dict(data=data_used(stamp['parameters']),
+                    parameters=json.loads(json.dumps(parameters(artefact, profile, {}))))
     except LlmrecError as e: yield Finding(path, f'not all could be compared: {e}', True)
-    for what, before in (('library', was['library']), ('data', was['data']), ('parameters', stamp['parameters'])):
-        for said in changes(what, before, now.get(what, before)): yield Finding(path, f'{said}; `llmrec_reproduce {artefact} --profile {profile}` makes it anew', True)
-    for name, said in stamp.get('failed', {}).items(): yield Finding(path, f'was made without the run {name}, which had failed: {said}', True)
+    for what, before in (('library', was['library']), ('data', was['data']),
+                         ('parameters', stamp['parameters'])):
+        for said in changes(what, before, now.get(what, before)):
+            yield Finding(path,
+                          f'{said}; `llmrec_reproduce {artefact} --profile {profile}` makes it anew', True)
+    for name, said in stamp.get('failed', {}).items():
+        yield Finding(path, f'was made without the run {name}, which had failed: {said}', True)
 
 # %% ../../nbs/98_trace.ipynb #a0b4805f
 def agrees(
@@ -314,7 +400,8 @@ def agrees(
     config,  # the whole configuration, as plain values
 ) -> bool:
     "Whether everything in `values` stands in `config`, too."
-    if not (isinstance(values, dict) and isinstance(config, dict)): return canonical(values) == canonical(config)
+    if not (isinstance(values, dict) and isinstance(config, dict)):
+        return canonical(values) == canonical(config)
     return all(k in config and agrees(v, config[k]) for k, v in values.items() if k != '@schema')
 
 def key_in(body: dict) -> str:
@@ -328,14 +415,25 @@ def check_record(path: Path) -> Iterator[Finding]:
     try:
         body = parse_json(text)
         key, agree = key_in(body), agrees(body['values'], body['config'])
-    except (ValueError, KeyError, TypeError): yield Finding(path, f'cannot be read as a record; {again}'); return
+    except (ValueError, KeyError, TypeError):
+        yield Finding(path, f'cannot be read as a record; {again}')
+        return
     side, npz = json_of(path.with_suffix('.provenance.json')), path.with_suffix('.npz')
     if not side: yield Finding(path.with_suffix('.provenance.json'), f'is missing or cannot be read; {again}')
-    if sha256(npz) != body.get('npz_sha256'): yield Finding(npz, f'is missing or has been changed (its checksum is not that in {path.name}); {again}')
-    if side.get('record_sha256', '') not in ('', hashlib.sha256(text).hexdigest()): yield Finding(path, f'has been changed since it was computed (its checksum is not that of its provenance); {again}')
-    if path.stem != f"{body['experiment']}-{body.get('key')}": yield Finding(path, f"is called otherwise in itself ({body['experiment']}-{body.get('key')}); {again}")
-    if key != body.get('key'): yield Finding(path, f'has a version, values, data or a backbone that does not belong to its key; {again}')
-    if not agree: yield Finding(path, f'has a configuration that does not agree with the values of its key; {again}')
+    if sha256(npz) != body.get('npz_sha256'):
+        yield Finding(npz,
+                      f'is missing or has been changed (its checksum is not that in {path.name}); {again}')
+    if side.get('record_sha256', '') not in ('', hashlib.sha256(text).hexdigest()):
+        yield Finding(path, 'has been changed since it was computed (its checksum is not that of its '
+                      f'provenance); {again}')
+    if path.stem != f"{body['experiment']}-{body.get('key')}":
+        yield Finding(path,
+                      f"is called otherwise in itself ({body['experiment']}-{body.get('key')}); {again}")
+    if key != body.get('key'):
+        yield Finding(path,
+                      f'has a version, values, data or a backbone that does not belong to its key; {again}')
+    if not agree:
+        yield Finding(path, f'has a configuration that does not agree with the values of its key; {again}')
 
 # %% ../../nbs/98_trace.ipynb #752f0ee2
 def record_files(profile: str) -> list[Path]:
@@ -364,8 +462,10 @@ def made_again(artefact: str, profile: str, stamp: dict, folder: Path) -> dict[s
     notebook.cells.insert(0, nbformat.v4.new_code_cell(GUARD))
     nbformat.write(notebook, folder / 'notebook.ipynb')
     with output_to(folder):
-        try: papermill.execute_notebook(str(folder / 'notebook.ipynb'), str(folder / 'executed.ipynb'), stamp['parameters'], kernel_name='python3', cwd=str(root() / 'nbs'),
-                                        progress_bar=False, log_output=False, kernel_manager_class=QuietKernel)
+        try:
+            papermill.execute_notebook(str(folder / 'notebook.ipynb'), str(folder / 'executed.ipynb'),
+                                       stamp['parameters'], kernel_name='python3', cwd=str(root() / 'nbs'),
+                                       progress_bar=False, log_output=False, kernel_manager_class=QuietKernel)
         except PapermillExecutionError as e: raise LlmrecError(' '.join(e.evalue.split())[:300]) from None
         return outputs(artefact, profile)
 
@@ -375,29 +475,42 @@ def check_again(artefact: str, profile: str, stamp: dict, stale: bool) -> Iterat
     path = stamp_path(artefact, profile)
     with tempfile.TemporaryDirectory(prefix='llmrec-verify-') as d:
         try: now = made_again(artefact, profile, stamp, Path(d))
-        except LlmrecError as e: yield Finding(path, f'its notebook cannot be executed again: {e}', stale); return
+        except LlmrecError as e:
+            yield Finding(path, f'its notebook cannot be executed again: {e}', stale)
+            return
     for name in sorted({**stamp['files'], **now}):
         if stamp['files'].get(name) != now.get(name):
-            yield Finding(path.with_name(name), f'comes out differently when its notebook is executed again; {remedy(artefact, profile)}', stale)
+            yield Finding(path.with_name(name), 'comes out differently when its notebook is executed again; '
+                          f'{remedy(artefact, profile)}', stale)
 
 # %% ../../nbs/98_trace.ipynb #93c62a95
 def check_artefact(artefact: str, profile: str, again: bool = False) -> list[Finding]:
     "All findings on an artefact, except those of its records by themselves; the profile's own datasets are registered meanwhile."
     try: own = own_data(profile)
-    except LlmrecError: own = contextlib.nullcontext()    # the profile is gone or broken, which `check_stale` says
+    except LlmrecError:
+        own = contextlib.nullcontext()    # the profile is gone or broken, which `check_stale` says
     with own: return findings(artefact, profile, again)
 
 def findings(artefact: str, profile: str, again: bool) -> list[Finding]:
     "`check_artefact` among registered datasets."
     path, stamp = stamp_path(artefact, profile), load_stamp(artefact, profile)
-    if stamp is None: return [Finding(path, f'is missing or cannot be read, so nothing says what the files of {artefact} should be; {remedy(artefact, profile)}')]
-    if not isinstance(stamp.get('files'), dict): return [Finding(path, f'is no stamp of an artefact; {remedy(artefact, profile)}')]
+    if stamp is None:
+        return [Finding(path, f'is missing or cannot be read, so nothing says what the files of {artefact} '
+                        f'should be; {remedy(artefact, profile)}')]
+    if not isinstance(stamp.get('files'), dict):
+        return [Finding(path, f'is no stamp of an artefact; {remedy(artefact, profile)}')]
     mine = (stamp.get('artefact'), (stamp.get('parameters') or {}).get('profile'))
-    wrong = [] if mine == (artefact, profile) else [Finding(path, f'is the stamp of {mine[0]} of profile {mine[1]}; {remedy(artefact, profile)}')]
-    out = wrong + list(check_files(artefact, profile, stamp))
-    if 'records' not in stamp: return out + [Finding(path, f'was left by an older llmrec, so records, notebook and library cannot be compared; {remedy(artefact, profile)}', True)]
-    out += [f for check in (check_records, check_sources, check_notebook, check_stale) for f in check(artefact, profile, stamp)]
-    moved_on = any(f.stale and not f.what.startswith('parameters') for f in out)    # the artefact's own parameters are used again
+    out = list(check_files(artefact, profile, stamp))
+    if mine != (artefact, profile):
+        out.insert(0, Finding(path, f'is the stamp of {mine[0]} of profile {mine[1]}; '
+                              f'{remedy(artefact, profile)}'))
+    if 'records' not in stamp:
+        return out + [Finding(path, 'was left by an older llmrec, so records, notebook and library cannot be '
+                              f'compared; {remedy(artefact, profile)}', True)]
+    out += [f for check in (check_records, check_sources, check_notebook, check_stale)
+            for f in check(artefact, profile, stamp)]
+    # the artefact's own parameters are used again
+    moved_on = any(f.stale and not f.what.startswith('parameters') for f in out)
     return out + (list(check_again(artefact, profile, stamp, moved_on)) if again else [])
 
 # %% ../../nbs/98_trace.ipynb #127893a2
@@ -407,84 +520,116 @@ def made_artefacts(profile: str) -> list[str]:
 
 def made_profiles() -> list[str]:
     "The profiles that have artefacts."
-    return [p.name for p in sorted((output_root() / 'figures').glob('*')) if p.is_dir() and p.name != 'executed' and made_artefacts(p.name)]
+    return [p.name for p in sorted((output_root() / 'figures').glob('*'))
+            if p.is_dir() and p.name != 'executed' and made_artefacts(p.name)]
 
 # %% ../../nbs/98_trace.ipynb #d2789fb6
 def strangers(profile: str) -> list[Finding]:
     "Files among a profile's artefacts that belong to none."
-    files = sorted(p for p in (output_root() / 'figures' / profile).glob('*/*') if p.is_file() and '.tmp-' not in p.name and not p.name.startswith('.'))
-    return [Finding(p, 'belongs to no artefact of artefacts.yaml; remove it, or list its notebook there') for p in files if f"{p.parent.name}/{p.name.split('.')[0]}" not in manifest()]
+    files = sorted(p for p in (output_root() / 'figures' / profile).glob('*/*')
+                   if p.is_file() and '.tmp-' not in p.name and not p.name.startswith('.'))
+    return [Finding(p, 'belongs to no artefact of artefacts.yaml; remove it, or list its notebook there')
+            for p in files if f"{p.parent.name}/{p.name.split('.')[0]}" not in manifest()]
 
 # %% ../../nbs/98_trace.ipynb #3b6a51a8
-def verify(artefacts: list, profile: str, again: bool = False, say=lambda text: None) -> tuple[list[Finding], int, int]:
+def verify(artefacts: list, profile: str, again: bool = False,
+           say=lambda text: None) -> tuple[list[Finding], int, int]:
     "(findings, artefacts, records) of a profile: of these artefacts and their records, or of everything when none is named."
     made = made_artefacts(profile)
     names, out = [a for a in chosen(artefacts) if a in made], []
     for n, a in enumerate(names, 1):
         if again: say(f'[{n}/{len(names)}] {a} of profile {profile} is executed again')
         out += check_artefact(a, profile, again)
-    read = [records_of(profile) / f'{n}.json' for a in names for n in (load_stamp(a, profile) or {}).get('records', ())]
-    files = record_files(profile) if not artefacts and '+' not in profile else [p for p in dict.fromkeys(read) if p.exists()]
-    return out + [f for p in files for f in check_record(p)] + (strangers(profile) if not artefacts else []), len(names), len(files)
+    read = [records_of(profile) / f'{n}.json' for a in names
+            for n in (load_stamp(a, profile) or {}).get('records', ())]
+    files = (record_files(profile) if not artefacts and '+' not in profile
+             else [p for p in dict.fromkeys(read) if p.exists()])
+    out += [f for p in files for f in check_record(p)]
+    if not artefacts: out += strangers(profile)
+    return out, len(names), len(files)
 
 # %% ../../nbs/98_trace.ipynb #ccd65072
 def run_trace(argv=None) -> int:
     "Entry point of `llmrec_trace`."
-    p = argparse.ArgumentParser('llmrec_trace', description='Say where the numbers of a table or figure come from, down to records and seeds.')
+    p = argparse.ArgumentParser('llmrec_trace', description='Say where the numbers of a table or figure come '
+                                'from, down to records and seeds.')
     p.add_argument('file', metavar='FILE', help='a file of figures/<profile>/<paper>/')
     p.add_argument('--row', help="a row's number, counted from 0, or a part of its text")
     p.add_argument('--column', help='a column with numbers')
     args = p.parse_args(argv)
     try:
         for line in trace(args.file, args.row, args.column): print(line)
-    except LlmrecError as e: print(f'llmrec_trace: {e}', file=sys.stderr); return 1
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())    # `| head` has seen enough
+    except LlmrecError as e:
+        print(f'llmrec_trace: {e}', file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())    # `| head` has seen enough
     return 0
 
 # %% ../../nbs/98_trace.ipynb #423e9995
 def parse(argv=None) -> argparse.Namespace:
     "The command line of `llmrec_verify`."
-    p = argparse.ArgumentParser('llmrec_verify', description='Check artefacts against their stamps and records, and records against their checksums.',
+    p = argparse.ArgumentParser('llmrec_verify', description='Check artefacts against '
+                                'their stamps and records, and records against their checksums.',
                                 epilog='Exit status: 0 all matches; 1 something does not, or a complaint.')
-    p.add_argument('artefacts', nargs='*', metavar='ARTEFACT', help='e.g. llamarec/table1; all that were made, and all records, when none is named')
-    p.add_argument('--profile', action='append', default=[], help='a profile that has artefacts (default: all of them); may be repeated')
-    p.add_argument('--again', action='store_true', help='also execute the notebooks in a folder of their own, and compare what they write')
+    p.add_argument('artefacts', nargs='*', metavar='ARTEFACT',
+                   help='e.g. llamarec/table1; all that were made, and all records, when none is named')
+    p.add_argument('--profile', action='append', default=[],
+                   help='a profile that has artefacts (default: all of them); may be repeated')
+    p.add_argument('--again', action='store_true',
+                   help='also execute the notebooks in a folder of their own, and compare what they write')
     p.add_argument('--strict', action='store_true', help='let what is stale make the exit status 1, too')
     return p.parse_args(argv)
 
 # %% ../../nbs/98_trace.ipynb #e89b24d7
 def verify_all(args: argparse.Namespace) -> int:
     "Check, print what was found, and return the exit status."
-    made, names, out, counts = {p: made_artefacts(p) for p in made_profiles()}, chosen(args.artefacts) if args.artefacts else [], [], []
+    made = {p: made_artefacts(p) for p in made_profiles()}
+    names = chosen(args.artefacts) if args.artefacts else []
+    out = []
+    counts = []
     for p in args.profile: known('profile with artefacts', p, made)
     made = {p: made[p] for p in args.profile or made}
     for a in names if made else ():
-        if not any(a in those for those in made.values()): raise LlmrecError(f"{a} has not been made for {', '.join(made)}; llmrec_reproduce makes it.")
+        if not any(a in those for those in made.values()):
+            raise LlmrecError(f"{a} has not been made for {', '.join(made)}; llmrec_reproduce makes it.")
     wanted = [p for p, those in made.items() if not names or any(a in those for a in names)]
     for p in wanted:
         found, *count = verify(args.artefacts, p, args.again, lambda text: print(text, file=sys.stderr))
-        out += found; counts.append(count)
-    for heading, part in (('Does not match:', [f for f in out if not f.stale]), ('Stale, but as it was made:', [f for f in out if f.stale])):
+        out += found
+        counts.append(count)
+    for heading, part in (('Does not match:', [f for f in out if not f.stale]),
+                          ('Stale, but as it was made:', [f for f in out if f.stale])):
         if part: print('\n'.join([heading, *(f'  {f}' for f in dict.fromkeys(map(str, part)))]))
     return summary(out, wanted, counts, args.strict)
 
 # %% ../../nbs/98_trace.ipynb #f160aa9e
 def summary(found: list, profiles: list, counts: list, strict: bool) -> int:
     "Print the last line; returns the exit status."
-    if not counts: raise LlmrecError(f'There are no artefacts in {output_root() / "figures"}; llmrec_reproduce makes them.')
+    if not counts:
+        raise LlmrecError(f'There are no artefacts in {output_root() / "figures"}; llmrec_reproduce '
+                          'makes them.')
     wrong, stale = (len(dict.fromkeys(str(f) for f in found if f.stale is kind)) for kind in (False, True))
     artefacts, records = (sum(c[i] for c in counts) for i in (0, 1))
     def count(n, what): return f"{n:,} {what}{'s' * (n != 1)}"
-    print(f"{count(artefacts, 'artefact')} and {count(records, 'record')} of profile{'s' * (len(profiles) != 1)} {', '.join(profiles)}: {count(wrong, 'finding')} that do not match, {count(stale, 'stale finding')}".replace('1 finding that do', '1 finding that does'))
+    print(f"{count(artefacts, 'artefact')} and {count(records, 'record')} of "
+          f"profile{'s' * (len(profiles) != 1)} {', '.join(profiles)}: {count(wrong, 'finding')} that do not "
+          f"match, {count(stale, 'stale finding')}".replace('1 finding that do', '1 finding that does'))
     return int(bool(wrong or (strict and stale)))
 
 # %% ../../nbs/98_trace.ipynb #24d895d0
 def run_verify(argv=None) -> int:
     "Entry point of `llmrec_verify`; a complaint is one sentence on standard error and exit status 1."
     args = parse(argv)
-    os.environ |= {k: str(Path(os.environ[k]).resolve()) for k in ('LLMREC_DATA', 'LLMREC_MODELS', 'LLMREC_OUT') if os.environ.get(k)}    # notebooks run in nbs/
+    # notebooks run in nbs/
+    os.environ |= {k: str(Path(os.environ[k]).resolve())
+                   for k in ('LLMREC_DATA', 'LLMREC_MODELS', 'LLMREC_OUT') if os.environ.get(k)}
     os.environ |= {k: v for k, v in QUIET.items() if k not in os.environ} | dict(LLMREC_JOBS='1')
     for name in ('LLMREC_SCHEDULER', 'LLMREC_EVENTS'): os.environ.pop(name, None)
     try: return verify_all(args)
-    except LlmrecError as e: print(f'llmrec_verify: {e}', file=sys.stderr); return 1
-    except KeyboardInterrupt: print('llmrec_verify: stopped', file=sys.stderr); return 130
+    except LlmrecError as e:
+        print(f'llmrec_verify: {e}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('llmrec_verify: stopped', file=sys.stderr)
+        return 130

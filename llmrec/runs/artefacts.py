@@ -33,7 +33,8 @@ def caption(
     finding: str = '',       # what the artefact shows, one sentence computed from its numbers
 ) -> str:                    # finding, setting and identities, each on a line of its own
     "The caption of an artefact: the finding, the setting, and what it was made from."
-    if not data or not seeds: raise LlmrecError('A caption needs at least one dataset with its checksum and one seed.')
+    if not data or not seeds:
+        raise LlmrecError('A caption needs at least one dataset with its checksum and one seed.')
     sets = ', '.join(f'{name} (data {checksum[:12]})' for name, checksum in data.items())
     runs = ('seed ' if len(seeds) == 1 else 'seeds ') + ', '.join(map(str, seeds))
     setting = ' '.join(part for part in (f"{protocol[:1].upper()}{protocol[1:].rstrip('.')}.", note) if part)
@@ -60,7 +61,8 @@ def cell_text(
     if value is None: return DASH
     if value != value: return 'failed'
     if isinstance(value, bool): return 'yes' if value else 'no'
-    if isinstance(value, (int, float)): return format(value, spec or (',d' if isinstance(value, int) else '.4f'))
+    if isinstance(value, (int, float)):
+        return format(value, spec or (',d' if isinstance(value, int) else '.4f'))
     return str(value)
 
 # %% ../../nbs/92a_artefacts.ipynb #de6c4b39
@@ -93,7 +95,8 @@ def _cells(frame: pl.DataFrame, formats: dict, bold, escape, strong: str) -> lis
 def _right(frame: pl.DataFrame) -> list[bool]:
     "Which columns stand on the right: numbers, and text that is one in every cell, with or without its interval."
     one = r'^[-+<]?\d[\d.,]*( ?%)?( \[.*\]| to [-+]?\d[\d.,]*)?$'
-    def numeral(column): return column.dtype == pl.String and len(x := column.drop_nulls()) and x.str.contains(one).all()
+    def numeral(column):
+        return column.dtype == pl.String and len(x := column.drop_nulls()) and x.str.contains(one).all()
     return [column.dtype.is_numeric() or bool(numeral(column)) for column in frame]
 
 def _grouped(frame: pl.DataFrame, rows: list, by: str, line: Callable) -> list:
@@ -121,10 +124,12 @@ def table_md(frame: pl.DataFrame, caption: str, formats: dict = {}, bold=(), by:
     body = _grouped(frame, _cells(frame, formats, bold, _escape_md, '**{}**'), by,
                     lambda text: [f'**{text}**', *[''] * (kept.width - 1)])
     rows = [[_escape_md(c) for c in kept.columns], rule, *body]
-    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows) + f'\n\n{caption_md(caption, _escape_md)}\n'
+    return ('\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
+            + f'\n\n{caption_md(caption, _escape_md)}\n')
 
 # %% ../../nbs/92a_artefacts.ipynb #74aab15c
-TEX = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': r'\textless{}', '>': r'\textgreater{}',
+TEX = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': r'\textless{}',
+       '>': r'\textgreater{}',
        DASH: '--', '\n': ' ', '\r': ' ', '\0': '', '|': r'\textbar{}', '`': r'\textasciigrave{}',
        **{c: f'\\{c}' for c in '&%$#_{}'}}
 
@@ -134,7 +139,8 @@ def _escape_tex(text: str) -> str:
     out = ''.join(TEX.get(c, c) for c in text)
     return f'{{{out[0]}}}{out[1:]}' if text[:1] in ('[', '*') and out else out
 
-def table_tex(frame: pl.DataFrame, caption: str, label: str, formats: dict = {}, bold=(), by: str = '') -> str:
+def table_tex(frame: pl.DataFrame, caption: str, label: str, formats: dict = {}, bold=(),
+              by: str = '') -> str:
     "`frame` as a TeX table (booktabs, adjustbox) that fits a page, with caption and label, in groups of the column `by`."
     kept = frame.drop(by) if by else frame
     def group(text): return [rf'\addlinespace \multicolumn{{{kept.width}}}{{l}}{{\textit{{{text}}}}}']
@@ -144,9 +150,12 @@ def table_tex(frame: pl.DataFrame, caption: str, label: str, formats: dict = {},
     align = ''.join('r' if right else 'l' for right in _right(kept))
     *said, made = caption.split('\n')
     small = [rf'\par\smallskip{{\scriptsize {_escape_tex(made)}}}'] if said else []
-    lines = [r'\begin{table}', r'\centering', rf"\caption{{{_escape_tex(' '.join(said) or made)}}}", rf'\label{{{label}}}',
-             r'\begin{adjustbox}{max width=\linewidth, max totalheight=.8\textheight}', rf'\begin{{tabular}}{{{align}}}',
-             r'\toprule', head, r'\midrule', *rows, r'\bottomrule', r'\end{tabular}', r'\end{adjustbox}', *small, r'\end{table}']
+    lines = [r'\begin{table}', r'\centering', rf"\caption{{{_escape_tex(' '.join(said) or made)}}}",
+             rf'\label{{{label}}}',
+             r'\begin{adjustbox}{max width=\linewidth, max totalheight=.8\textheight}',
+             rf'\begin{{tabular}}{{{align}}}',
+             r'\toprule', head, r'\midrule', *rows, r'\bottomrule', r'\end{tabular}', r'\end{adjustbox}',
+             *small, r'\end{table}']
     return '\n'.join(lines) + '\n'
 
 # %% ../../nbs/92a_artefacts.ipynb #504434bd
@@ -169,14 +178,17 @@ def beside(
         ours, theirs = r.get('value'), r.get('paper')
         both = ours is not None and theirs is not None and ours == ours
         apart = f'{ours - theirs:+{spec}}' if both else None
-        return {columns[i]: value_text(ours, r.get('low'), r.get('high'), spec), f"paper{' ' * i}": value_text(theirs, spec=spec),
+        return {columns[i]: value_text(ours, r.get('low'), r.get('high'), spec),
+                f"paper{' ' * i}": value_text(theirs, spec=spec),
                 f"difference{' ' * i}": apart.lstrip('-+') if both and float(apart) == 0 else apart}
-    rows = [dict(group=group, method=m) | {k: v for i, c in enumerate(columns) for k, v in cells(found.get(c, {}), i).items()}
+    rows = [dict(group=group, method=m)
+            | {k: v for i, c in enumerate(columns) for k, v in cells(found.get(c, {}), i).items()}
             for (group, m), found in lines.items()]
     shown = pl.DataFrame(rows, infer_schema_length=None)
     may = long.with_columns(competes=pl.col('competes') if 'competes' in long.columns else pl.lit(True))
     may = may.filter(pl.col('competes') & pl.col('value').is_not_nan() & pl.col('value').is_not_null())
-    best = may.filter((pl.col('value') == pl.col('value').max().over('group', 'column')) & (pl.len().over('group', 'column') > 1))
+    best = may.filter((pl.col('value') == pl.col('value').max().over('group', 'column'))
+                      & (pl.len().over('group', 'column') > 1))
     at = {key: i for i, key in enumerate(lines)}
     bold = [(at[g, m], c) for g, m, c in best.select('group', 'method', 'column').iter_rows()]
     return shown.select(c for c in shown.columns if shown[c].null_count() < len(shown)), bold
@@ -188,7 +200,8 @@ def _stem(paper: str, artefact: str, profile: str) -> Path:
         plain = name.replace('-', '').replace('_', '')
         if name is profile: plain = plain.replace('+', '', 1).replace('.', '')    # a variant, see notebook 97
         if not plain.isalnum():
-            raise LlmrecError(f"'{name}' cannot name a file of figures/<profile>/<paper>/<artefact>; use letters, digits and hyphens.")
+            raise LlmrecError(f"'{name}' cannot name a file of figures/<profile>/<paper>/<artefact>; use "
+                              "letters, digits and hyphens.")
     return figures_dir(profile, paper) / artefact
 
 # %% ../../nbs/92a_artefacts.ipynb #de6b4dc4
@@ -198,10 +211,13 @@ def _sources(frame: pl.DataFrame, source) -> pl.DataFrame:
     "row, column, value, source: a line for each number of the table, and for a number that is text where `source` knows it."
     texts = pl.read_csv(io.StringIO(frame.write_csv()), infer_schema=False)
     numbers = [name for name, kind in frame.schema.items() if kind.is_numeric()]
-    def origin(row, name): return (source(row, name) if source else '') or ('paper' if 'paper' in name.lower() else '*')
+    def origin(row, name):
+        return (source(row, name) if source else '') or ('paper' if 'paper' in name.lower() else '*')
     cells = [dict(row=i, column=name, value=text[name], source=origin(row, name)) for i, (row, text) in
-             enumerate(zip(frame.iter_rows(named=True), texts.iter_rows(named=True))) for name in frame.columns
-             if text[name] is not None and (name in numbers or source and NUMBER.fullmatch(text[name]) and source(row, name))]
+             enumerate(zip(frame.iter_rows(named=True), texts.iter_rows(named=True)))
+             for name in frame.columns
+             if text[name] is not None and (name in numbers or source and NUMBER.fullmatch(text[name])
+                                            and source(row, name))]
     return pl.DataFrame(cells, schema=dict(row=pl.Int64, column=pl.String, value=pl.String, source=pl.String))
 
 # %% ../../nbs/92a_artefacts.ipynb #f40a891d
@@ -219,28 +235,39 @@ def save_table(
 ) -> dict[str, Path]:
     "Write the table as csv, md, tex, sources.csv and caption.md below `figures/<profile>/<paper>/`; returns the paths by format."
     shown = frame if shown is None else shown
-    for name in (*formats, *(column for _, column in bold), *([by] if by else [])): known('column', name, shown.columns)
+    for name in (*formats, *(column for _, column in bold), *([by] if by else [])):
+        known('column', name, shown.columns)
     nested = [name for f in (frame, shown) for name, kind in f.schema.items() if kind.is_nested()]
-    if nested: raise LlmrecError(f"The column '{nested[0]}' of {paper}/{artefact} holds lists; a table has one plain value a cell.")
+    if nested:
+        raise LlmrecError(f"The column '{nested[0]}' of {paper}/{artefact} holds lists; a table has one "
+                          "plain value a cell.")
     if shown.width - bool(by) > WIDEST:
-        raise LlmrecError(f'{paper}/{artefact} would show {shown.width - bool(by)} columns and a page has room for {WIDEST}; choose some for `shown`.')
+        raise LlmrecError(f'{paper}/{artefact} would show {shown.width - bool(by)} columns and a page has '
+                          f'room for {WIDEST}; choose some for `shown`.')
     stem, label = _stem(paper, artefact, profile), f'tab:{profile}-{paper}-{artefact}'
-    texts = dict(csv=frame.write_csv(), md=table_md(shown, caption, formats, bold, by), tex=table_tex(shown, caption, label, formats, bold, by))
-    texts |= {'sources.csv': _sources(frame, source).write_csv(), 'caption.md': caption_md(caption, _escape_md) + '\n'}
+    texts = dict(csv=frame.write_csv(), md=table_md(shown, caption, formats, bold, by),
+                 tex=table_tex(shown, caption, label, formats, bold, by))
+    texts |= {'sources.csv': _sources(frame, source).write_csv(),
+              'caption.md': caption_md(caption, _escape_md) + '\n'}
     return {kind: write_atomic(f'{stem}.{kind}', text) for kind, text in texts.items()}
 
 # %% ../../nbs/92a_artefacts.ipynb #4f1e1179
 SINGLE, DOUBLE = 3.4, 7.  # figure widths in inches: one and two journal columns
 PALETTE = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#F0E442')
-ROLES = dict(ours=PALETTE[1], alternative=PALETTE[0], third=PALETTE[2], simple='#000000', baseline='#767676', untuned=PALETTE[3], light='#d5d5d5')
-PAPER = dict(marker='D', ms=4.6, mfc='white', mec='black', mew=.9, ls='none', color='black', zorder=6)  # the mark of a published value
+ROLES = dict(ours=PALETTE[1], alternative=PALETTE[0], third=PALETTE[2], simple='#000000', baseline='#767676',
+             untuned=PALETTE[3], light='#d5d5d5')
+# the mark of a published value
+PAPER = dict(marker='D', ms=4.6, mfc='white', mec='black', mew=.9, ls='none', color='black', zorder=6)
 
 def figure_style(width: float = SINGLE, height: float | None = None):
     "A context in which matplotlib makes figures of the compendium's style, `width` inches wide."
     return plt.rc_context({
-        'figure.figsize': (width, height or .7 * width), 'figure.dpi': 150, 'figure.constrained_layout.use': True,
-        'font.family': 'DejaVu Sans', 'font.size': 8, 'axes.titlesize': 8, 'legend.fontsize': 7, 'legend.frameon': False,
-        'axes.prop_cycle': plt.cycler(color=PALETTE), 'axes.grid': True, 'axes.grid.axis': 'y', 'axes.axisbelow': True,
+        'figure.figsize': (width, height or .7 * width), 'figure.dpi': 150,
+        'figure.constrained_layout.use': True,
+        'font.family': 'DejaVu Sans', 'font.size': 8, 'axes.titlesize': 8,
+        'legend.fontsize': 7, 'legend.frameon': False,
+        'axes.prop_cycle': plt.cycler(color=PALETTE), 'axes.grid': True, 'axes.grid.axis': 'y',
+        'axes.axisbelow': True,
         'grid.color': '#d9d9d9', 'grid.linewidth': .6, 'axes.edgecolor': '#555555', 'axes.linewidth': .6,
         'axes.spines.top': False, 'axes.spines.right': False, 'lines.linewidth': 1.4, 'lines.markersize': 4})
 
@@ -261,9 +288,11 @@ def spread_apart(at, gap: float) -> np.ndarray:
         blocks.append([y, 1])
         while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
             total, n = blocks.pop()
-            blocks[-1][0] += total; blocks[-1][1] += n
+            blocks[-1][0] += total
+            blocks[-1][1] += n
     flat = np.concatenate([np.full(n, total / n) for total, n in blocks]) if blocks else np.zeros(0)
-    out = np.empty(len(at)); out[order] = flat + gap * np.arange(len(at))
+    out = np.empty(len(at))
+    out[order] = flat + gap * np.arange(len(at))
     return out
 
 def label_ends(
@@ -279,11 +308,13 @@ def label_ends(
     at = np.array([ax.transData.transform((0, y))[1] * points for y, _, _ in ends])
     lines = np.array([text.count('\n') for _, text, _ in ends]).max() + 1
     for (y, text, colour), old, new in zip(ends, at, spread_apart(at, size * 1.25 * lines)):
-        ax.annotate(text, (x, y), xycoords=('axes fraction', 'data'), xytext=(4, new - old), textcoords='offset points',
+        ax.annotate(text, (x, y), xycoords=('axes fraction', 'data'), xytext=(4, new - old),
+                    textcoords='offset points',
                     va='center', ha='left', fontsize=size, color=colour, annotation_clip=False)
 
 # %% ../../nbs/92a_artefacts.ipynb #f1323b86
-METADATA = {'svg': {'Date': None, 'Creator': None}, 'pdf': {'CreationDate': None, 'Creator': None, 'Producer': None}, 'png': {'Software': None}}
+METADATA = {'svg': {'Date': None, 'Creator': None},
+            'pdf': {'CreationDate': None, 'Creator': None, 'Producer': None}, 'png': {'Software': None}}
 
 def take_texts_literally(fig) -> None:
     "A `$` in a figure's texts is a dollar, except in the labels that a logarithmic axis makes by itself."
@@ -298,7 +329,8 @@ def save_figure(
     "Write the figure as svg, pdf and png with its caption beside; returns the paths by format."
     stem, paths = _stem(paper, artefact, profile), {}
     take_texts_literally(fig)
-    with plt.rc_context({'svg.hashsalt': f'{profile}/{paper}/{artefact}', 'pdf.fonttype': 42, 'savefig.bbox': None}):
+    with plt.rc_context({'svg.hashsalt': f'{profile}/{paper}/{artefact}', 'pdf.fonttype': 42,
+                         'savefig.bbox': None}):
         for kind, metadata in METADATA.items():
             buffer = io.BytesIO()
             fig.savefig(buffer, format=kind, dpi=300, metadata=metadata, facecolor='white')
@@ -329,7 +361,9 @@ def paper_number(
     for column, name in (wanted if setting is None else wanted | dict(setting=setting)).items():
         known(f'{paper} {column}', name, rows[column].unique(maintain_order=True))
         rows = rows.filter(pl.col(column) == name)
-    if len(rows) > 1: raise LlmrecError(f"{paper} {artefact} has several settings for {method}, name one: {', '.join(rows['setting'])}.")
+    if len(rows) > 1:
+        raise LlmrecError(f"{paper} {artefact} has several settings for {method}, name one: "
+                          f"{', '.join(rows['setting'])}.")
     return rows['value'].item()
 
 # %% ../../nbs/92a_artefacts.ipynb #830593cb
@@ -342,8 +376,12 @@ def beside_paper(
     keys = ['dataset', 'method', *(['setting'] if 'setting' in ours.columns else []), 'metric']
     for name in (*keys, 'value'): known('column', name, ours.columns)
     known(f'{paper} artefact', artefact, paper_numbers(paper)['artefact'].unique(maintain_order=True))
-    theirs = paper_numbers(paper).filter(pl.col('artefact') == artefact).select(*keys, pl.col('value').alias('paper'))
-    if theirs.select(keys).is_duplicated().any(): raise LlmrecError(f"{paper} {artefact} has several settings; give ours a column 'setting'.")
-    both = ours.join(theirs, on=keys, how='full' if missing else 'left', coalesce=True, maintain_order='left_right')
-    inside = pl.col('paper').is_between(pl.col('low').fill_nan(None), pl.col('high').fill_nan(None)) if 'low' in ours.columns else pl.lit(None, pl.Boolean)
+    theirs = (paper_numbers(paper).filter(pl.col('artefact') == artefact)
+              .select(*keys, pl.col('value').alias('paper')))
+    if theirs.select(keys).is_duplicated().any():
+        raise LlmrecError(f"{paper} {artefact} has several settings; give ours a column 'setting'.")
+    both = ours.join(theirs, on=keys, how='full' if missing else 'left', coalesce=True,
+                     maintain_order='left_right')
+    inside = (pl.col('paper').is_between(pl.col('low').fill_nan(None), pl.col('high').fill_nan(None))
+              if 'low' in ours.columns else pl.lit(None, pl.Boolean))
     return both.with_columns(difference=pl.col('value') - pl.col('paper'), covered=inside)

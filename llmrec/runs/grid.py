@@ -56,7 +56,8 @@ def attempt(
         os.environ[OWN] = own
         with output_to(here):
             if not isinstance(look_up(run, config, profile), str): return '', 0.
-            with without_waiting(), joblib.parallel_config('sequential'): compute(run, config, profile, progress)
+            with without_waiting(), joblib.parallel_config('sequential'):
+                compute(run, config, profile, progress)
     except Busy: said = BUSY
     except Exception as e:
         logging.getLogger(__name__).warning('a run failed', exc_info=True)
@@ -70,7 +71,8 @@ def connect(address: str):    # a distributed.Client
     from distributed import Client    # here, because it takes a second and most notebooks need none
     try: return Client(address, timeout='10s', set_as_default=False)
     except (OSError, ValueError) as e:
-        raise LlmrecError(f'No Dask scheduler answers at {address} ({sentence(e)}); start one with `dask scheduler`, or use --jobs.') from None
+        raise LlmrecError(f'No Dask scheduler answers at {address} ({sentence(e)}); start one with `dask '
+                          'scheduler`, or use --jobs.') from None
 
 # %% ../../nbs/93_grid.ipynb #37abee8a
 def dask_setup(worker) -> None:
@@ -117,9 +119,12 @@ def spread(
     with workers() as jobs, tqdm(total=len(configs), desc=what, leave=False) as bar:
         while busy := [i for i, text in enumerate(said) if text == BUSY]:
             free = [i for i in busy if not locked(records_dir(profile) / names[i])]
-            calls = [joblib.delayed(attempt)(run, configs[i], profile, jobs == 1 or len(configs) == 1, output_root(), os.environ.get(OWN, '')) for i in free]
+            calls = [joblib.delayed(attempt)(run, configs[i], profile, jobs == 1 or len(configs) == 1,
+                                             output_root(), os.environ.get(OWN, '')) for i in free]
             for i, (said[i], seconds) in zip(free, outcomes(calls, jobs) if calls else ()):
-                if said[i] != BUSY: tell(finished=what, seconds=seconds); bar.update()
+                if said[i] != BUSY:
+                    tell(finished=what, seconds=seconds)
+                    bar.update()
             if BUSY in said: time.sleep(pause := min(2 * pause, 10.))
     return said
 
@@ -138,9 +143,12 @@ def run_all(
     if os.environ.get('LLMREC_EVENTS'): out = [_FAILED.get(r, r) if isinstance(r, str) else r for r in out]
     missing = {}
     for i, name in enumerate(out):
-        if isinstance(name, str): missing.setdefault(name, i)    # a run that is asked for twice is computed once
+        if isinstance(name, str):
+            missing.setdefault(name, i)    # a run that is asked for twice is computed once
     if missing: tell(planned=len(missing), what=what)
-    for (name, i), said in zip(missing.items(), spread(run, [configs[i] for i in missing.values()], profile, list(missing), what) if missing else ()):
+    for (name, i), said in zip(missing.items(),
+                               spread(run, [configs[i] for i in missing.values()], profile,
+                                      list(missing), what) if missing else ()):
         missing[name] = found = look_up(run, configs[i], profile)
         if isinstance(found, str):
             missing[name] = _FAILED[name] = Failed(name, f'The run {name} failed: {said or NOT_HERE}')

@@ -72,7 +72,8 @@ def earlier(
     "Packed places of the tokens `reach` steps before each token of step `reach` and later."
     n = torch.tensor(sizes, device=device)
     start = n.cumsum(0) - n
-    inside = torch.arange(int(n[reach:].sum()), device=device) - (start[reach:] - start[reach]).repeat_interleave(n[reach:])
+    inside = torch.arange(int(n[reach:].sum()),
+                          device=device) - (start[reach:] - start[reach]).repeat_interleave(n[reach:])
     return inside + start[:-reach].repeat_interleave(n[reach:])
 
 # %% ../../nbs/41_lru.ipynb #de3dd8ff

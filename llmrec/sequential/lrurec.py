@@ -84,10 +84,12 @@ class LRURec(nn.Module):
         self.cfg, self.n_items = cfg, n_items
         self.embedding = nn.Embedding(n_items + 1, cfg.hidden)
         self.layer_norm, self.dropout = nn.LayerNorm(cfg.hidden), nn.Dropout(cfg.dropout)
-        self.blocks = nn.ModuleList(nn.ModuleList([LRULayer(cfg), FeedForward(cfg)]) for _ in range(cfg.blocks))
+        self.blocks = nn.ModuleList(nn.ModuleList([LRULayer(cfg), FeedForward(cfg)])
+                                    for _ in range(cfg.blocks))
         self.item_bias = nn.Parameter(torch.zeros(n_items + 1))
         for name, p in self.named_parameters():
-            if 'layer_norm' not in name and 'params_log' not in name: nn.init.trunc_normal_(p, std=.02, a=-.04, b=.04)
+            if 'layer_norm' not in name and 'params_log' not in name:
+                nn.init.trunc_normal_(p, std=.02, a=-.04, b=.04)
 
     def forward(self, items, scan):
         x = self.layer_norm(self.dropout(self.embedding(items)))
@@ -141,7 +143,8 @@ CHUNK = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=128)
 def loss(model: LRURec, batch: Batch) -> torch.Tensor:
     "Mean cross-entropy of the next item over all tokens of a packed batch."
     states = model(batch.items, partial(scan_packed, sizes=batch.sizes))
-    return F.linear_cross_entropy(states, model.embedding.weight, batch.targets, linear_bias=model.item_bias, options=CHUNK)
+    return F.linear_cross_entropy(states, model.embedding.weight, batch.targets, linear_bias=model.item_bias,
+                                  options=CHUNK)
 
 # %% ../../nbs/42_lrurec.ipynb #9537fac8
 def padded_batch(
@@ -158,9 +161,11 @@ def padded_batch(
 def padded_loss(train: Sequences, cfg: LRURecConfig, seed: int = 0) -> Callable:
     "As `make_loss`, the plain way: padded to `max_length`, every position scored."
     def loss(model, spans):
-        tokens, labels = (t.to(model.item_bias.device) for t in padded_batch(train.items, spans, cfg.max_length))
+        tokens, labels = (t.to(model.item_bias.device)
+                          for t in padded_batch(train.items, spans, cfg.max_length))
         states = model(tokens, partial(scan_padded, mask=tokens > 0)).flatten(0, 1)
-        return F.cross_entropy(torch.addmm(model.item_bias, states, model.embedding.weight.T), labels.flatten(), ignore_index=0)
+        return F.cross_entropy(torch.addmm(model.item_bias, states, model.embedding.weight.T),
+                               labels.flatten(), ignore_index=0)
     return loss
 
 # %% ../../nbs/42_lrurec.ipynb #4be3102b
@@ -170,7 +175,8 @@ def build(n_items: int, cfg: LRURecConfig) -> LRURec:
 
 def make_loss(train: Sequences, cfg: LRURecConfig, seed: int = 0) -> Callable:  # (model, spans) -> scalar
     "The loss on training windows; dropout follows PyTorch's generator, so `seed` is not used."
-    return lambda model, spans: loss(model, training_batch(train.items, spans, cfg.max_length).to(model.item_bias.device))
+    return lambda model, spans: loss(model, training_batch(train.items, spans,
+                                                           cfg.max_length).to(model.item_bias.device))
 
 # %% ../../nbs/42_lrurec.ipynb #f30b908a
 def last_states(
