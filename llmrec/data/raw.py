@@ -30,7 +30,7 @@ from ..runs.records import write_atomic
 # %% ../../nbs/94_raw_files.ipynb #47bbc51b
 @dataclasses.dataclass(frozen=True)
 class RawFile:
-    "One public file: where it lies, where it comes from, and the checksums of its known content."
+    "One public file: where it is kept, where it comes from, and the checksums of its known content."
     folder: str              # folder below `$LLMREC_DATA` and `data/raw`
     name: str                # file name without `.gz`
     sha256: tuple[str, ...]  # known checksums of the decompressed content, the first one is the reference
@@ -189,7 +189,7 @@ def reader(read):
     return checked
 
 def is_number(text: str) -> bool:
-    "Whether `text` is a whole number without a sign that fits 64 bits; `isdigit` alone also likes `²` and `४`."
+    "Whether `text` is a whole number without a sign that fits 64 bits; `isdigit` alone also accepts `²` and `४`."
     return text.isascii() and text.isdigit() and len(text) < 19
 
 # %% ../../nbs/94_raw_files.ipynb #b22c7615
@@ -272,7 +272,7 @@ def target(raw: RawFile) -> Path:
 
 # %% ../../nbs/94_raw_files.ipynb #2dcad5bc
 def missing(raw: RawFile, why: str) -> LlmrecError:
-    "The complaint about a file that is not here and could not be fetched."
+    "The error for a file that is not here and could not be fetched."
     inside = f', member {raw.member}' if raw.member else ''
     origin = f'Get it from {raw.url}{inside}' if raw.url else 'It has no public address'
     sums = f' (sha256 of its content: {" or ".join(raw.sha256)})' if raw.sha256 else ''

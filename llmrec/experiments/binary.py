@@ -49,7 +49,7 @@ class BinaryRun:
 
 # %% ../../nbs/54_binary_runs.ipynb #def1756e
 def check_run(cfg: BinaryRun) -> None:
-    "An `LlmrecError` for the first setting that does not fit the others."
+    "Raise an `LlmrecError` for the first setting that does not fit the others."
     known('dataset', cfg.dataset, YESNO_DATASETS)
     known('method', cfg.method, (*BINARY, *SIMPLE))
     if cfg.k is not None and cfg.k < 1:
@@ -146,7 +146,7 @@ def run(
     cfg: BinaryRun,
     profile: str,            # where the record is kept
     progress: bool = False,
-) -> Record:                 # arrays test_score, valid_score, seen, test_user, test_label: one value a row
+) -> Record:                 # arrays test_score, valid_score, seen, test_user, test_label: one value for each row
     "The record of one method at one K."
     check_run(cfg)
     def compute():

@@ -68,7 +68,7 @@ def remote_prompt(data, sample: dict, cfg: InContextRun) -> str:
 # %% ../../nbs/56_in_context.ipynb #9451af67
 def ask_remote(cfg: InContextRun, data, samples: pl.DataFrame, profile: str,
                progress: bool = True) -> tuple[list[Answer], dict]:
-    "The endpoint's answers, and what else is to be noted."
+    "The endpoint's answers, and further entries for the record."
     prompts = [remote_prompt(data, s, cfg) for s in samples.iter_rows(named=True)]
     answers = ask(cfg.endpoint, prompts, checkpoints_dir(profile) / 'answers', progress)
     served = list(dict.fromkeys(a.served for a in answers))
@@ -79,7 +79,7 @@ def ask_remote(cfg: InContextRun, data, samples: pl.DataFrame, profile: str,
 # %% ../../nbs/56_in_context.ipynb #a52a885a
 def ask_local(cfg: InContextRun, data, samples: pl.DataFrame, adapter=None,
               progress: bool = True) -> tuple[list[Answer], dict]:
-    "The backbone's answers, with the adapter in the folder `adapter` on top, and what else is to be noted."
+    "The backbone's answers, with the adapter in the folder `adapter` on top, and further entries for the record."
     backbone = load_backbone(cfg.backbone)
     if adapter: backbone = with_adapter(backbone, adapter)
     prompts, dropped = encode_questions(backbone.tokenizer, data, samples, cfg.prompt, context_of(backbone))
@@ -150,7 +150,7 @@ def run(
     progress: bool = True,
     adapter: Callable | None = None,  # gives the adapter's folder; called only when the model is asked
 ) -> Record:
-    "The record of one model; arrays row, user, label, kind (index into KINDS), score, one value a row."
+    "The record of one model; arrays row, user, label, kind (index into KINDS), score, one value for each row."
     check_run(cfg)
     def once():
         if cfg.adapter and adapter is None:
@@ -193,7 +193,7 @@ class Asked:
     why: str = ''  # 'no key', 'no endpoint', 'no adapter'
 
 def local_name(cfg: BackboneConfig) -> str:
-    "How a local model is called in a figure."
+    "A local model's name in a figure."
     return backbone_label(cfg)
 
 # %% ../../nbs/56_in_context.ipynb #e48029d4

@@ -64,7 +64,7 @@ def as_published(retrieval: RetrievalConfig, backbone=BackboneConfig(), **tuning
 
 # %% ../../nbs/52_llamarec.ipynb #2370f6de
 def corrected(retrieval: RetrievalConfig, backbone=BackboneConfig(), **tuning) -> RankingConfig:
-    "LlamaRec with the slips of its public code mended; `tuning` changes single fields."
+    "LlamaRec with the errors of its public code corrected; `tuning` changes single fields."
     tuning = tuning_for(retrieval, TuningConfig.corrected(), tuning)
     return RankingConfig(retrieval, backbone, LlamaRecPromptConfig.corrected(), tuning)
 
@@ -107,7 +107,7 @@ def prompts(
     titles: list,       # (n_items + 1,) truncated titles
     tokenizer,
     cfg: LlamaRecPromptConfig,
-) -> list:              # token ids of one prompt a question
+) -> list:              # for each question the token ids of its prompt
     "The prompts of `q` (LlamaRec 3.2.2)."
     def one(user, shown):
         history = [titles[i] for i in histories[user][-cfg.max_history:]]
@@ -205,7 +205,7 @@ def results(q: Questions, rank: np.ndarray, truth: np.ndarray) -> dict:
 
 # %% ../../nbs/52_llamarec.ipynb #cf4971ed
 def folder_of(cfg: RankingConfig, profile: str) -> Path:
-    "Where the run's adapter lies."
+    "The folder of the run's adapter."
     key = record_key(cfg, dataset_checksum(cfg.retrieval.dataset), backbone_identity(cfg.backbone))
     return checkpoints_dir(profile) / f'ranking-{key}'
 

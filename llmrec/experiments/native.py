@@ -88,7 +88,7 @@ def native(phrasing: str = 'plain', **values) -> NativeConfig:
 
 # %% ../../nbs/57_native.ipynb #1aea2ede
 def spoken(data: YesNoData, item: int, cfg: NativeConfig) -> str:
-    "How an item is called in the prose."
+    "An item's name in the prose."
     title, author = data.titles[item], data.authors[item]
     if data.thing == 'movie' and not cfg.years: title = YEAR.sub('', title)
     return html.unescape(f'{title} by {author}' if cfg.authors and author else title).strip()
@@ -163,7 +163,7 @@ def run(
     profile: str,           # where the record is kept
     progress: bool = True,
 ) -> Record:
-    "The record of one model and phrasing; arrays row, user, label, score, one value a row asked."
+    "The record of one model and phrasing; arrays row, user, label, score, one value for each row asked."
     whole = NativeRun(dataset, backbone, checked(cfg))
     def once():
         with one_thread(): return *ask(load_yesno(dataset, cfg.protocol), backbone, cfg, progress), {}
@@ -185,7 +185,7 @@ def reader_scores(
     world: World,
     rows: np.ndarray | None = None,  # row numbers of the test split; None for all
 ) -> np.ndarray:            # (n,) probability of a like
-    "What somebody answers who knows the law and every title, and of the person only the prompt."
+    "The answers of the reader, who knows the world's rules and every title, and about the person only the prompt."
     film, zeros = data.thing == 'movie', data.thing == 'book' and data.protocol == 'as_published'
     people, place = all_people(world.config, implicit_nodes=9 if zeros else 1), catalogue_places(data, world)
     mean = opinions(people, world.films if film else world.books)

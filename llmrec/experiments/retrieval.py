@@ -153,7 +153,7 @@ def retriever(
 
 # %% ../../nbs/51_retrieval.ipynb #5f756702
 def measure(cfg: RetrievalConfig, split: Split, score) -> dict:
-    "Ranks of the validation and test items, one value a user (0 = not asked)."
+    "Ranks of the validation and test items, one value for each user (0 = no target)."
     window = cfg.architecture.max_length
     valid, test = (split.valid_history, split.valid), (split.test_history, split.test)
     found = dict(

@@ -46,7 +46,7 @@ class LlamaRecStudy:
     methods_by_dataset: dict = field(default_factory=dict)  # dataset -> methods, where they are not `methods`
     search: dict = field(default_factory=dict)     # dataset -> weight_decay and dropout to try
     backbone: str = 'tiny'                         # 'tiny', 'miniature', a folder, or a hub id
-    label: str = ''                                # how tables call a folder, file or hub id
+    label: str = ''                                # name of a folder, file or hub id in tables
     quantisation: Literal['none', '8bit', '4bit'] = 'none'
     dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
     ranker_datasets: tuple[str, ...] = ('films', 'books')  # the ranker is run on these
@@ -117,7 +117,7 @@ def study(**values) -> LlamaRecStudy:
     return out
 
 def check_names(s: LlamaRecStudy) -> None:
-    "Refuse unknown datasets, methods and settings to search, and what speaks of a dataset outside the study."
+    "Refuse unknown datasets, methods and settings to search, and entries for a dataset outside the study."
     for name in (*s.datasets, *s.ranker_datasets): known('dataset', name, DATASETS)
     for name in itertools.chain(s.methods, *s.methods_by_dataset.values()):
         known('retriever', name, retrieval.METHODS)
@@ -158,7 +158,7 @@ def best_setting(
     return settings(s, dataset, method)[int(np.argmax(valid))]
 
 def choice(s: LlamaRecStudy, dataset: str, method: str) -> dict:
-    "`best_setting` for one who has not read the records of the search."
+    "`best_setting` from the records of the search, which are read or computed here."
     return best_setting(s, dataset, method, search_records(replace(s, datasets=(dataset,)), (method,)))
 
 # %% ../../nbs/53_llamarec_study.ipynb #e7d9f76a
@@ -211,7 +211,7 @@ def ranked_already(s: LlamaRecStudy) -> bool:
     return True
 
 def check_ranker(s: LlamaRecStudy) -> None:
-    "Raise an `LlmrecError` before the first run when a ranker is to be tuned and its language model cannot be loaded."
+    "Raise an `LlmrecError` before the first run if a ranker has to be tuned and its language model cannot be loaded."
     try: check_source(BackboneConfig(s.backbone, quantisation=s.quantisation, dtype=s.dtype, label=s.label))
     except LlmrecError:
         if not ranked_already(s): raise
@@ -223,7 +223,7 @@ def backbone_of(s: LlamaRecStudy) -> str:
     return backbone_identity(cfg)
 
 def ranker_name(s: LlamaRecStudy) -> str:
-    "How the ranker is called in a table."
+    "The ranker's name in a table."
     return f'LlamaRec ({backbone_label(s.backbone, s.label)})'
 
 # %% ../../nbs/53_llamarec_study.ipynb #0cc87009
@@ -261,7 +261,7 @@ def readable(
     metrics=READ,
     note: dict | None = None,       # method of the paper -> what is put behind its name
 ) -> tuple[pl.DataFrame, list]:
-    "For `save_table`: ours with its interval, the paper's number and the difference, by dataset; and what is set in bold."
+    "For `save_table`: ours with its interval, the paper's number and the difference, by dataset; and the cells in bold."
     printed, out = paper_numbers('llamarec').filter(artefact=artefact), []
     theirs = {(r['dataset'], r['method'], r['metric']): r['value'] for r in printed.iter_rows(named=True)}
     for d in long['dataset'].unique(maintain_order=True):
@@ -314,7 +314,7 @@ def how_trained(s: LlamaRecStudy) -> str:
     return ' '.join(told)
 
 def afterwards(s: LlamaRecStudy) -> str:
-    "For a caption: which of the study's methods knew the test before they were chosen; '' if none."
+    "For a caption: which of the study's methods were chosen with knowledge of the test; '' if none."
     late = [m for m in retrieval.AFTERWARDS if any(m in s.methods_of(d) for d in s.datasets)]
     if not late: return ''
     return f"Put together after such settings had been seen on the test of the real data: {', '.join(late)}."

@@ -292,7 +292,7 @@ def numbered(settings: dict, numberings) -> dict[str, dict]:
 
 # %% ../../nbs/53a_other_systems.ipynb #3cc275c0
 def system_rows(dataset: str, records: dict) -> list[dict]:
-    "Rows as those of `study.frame`, one a metric and system, over the persons asked; nan where a run has failed."
+    "Rows like those of `study.frame`, one for each metric and system, over the people asked; nan where a run has failed."
     out = []
     for name, record in records.items():
         try: own = rows(dataset, name, [record.arrays['rank']])
@@ -307,7 +307,7 @@ def against(record: Record, other: np.ndarray, metric: str = 'NDCG@10') -> tuple
 
 # %% ../../nbs/53a_other_systems.ipynb #1adeef72
 def costs(records: dict, measured: Record | None, ours: str) -> pl.DataFrame:
-    "method, seconds a person, tokens read and written a person, calls of the language model a person."
+    "method, and for one person: seconds, tokens read and written, calls of the language model."
     out = []
     if measured:
         n, spent = measured.metrics['users'], measured.provenance.get('seconds', {})

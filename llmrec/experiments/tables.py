@@ -90,7 +90,7 @@ def retrieved(ranks: list) -> list:
     return [(r > 0) & (r <= 20) for r in ranks]
 
 def retriever_rows(dataset: str, method: str, runs: dict, subset: bool) -> list[dict]:
-    "The rows of a retriever; a method without seeds meets the subset of every seed of LRURec."
+    "The rows of a retriever; a method without seeds is evaluated on the subset of every seed of LRURec."
     ranks = [r.arrays['test_rank'] for r in runs[method]]
     if not subset: return rows(dataset, method, ranks)
     lru = [r.arrays['test_rank'] for r in runs['LRURec']]
@@ -145,7 +145,7 @@ def mean_or_nan(values: list) -> float:
 
 def cell_of(
     dataset: str, method: str, setting: str,
-    runs: list,   # records, one a seed
+    runs: list,   # records, one for each seed
     names: dict,  # what user, label, score (and row) are called in them
 ) -> Cell:
     "The cell of these records; a failed cell where one of them could not be computed."
@@ -318,7 +318,7 @@ def plot_over_k(
     colours: dict,              # method -> colour, in the order in which they are drawn
     flat: tuple = (),           # methods whose value does not depend on K
 ) -> list[tuple]:               # for `label_ends`: where each line ends, its method, its colour
-    "AUC x 100 over K with intervals; what is `flat` stands at the left edge, with a dashed line to the right."
+    "AUC x 100 over K with intervals; methods in `flat` are drawn at the left edge, with a dashed line to the right."
     ends, shift = [], 2 ** .09
     part = {m: (long.filter(pl.col('method') == m)
                 .with_columns(K=pl.col('setting').str.slice(2).cast(pl.Int64)).sort('K'))

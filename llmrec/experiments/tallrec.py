@@ -166,7 +166,7 @@ def data_of(cfg: TallrecRun) -> str:
     return digest(parts, instructions_checksum(instructions_of(cfg.train)) if cfg.alpaca else '')
 
 def adapter_folder(cfg: TallrecRun, profile: str) -> Path:
-    "Where the run is tuned; runs that differ in their tests alone share it."
+    "The folder in which the run is tuned; runs that differ only in their tests share it."
     untested = replace(cfg, test=(), test_rows=None)
     key = record_key(untested, data_of(untested), backbone_identity(cfg.backbone))
     return checkpoints_dir(profile) / f'tallrec-{key}'
@@ -212,7 +212,7 @@ def compute(cfg: TallrecRun, profile: str, progress: bool):
 # %% ../../nbs/55_tallrec_runs.ipynb #88c8552a
 @in_processes('tallrec')
 def run(cfg: TallrecRun, profile: str, progress: bool = True) -> Record:
-    "The record of one run; arrays <dataset>_user, _label, _score, _row, _dropped: one value a question."
+    "The record of one run; arrays <dataset>_user, _label, _score, _row, _dropped: one value for each question."
     def once():
         with one_thread(): return compute(cfg, profile, progress)
     return run_once('tallrec', cfg, once, data_of(cfg), profile, backbone_identity(cfg.backbone))

@@ -46,7 +46,7 @@ class TallrecStudy:
     search: Literal['draw', 'first draw'] = 'first draw'  # for every draw, or once, on the first one
     encoder: dict = field(default_factory=lambda: dict(name='backbone'))  # an EncoderConfig
     backbone: str = 'tiny'                    # 'tiny', 'miniature', a folder, or a hub id
-    label: str = ''                           # how tables call a folder, file or hub id
+    label: str = ''                           # name of a folder, file or hub id in tables
     quantisation: Literal['none', '8bit', '4bit'] = 'none'
     dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
     variants: tuple[str, ...] = ('TALLRec',)  # of the language model
@@ -202,7 +202,7 @@ def alpaca_lora(s: TallrecStudy) -> dict:
     return {llm_name(s, 'Alpaca-LoRA'): tallrec.alpaca_lora(s.language_model, recipe, s.datasets, s.profile)}
 
 def asked(s: TallrecStudy, dataset: str) -> list[in_context.Asked]:
-    "The lines of all models that are only asked, on one dataset."
+    "The lines of all untuned models, on one dataset."
     more = [replace(s, backbone=name, label='') for name in s.further_backbones]
     return in_context.line_up(
         dataset, s.protocol, s.language_model, list(s.endpoints), s.profile, s.test_rows, alpaca_lora(s),
@@ -210,13 +210,13 @@ def asked(s: TallrecStudy, dataset: str) -> list[in_context.Asked]:
 
 # %% ../../nbs/58_tallrec_study.ipynb #3ecb3548
 def asked_cell(dataset: str, a: in_context.Asked) -> Cell:
-    "The cell of a model that was only asked."
+    "The cell of an untuned model."
     v = a.record.arrays
     scores = in_context.undecided_as_zero(v['score'])[None]
     return Cell(dataset, a.name, 'K=0', v['user'], v['label'], scores, float('nan'), v['row'], a.record.name)
 
 def in_context_cells(s: TallrecStudy) -> tuple[list[Cell], list[str]]:
-    "A cell for every model that was only asked, and the names of those that could not be."
+    "A cell for every untuned model that was asked, and the names of those that could not be asked."
     lines = {d: asked(s, d) for d in s.datasets}
     missing = [a.name for a in lines[s.datasets[0]] if a.record is None]
     return [asked_cell(d, a) for d, found in lines.items() for a in found if a.record], missing
@@ -239,7 +239,7 @@ def paper_value(method: str, dataset: str, setting: str, protocol: str | None = 
     return found['value'].item() if len(found) else None
 
 def readable(long: pl.DataFrame) -> tuple[pl.DataFrame, list]:
-    "For `save_table`: ours with its interval, the paper's number and the difference, by dataset and protocol; and what is set in bold."
+    "For `save_table`: ours with its interval, the paper's number and the difference, by dataset and protocol; and the cells in bold."
     rowless = 'K=0'    # alpaca tuning alone sees no rows: one value, which stands at every K
     settings = sorted({*long['setting']} - {rowless}, key=lambda x: int(x[2:])) or [rowless]
     out = []
@@ -289,7 +289,7 @@ PROTOCOL = ('K training rows drawn once a seed and the same for every method; po
             'mean over draws; 95 % intervals resample users; nothing chosen on test rows')
 
 def said_of_seeds(s: TallrecStudy, llm: bool) -> str:
-    "Which seeds the language model has, where they are not those of the others."
+    "The language model's seeds, where they differ from those of the other methods."
     if not llm or s.llm_seeds == s.seeds: return ''
     return f"The language model has seed{'s' * (len(s.llm_seeds) > 1)} {', '.join(map(str, s.llm_seeds))}."
 

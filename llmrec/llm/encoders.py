@@ -242,7 +242,7 @@ def distinct_texts(texts: list[str]) -> list[str]:
 
 # %% ../../nbs/48a_encoders.ipynb #65450217
 def encode_texts(
-    texts: list[str],     # one an item; '' where there is none
+    texts: list[str],     # one for each item; '' where there is none
     cfg: EncoderConfig,
     backbone: BackboneConfig | None = None,  # for the encoder 'backbone'
     progress: bool = False,

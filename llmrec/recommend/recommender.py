@@ -71,7 +71,7 @@ class Recommender:
 
 # %% ../../nbs/59a_recommender.ipynb #fcd662a8
 def fitted_retriever(data: Dataset, cfg: RetrievalConfig, progress: bool) -> torch.nn.Module:
-    "The retriever of `cfg`, trained on all but the last two items of everybody."
+    "The retriever of `cfg`, trained on all but the last two items of each person."
     split = leave_one_out(data.indexed.sequences, data.indexed.users)
     with one_thread(): return fit_model(cfg, split, None, progress)[0].eval()
 
@@ -141,7 +141,7 @@ def histories_of(
     user=None,     # a user's id, or a list of them
     history=None,  # a list of raw item ids, the latest last, or a list of such lists
 ) -> tuple[list, list]:
-    "Names (of several histories their places, of one None) and item numbers of whoever is asked about; an `LlmrecError` names what is not known."
+    "Names (for several histories their places, for a single one None) and item numbers of the people asked about; an `LlmrecError` names what is unknown."
     if (user is None) == (history is None): raise LlmrecError('Ask about users or about histories: give one of `user` and `history`.')
     data = r.about['data']
     if user is not None:

@@ -70,7 +70,7 @@ class Fault(BaseModel): detail: str
 
 # %% ../../nbs/59d_server.ipynb #51749659
 def one_by_one(answer, several: list) -> list:
-    "What `answer` says of each alone; a complaint in the place of an answer where there is one."
+    "The answers of `answer` to each question by itself, with the error in place of an answer where there is one."
     out = []
     for one in several:
         try: out += answer([one])
@@ -250,7 +250,7 @@ def opened(folders: list) -> dict:
     return out
 
 def listening(host: str, port: int) -> socket.socket:
-    "A socket at the address; an `LlmrecError` when it is not to be had."
+    "A socket at the address; an `LlmrecError` when it is not available."
     try:
         if not 0 <= port < 65536: raise OverflowError('a port is 0 to 65535')
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

@@ -70,7 +70,7 @@ def state_here(artefact: str, profile: str) -> tuple[str, list]:
 
 # %% ../../nbs/99_bundle.ipynb #97688b12
 def made(artefact: str, profile: str) -> Made | None:
-    "The artefact as it lies in `figures/`; None when there is nothing of it."
+    "The artefact in `figures/`; None when it has no files there."
     stamp, path = load_stamp(artefact, profile) or {}, stamp_path(artefact, profile)
     paths = [path.parent / name for name in outputs(artefact, profile)]
     if not paths: return None
@@ -116,7 +116,7 @@ def is_isbn(code: str) -> bool:
     return sum(w * (10 if c in 'Xx' else int(c)) for w, c in zip(range(10, 0, -1), code)) % 11 == 0
 
 def rating_row(text: str) -> str:
-    "The first row of `text` that says who graded what, as MovieLens, Amazon and BookCrossing write it; '' when none does."
+    "The first row of `text` that says who rated what, in the format of MovieLens, Amazon or BookCrossing; '' when none does."
     found = RATING.search(text) or next((row for row in BOOK.finditer(text) if is_isbn(row[1])), None)
     return found[0] if found else ''
 
@@ -444,7 +444,7 @@ def zipped(files: dict[str, bytes]) -> bytes:
 
 # %% ../../nbs/99_bundle.ipynb #11200728
 def bundle(profile: str, path=None) -> tuple[Path, list[str]]:
-    "Write the bundle of `profile` to `path`; the path, and what has to be known about single artefacts."
+    "Write the bundle of `profile` to `path`; returns the path, and notes on single artefacts."
     path = Path(path or output_root() / f'llmrec-{profile}.zip').resolve()
     if path.is_dir():
         raise LlmrecError(f'{path} is a folder; name a file, for example {path / f"llmrec-{profile}.zip"}.')

@@ -511,7 +511,7 @@ def events_path(artefact: str, profile: str) -> Path:
     return executed_path(artefact, profile).with_suffix('.events.jsonl')
 
 def happened(artefact: str, profile: str) -> dict:
-    "What the process of an artefact's notebook has told so far."
+    "What the process of an artefact's notebook has reported so far."
     out = dict(records={}, planned=0, finished=0, computed=0, seconds=0., failed={}, notes=[])
     path = events_path(artefact, profile)
     for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else ():
@@ -627,7 +627,7 @@ def left(told: dict, profile: str) -> tuple[int, int, float]:
 # %% ../../nbs/97_reproduce.ipynb #e0e85e5f
 @contextlib.contextmanager
 def progress(todo: list, profile: str, jobs: int) -> Iterator[dict]:
-    "A bar over the runs of a batch; what happened with the artefacts that are made is to be entered into the context's value."
+    "A bar over the runs of a batch; enter what happens to the artefacts into the context's value."
     made, end = {}, threading.Event()
     bar = tqdm(total=0, unit='run', disable=None, leave=False)
     def show():
@@ -701,7 +701,7 @@ def check_profile(profile: str) -> None:
 STATES = ('missing', 'stale', 'failed')
 
 def wanted(names: list, states: dict, only: list) -> list:
-    "The artefacts of `names` that one of the words in `only` means: a state, or a pattern of names."
+    "The artefacts of `names` that match one of the words in `only`: a state, or a pattern of names."
     for word in only:
         if word not in STATES and not fnmatch.filter(names, word): known('artefact', word, [*STATES, *names])
     return [a for a in names
@@ -741,7 +741,7 @@ def cost_of_all(artefacts: list, profile: str) -> str:
 
 # %% ../../nbs/97_reproduce.ipynb #7ad765dd
 def looked_at(artefact: str, profile: str, values: dict) -> tuple[str, list[str]]:
-    "`state` for one who only looks: 'unchecked' where data are not on this machine; nothing is downloaded."
+    "`state` without side effects: 'unchecked' where data are not on this machine; nothing is downloaded."
     with patch.dict(os.environ, {'LLMREC_OFFLINE': '1'}):
         try: return state(artefact, profile, values)
         except LlmrecError as e: return 'unchecked', [str(e)]
@@ -842,7 +842,7 @@ def finding(artefact: str, profile: str) -> str:
 WORKER_MIB = 700    # of a worker with torch and a dataset
 
 def carried(jobs: int, cores: int | None = None, free_mib: float | None = None) -> int:
-    "How many of `jobs` workers this machine carries, at least one; says so when these are fewer."
+    "How many of `jobs` workers this machine can run, at least one; prints a message if these are fewer."
     cores = cores or os.cpu_count()
     free = psutil.virtual_memory().available / 2**20 if free_mib is None else free_mib
     most = max(1, min(jobs, 2 * cores, int(free // WORKER_MIB)))

@@ -192,7 +192,7 @@ def ranges(numbers: list[int]) -> str:
 
 # %% ../../nbs/98_trace.ipynb #cd2ee3d5
 def origin(source: str, numbers: dict, paper: str) -> str:
-    "What is said of a source."
+    "The description of a source."
     if source == 'paper':
         return 'copied from ' + (f"{paper}'s paper (data/paper_numbers/{paper}.csv)" if paper != 'beyond'
                                  else 'a paper (data/paper_numbers/)') + ', or arithmetic on what it prints'
@@ -410,7 +410,7 @@ def key_in(body: dict) -> str:
 
 # %% ../../nbs/98_trace.ipynb #c5a91002
 def check_record(path: Path) -> Iterator[Finding]:
-    "A record against its own checksums, its name and its key; the file alone is enough for that."
+    "Check a record against its own checksums, its name and its key, which needs only its files."
     text, again = path.read_bytes(), 'bring the original back, or delete its files to have the run repeated'
     try:
         body = parse_json(text)
@@ -471,7 +471,7 @@ def made_again(artefact: str, profile: str, stamp: dict, folder: Path) -> dict[s
 
 # %% ../../nbs/98_trace.ipynb #e11a2e3d
 def check_again(artefact: str, profile: str, stamp: dict, stale: bool) -> Iterator[Finding]:
-    "The artefact made again against its stamp; a difference is no reproach where it is stale."
+    "Compare the artefact, made again, with its stamp; for a stale artefact a difference is not a fault."
     path = stamp_path(artefact, profile)
     with tempfile.TemporaryDirectory(prefix='llmrec-verify-') as d:
         try: now = made_again(artefact, profile, stamp, Path(d))
@@ -485,7 +485,7 @@ def check_again(artefact: str, profile: str, stamp: dict, stale: bool) -> Iterat
 
 # %% ../../nbs/98_trace.ipynb #93c62a95
 def check_artefact(artefact: str, profile: str, again: bool = False) -> list[Finding]:
-    "All findings on an artefact, but what its records say of themselves; the profile's own datasets are registered meanwhile."
+    "All findings on an artefact, except those of its records by themselves; the profile's own datasets are registered meanwhile."
     try: own = own_data(profile)
     except LlmrecError:
         own = contextlib.nullcontext()    # the profile is gone or broken, which `check_stale` says

@@ -31,8 +31,8 @@ def caption(
     protocol: str,           # split, candidates, tie rule: what a reader needs to compare
     note: str = '',          # more on the setting, full sentences
     finding: str = '',       # what the artefact shows, one sentence computed from its numbers
-) -> str:                    # finding, setting and identities, a line each
-    "The caption of an artefact: what was found, in which setting, and from what it was made."
+) -> str:                    # finding, setting and identities, each on a line of its own
+    "The caption of an artefact: the finding, the setting, and what it was made from."
     if not data or not seeds:
         raise LlmrecError('A caption needs at least one dataset with its checksum and one seed.')
     sets = ', '.join(f'{name} (data {checksum[:12]})' for name, checksum in data.items())
@@ -170,7 +170,7 @@ def beside(
     long: pl.DataFrame,   # group, method, column, value, low, high, paper; competes (boolean) where not all rows do
     spec: str = '.4f',
 ) -> tuple[pl.DataFrame, list[tuple[int, str]]]:
-    "For `save_table`: the frame to be shown, a line a method, and the cells that are set in bold."
+    "For `save_table`: the frame to show, with a row for each method, and the cells in bold."
     columns = list(dict.fromkeys(long['column']))
     lines = {key: {} for key in dict.fromkeys(long.select('group', 'method').iter_rows())}
     for r in long.iter_rows(named=True): lines[r['group'], r['method']][r['column']] = r

@@ -78,10 +78,10 @@ class Record:
     data: str        # checksum of the data
     backbone: str    # identity of the language model, '' where none is used
     metrics: dict    # plain JSON-able results
-    arrays: dict     # name -> numpy array, mostly one value a user
+    arrays: dict     # name -> numpy array, mostly with one value for each user
     provenance: dict = dataclasses.field(default_factory=dict)  # seconds, memory, versions, commit, machine
     version: int = 1 # of the schema
-    values: dict = dataclasses.field(default_factory=dict)  # what of `config` made the key, see `config.values_of`
+    values: dict = dataclasses.field(default_factory=dict)  # the part of `config` that made the key, see `config.values_of`
 
     @property
     def name(self) -> str: return f'{self.experiment}-{self.key}'
@@ -276,7 +276,7 @@ def set_aside(path: Path, why: str) -> bool:
 
 # %% ../../nbs/92_records.ipynb #b85b7bd2
 def sweep(path: Path) -> None:
-    "Delete what a killed process has left half-written beside the file at `path`; whoever calls holds its lock."
+    "Delete what a killed process has left half-written beside the file at `path`; the caller holds its lock."
     for left in path.parent.glob(f'{path.stem}.*.tmp-*'): left.unlink(missing_ok=True)
 
 # %% ../../nbs/92_records.ipynb #59a3542b
@@ -340,7 +340,7 @@ def noted(path: Path) -> dict:
 
 @functools.cache
 def _unpacked(folder: Path) -> None:
-    "Unpack what has not been; once a process and folder."
+    "Unpack the zips that have not been unpacked; once in each process and folder."
     there, note = packs(folder), folder / NOTE_OF_PACKS
     if not [name for name in there if noted(note).get(name) != there[name]]: return
     with lock(folder / 'unpack'):

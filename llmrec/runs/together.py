@@ -39,7 +39,7 @@ def launcher() -> list[str]:
     return [str(beside), *words[1:]] if beside.exists() else words
 
 def shared(run: Callable) -> str | None:
-    "The experiment's name when its runs are to be shared by several processes, else None."
+    "The experiment's name if several processes share its runs, else None."
     return getattr(run, 'in_processes', None) if launcher() else None
 
 # %% ../../nbs/92b_together.ipynb #41a375b3

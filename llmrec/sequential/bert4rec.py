@@ -43,7 +43,7 @@ def cloze(
     shapes: list,        # (number, length) of the sequences
     probability: float,  # share of a sequence that is masked, at least one item
     last_share: float,   # share of the sequences in which only the last item is masked
-) -> torch.Tensor:       # (tokens,) True where an item is to be hidden
+) -> torch.Tensor:       # (tokens,) True where an item is masked
     "Which items are masked, drawn from PyTorch's generator (BERT4Rec 3.6)."
     lengths = torch.tensor([length for n, length in shapes for _ in range(n)])
     row = torch.arange(len(lengths)).repeat_interleave(lengths)

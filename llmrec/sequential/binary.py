@@ -45,9 +45,9 @@ class BinaryArchitecture:
     heights: tuple[int, ...] = (2, 3, 4)
     blocks: int = 1                 # of SASRec
     heads: int = 4
-    scale: Literal['width', 'head'] = 'width'  # whose root divides attention logits: all, or a head's
+    scale: Literal['width', 'head'] = 'width'  # its root divides attention logits: the whole width, or a head's
     dropout: float = .1             # Caser and SASRec
-    head: Literal['rows', 'tied'] = 'rows'  # an output row an item, or the item's own vector
+    head: Literal['rows', 'tied'] = 'rows'  # an output row for each item, or the item's own vector
     loss: Literal['mse', 'bce'] = 'mse'
     alpha: float = .4               # weight of DROS's term
     beta: float = 1.                # its radius
