@@ -84,7 +84,7 @@ def settings_of(system: str, values: dict):
 
 def make_run(
     name: str,         # of the row
-    values: dict,      # what differs from the defaults; 'system' where the name is another one
+    values: dict,      # what differs from the defaults; 'system' where the name is another one, 'users' where others are asked
     retrieval: RetrievalConfig,
     backbone: BackboneConfig,
     users: int | None = 2000,
@@ -92,10 +92,10 @@ def make_run(
 ) -> SystemRun:
     "The run of one row, checked."
     system = known('system', values.get('system', name), SYSTEMS)
-    own = settings_of(system, {k: v for k, v in values.items() if k != 'system'})
+    own = settings_of(system, {k: v for k, v in values.items() if k not in ('system', 'users')})
     below = retrieval if system in RETRIEVING else for_dataset(retrieval.dataset, 'Popularity')
     asks = system == 'RecMind' and own.endpoint is not None
-    return from_dict(SystemRun, dict(settings=own, retrieval=below, users=users, sample=sample,
+    return from_dict(SystemRun, dict(settings=own, retrieval=below, users=values.get('users', users), sample=sample,
                                      backbone=None if system in FRESH or asks else backbone))
 
 # %% ../../nbs/53a_other_systems.ipynb #601d66cc
