@@ -163,6 +163,48 @@ def test_training_can_be_repeated_and_resumed(tmp_path, module, config):
     for a, b, c in zip(first.parameters(), again.parameters(), other.parameters()): assert torch.equal(a, b) and torch.equal(a, c)
 
 
+@pytest.mark.parametrize('module, config', ((p5, p5.P5Config), (pod, pod.PODConfig)))
+@pytest.mark.parametrize('numbering', ('random', 'collaborative'))
+def test_a_batch_in_parts_has_the_loss_and_the_gradient_of_the_whole(module, config, numbering):
+    found = []
+    for parts in (1, 2, 3, 100):
+        cfg = config(numbering=numbering, hidden=16, layers=1, clusters=2, leaf=2, dropout=0., parts=parts)
+        names = p5.item_names(WORLD, SPLIT.train, cfg)
+        model, tokenizer = module.build(names, cfg)
+        rows = np.stack(p5.training_rows(SPLIT.train.offsets, SPLIT.train.items), 1)
+        torch.manual_seed(3)
+        loss = module.make_loss(SPLIT.train, names, tokenizer, cfg)(model.train(), rows)
+        loss.backward()
+        found.append((loss.item(), torch.cat([q.grad.flatten() for q in model.parameters() if q.grad is not None])))
+    for value, gradient in found[1:]:
+        assert value == pytest.approx(found[0][0], rel=1e-5) and torch.allclose(gradient, found[0][1], atol=1e-6)
+
+
+def test_parts_are_no_wider_than_their_rows():
+    cfg = p5.P5Config(numbering='random', hidden=16, layers=1)
+    names = p5.item_names(WORLD, SPLIT.train, cfg)
+    model, tokenizer = p5.build(names, cfg)
+    batch = p5.encode(tokenizer, [p5.prompt(p5.ASK, 0, h, names, 20) for h in ([1] * 9, [2], [3, 4])])
+    widths, forward = [], model.forward
+    model.forward = lambda b, labels: (widths.append(b['input_ids'].shape[1]), forward(b, labels))[1]
+    p5.batch_loss(model, batch, p5.targets(tokenizer, names[1:4]), 3)
+    assert widths == sorted(batch['attention_mask'].sum(1).tolist()) and widths[0] < widths[2]
+
+
+@pytest.mark.parametrize('numbering', ('random', 'collaborative'))
+def test_bare_numbers_say_the_same_in_fewer_pieces(numbering):
+    cfg = p5.P5Config(numbering=numbering, clusters=2, leaf=2, notation='numbers', digits=3)
+    names = p5.item_names(WORLD, SPLIT.train, cfg)
+    long, short = p5.id_tokenizer(p5.TEMPLATES, names), p5.id_tokenizer(p5.TEMPLATES, names, 3)
+    for template in p5.TEMPLATES:
+        both = [p5.encode(t, [p5.prompt(template, 41, [1, 2, 3], names, 20, n)]) for t, n in ((long, 'words'), (short, 'numbers'))]
+        assert both[1]['input_ids'].shape[1] < both[0]['input_ids'].shape[1]
+        assert both[1]['whole'].max() == both[0]['whole'].max() == 4    # the person and three items
+        assert short.unk_token_id not in both[1]['input_ids']
+    assert [short.decode(short(n).input_ids, skip_special_tokens=True) for n in names] == names
+    assert max(len(short(n).input_ids) for n in names) <= max(len(long(n).input_ids) for n in names)
+
+
 def test_the_vectors_of_pod_depend_on_the_task_and_change_what_is_read():
     cfg = pod.PODConfig(numbering='random', hidden=16, layers=1)
     names = p5.item_names(WORLD, SPLIT.train, cfg)
@@ -220,7 +262,40 @@ def test_the_most_probable_query_comes_first(llama):
         assert len(way.written) == 3 and not set(way.items) & set(SPLIT.test_history[0 if way is several[0] else 4].tolist())
 
 
+def test_a_prompt_that_is_read_once_is_continued_as_one_that_every_beam_reads(llama):
+    cfg = gpt4rec.GPT4RecConfig(query_tokens=6, beams=5)
+    asked = [gpt4rec.history_prompt(llama.tokenizer, TITLES, h, cfg)[1] for h in ([1, 2], [3, 4, 5, 6], [7])]
+    once, read = gpt4rec.write_queries(llama, asked, cfg), gpt4rec.read_once
+    gpt4rec.read_once = lambda backbone, batch, beams: {k: batch[k] for k in ('input_ids', 'attention_mask')}
+    try: every = gpt4rec.write_queries(llama, asked, cfg)
+    finally: gpt4rec.read_once = read
+    assert once == every
+
+
 # PALR
+
+def test_confined_lines_are_candidates_each_as_often_as_it_stands_there(llama):
+    "Every way through the automaton, with a title that begins another one and one that two candidates have."
+    titles = ['Plonk', 'Plonk Returns', 'Zin', 'Zin']
+    only, tokenizer = palr.OnlyTitles(llama.tokenizer, titles), llama.tokenizer
+    ended, begun = set(), [()]
+    while begun:
+        written = begun.pop()
+        for t in only(list(written)):
+            if t == tokenizer.eos_token_id: ended.add(tokenizer.decode(written))
+            else: begun.append((*written, t))
+    want = {'\n'.join(x) for n in range(1, 5) for x in itertools.permutations(titles, n)}
+    assert ended == want
+
+
+def test_a_confined_model_that_knows_nothing_lists_candidates_and_a_free_one_does_not(llama):
+    score, users = markov(SPLIT.train), np.arange(5)
+    for constrained in (True, False):
+        cfg = palr.PALRConfig(candidates=4, profile='none', answer_tokens=40, constrained=constrained, answer_batch=2)
+        ways = palr.answer(llama, llama, TITLES, score, SPLIT.test_history, users, cfg)
+        assert all(bool(w.items) == constrained for w in ways)
+        if constrained: assert not any(w.repeated for w in ways)
+
 
 def test_only_what_was_written_is_listed_unless_the_rest_is_asked_for():
     text = '1) plonk\nOrdal\nPlonk\nOrdal\nGone'
@@ -334,7 +409,50 @@ def test_the_chat_interface_says_the_same(tmp_path, llama):
     assert ways[0].asked == ways[1].asked
 
 
+def test_an_example_is_about_somebody_else_and_ends_in_what_he_took(tmp_path, llama):
+    score, histories = markov(SPLIT.train), SPLIT.test_history
+    for shots in (1, 2):
+        cfg = recmind.RecMindConfig(steps=1, max_tokens=2, shots=shots, shown=3)
+        with recmind.serving(llama, max_tokens=2) as endpoint:
+            ways = recmind.answer(endpoint, tmp_path, TITLES, score, histories, np.array([0, 1]), cfg)
+        for u, way in enumerate(ways):
+            people = [int(x) for x in recmind.re.findall(r'^Person (\d+):$', way.asked, recmind.re.M)]
+            assert people[-1] == u + 1 and u + 1 not in people[:-1] and len(people) == shots + 1
+            taken = recmind.re.findall(r'Answer\[([^;\]]+)', way.asked.split(f'Person {u + 1}:')[0])[-shots:]
+            assert taken == [TITLES[histories[v - 1][-1]] for v in people[:-1]]
+
+
 # the runs
+
+def test_a_row_may_ask_fewer_people():
+    cfg = systems.make_run('PALR', {'users': 7}, for_dataset('films'), BackboneConfig('tiny'), 50)
+    assert cfg.users == 7 and systems.make_run('PALR', {}, for_dataset('films'), BackboneConfig('tiny'), 50).users == 50
+
+
+def test_finished_blocks_of_answers_are_not_asked_for_again(tmp_path):
+    asked, users = [], np.arange(10, 17)
+    def ask(part):
+        asked.append(part.tolist())
+        if len(asked) == 2 and part[0] == 13: raise KeyboardInterrupt
+        return [Way(f'about {u}', ('a', 'b'), (int(u), 2), ('b',), note='n', tokens_in=3) for u in part]
+    with pytest.raises(KeyboardInterrupt): systems.in_blocks(ask, users, tmp_path, 3)
+    ways, seconds = systems.in_blocks(ask, users, tmp_path, 3)
+    assert asked == [[10, 11, 12], [13, 14, 15], [13, 14, 15], [16]]
+    assert ways == [w for part in ([10, 11, 12], [13, 14, 15], [16]) for w in ask(np.array(part))] and seconds > 0
+    asked.clear()
+    (tmp_path / '000003.json').write_text('{"users": [13, 14, 15], "seconds": 1.0, "ways": [{"asked')
+    assert systems.in_blocks(ask, users, tmp_path, 3)[0] == ways and asked == [[13, 14, 15]]
+    asked.clear()
+    systems.in_blocks(ask, users + 1, tmp_path, 3)
+    assert len(asked) == 3    # the blocks are about other persons
+
+
+def test_a_block_is_made_of_whole_batches():
+    for batch in (1, 16, 20, 100):
+        size = systems.block_size(systems.make_run('P5', {'answer_batch': batch}, for_dataset('films'), BackboneConfig('tiny')))
+        assert size % batch == 0 and size >= 64
+    assert systems.block_size(systems.make_run('RecMind', {}, for_dataset('films'), BackboneConfig('tiny'))) == 64
+
 
 def test_names_and_values_are_checked_before_anything_runs():
     below, llama = for_dataset('films'), BackboneConfig('tiny')

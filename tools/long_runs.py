@@ -25,6 +25,7 @@ from llmrec.systems import p5
 PROFILE = 'real-cpu'
 SETTINGS = yaml.safe_load(Path(__file__).with_suffix('.yaml').read_text(encoding='utf-8'))
 TUNED = ('TALLRec', 'RT')
+SYSTEM_ROWS = ('P5', *systems.numbered({}, p5.NUMBERINGS), 'POD', 'GPT4Rec', 'PALR', 'RecMind')
 
 
 def settings(**changes) -> TallrecStudy:
@@ -68,16 +69,22 @@ def read(s: TallrecStudy, k: int) -> None:
     say(readings.run, [readings.ReadingRun(r, d, seed=r.seed, rows=rows) for r in draws(s, k) if r.variant == 'TALLRec'], f'{d} read')
 
 
-def five() -> None:
-    "The five systems of LlamaRec's Table 4, P5 once a numbering, the cheapest first."
+def table4() -> dict:
+    "(dataset, name) -> run of the five systems of LlamaRec's Table 4, P5 once a numbering, the cheapest first."
     values = SETTINGS['parameters'] | SETTINGS['artefacts']['llamarec/table4'] | dict(profile=PROFILE)
     s = llamarec_study.study(**{k: v for k, v in values.items() if k in {f.name for f in fields(llamarec_study.LlamaRecStudy)}})
     named = values['systems']
     order = {'P5': named['P5']} | systems.numbered(named['P5'], p5.NUMBERINGS) | {n: named[n] for n in ('POD', 'GPT4Rec', 'PALR', 'RecMind')}
-    for d in values['system_datasets']:
-        runs = systems.system_runs(s, d, order, values['system_users'], values['system_backbone'])
-        for name, record in systems.recorded(runs, PROFILE).items():
-            print(f'{d} {name}: {record.error if isinstance(record, Failed) else record.metrics["overall"]}', flush=True)
+    return {(d, name): run for d in values['system_datasets']
+            for name, run in systems.system_runs(s, d, order, values['system_users'], values['system_backbone']).items()}
+
+
+def five(*names: str) -> None:
+    "Compute the runs of `table4`, or those of the rows `names`."
+    for (d, name), run in table4().items():
+        if names and name not in names: continue
+        record, = systems.recorded({name: run}, PROFILE).values()
+        print(f'{d} {name}: {record.error if isinstance(record, Failed) else record.metrics}', flush=True)
 
 
 def parts() -> dict:
@@ -89,6 +96,7 @@ def parts() -> dict:
             out[f'{d}-{k}'] = lambda d=d, k=k: [say(tallrec.run, draws(s, k), f'{d} K={k}') for s in protocols(d)]
             out[f'{d}-{k}-read'] = lambda d=d, k=k: [read(s, k) for s in protocols(d)]
         out[f'{d}-AT'] = lambda d=d: [say(tallrec.run, [llm_run(s, (d,), 'AT', 0, s.llm_seeds[0])], f'{d} AT') for s in protocols(d)[1:]]
+    out |= {f'systems-{name}': lambda name=name: five(name) for name in SYSTEM_ROWS}
     return out | dict(systems=five)
 
 

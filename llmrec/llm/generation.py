@@ -85,14 +85,18 @@ def generate_batch(
     prompts,               # lists of token ids
     limits,                # maximum number of new tokens for each prompt
     to_the_end: bool = False,  # no end token before the limit
+    allowed=None,          # of each prompt a function from its new tokens to those that may follow
 ) -> list[list[int]]:
     "New tokens of each prompt by greedy search, without the end token."
     batch, end = left_padded(prompts, backbone.tokenizer.pad_token_id), backbone.tokenizer.eos_token_id
     batch = {k: batch[k].to(backbone.model.device) for k in ('input_ids', 'attention_mask')}
-    steps = dict(max_new_tokens=int(max(limits)), min_new_tokens=int(max(limits)) if to_the_end else None)
+    width = batch['input_ids'].shape[1]
+    def may_follow(row, ids): return allowed[row](ids[width:].tolist())
+    steps = dict(max_new_tokens=int(max(limits)), min_new_tokens=int(max(limits)) if to_the_end else None,
+                 prefix_allowed_tokens_fn=may_follow if allowed else None)
     out = backbone.model.generate(**batch, **steps, do_sample=False, num_beams=1, eos_token_id=end,
                                   pad_token_id=backbone.tokenizer.pad_token_id)
-    rows = [row[:limit] for row, limit in zip(out[:, batch['input_ids'].shape[1]:].tolist(), limits)]
+    rows = [row[:limit] for row, limit in zip(out[:, width:].tolist(), limits)]
     return [row[:row.index(end)] if end in row else row for row in rows]
 
 # %% ../../nbs/39_generation.ipynb #816bb741
@@ -103,6 +107,7 @@ def generate_rankings(
     batch_size: int = 8,   # number of prompts at a time
     to_the_end: bool = False,  # no end token before the limit
     progress: bool = False,    # show a progress bar
+    allowed=None,          # of each prompt a function from its new tokens to those that may follow
 ) -> list[str]:
     "The text that the model writes after each prompt, in the order of `prompts`."
     if batch_size < 1: raise LlmrecError(f'batch_size must be at least 1, got {batch_size}.')
@@ -116,7 +121,7 @@ def generate_rankings(
         for at in range(0, len(order), batch_size):
             where = order[at:at + batch_size]
             new = generate_batch(backbone, [prompts[i] for i in where], [limits[i] for i in where],
-                                 to_the_end)
+                                 to_the_end, [allowed[i] for i in where] if allowed else None)
             for i, text in zip(where, backbone.tokenizer.batch_decode(new, skip_special_tokens=True)):
                 texts[i] = text
             bar.update(len(where))

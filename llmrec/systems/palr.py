@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ASK_PROFILE', 'PALRConfig', 'render', 'fitted', 'profiles', 'ListRows', 'row_ends', 'training_set', 'listed',
-           'answer']
+           'OnlyTitles', 'split_at', 'answer']
 
 # %% ../../nbs/49c_palr.ipynb #91f34de9
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -43,6 +44,7 @@ class PALRConfig:
     fill: bool = False             # whether unnamed candidates follow in the retriever's order
     tuning: TuningConfig = field(default_factory=TuningConfig)
     answer_batch: int = 8          # persons at a time
+    constrained: bool = False      # write titles of candidates only, each once
 
 # %% ../../nbs/49c_palr.ipynb #f9bf39d9
 def render(history: list[str], profile: str, candidates: list[str]) -> str:
@@ -125,6 +127,31 @@ def listed(text: str, candidates: list[int], titles: list, fill: bool) -> dict:
     order = parsed.order if fill else parsed.order[:parsed.named]
     return dict(items=tuple(candidates[i] for i in order), unknown=parsed.unmatched, repeated=len(parsed.repeated))
 
+# %% ../../nbs/49c_palr.ipynb #b864c565
+class OnlyTitles:
+    "The tokens that may follow what has been written, when all of it has to be titles of candidates."
+    def __init__(self, tokenizer, titles: list):
+        def ids(text): return tuple(tokenizer(text, add_special_tokens=False)['input_ids'])
+        line, self.end = ids('\n'), tokenizer.eos_token_id
+        if len(line) != 1: raise LlmrecError('This tokenizer has no token for a new line; use constrained=False.')
+        self.line, self.titles = line[0], Counter(map(ids, titles))
+
+    def __call__(self, written: list[int]) -> list[int]:
+        "Token ids that may follow."
+        *whole, begun = [tuple(x) for x in split_at(written, self.line)]
+        left = self.titles - Counter(whole)
+        more = {t[len(begun)] for t in left if t[:len(begun)] == begun and len(t) > len(begun)}
+        if begun in left: more |= {self.end} | ({self.line} if left.total() > 1 else set())
+        return sorted(more) or [self.end]
+
+def split_at(tokens: list[int], mark: int) -> list[list[int]]:
+    "The parts of `tokens` between the `mark`s."
+    out = [[]]
+    for t in tokens:
+        if t == mark: out.append([])
+        else: out[-1].append(t)
+    return out
+
 # %% ../../nbs/49c_palr.ipynb #64fbc4f7
 def answer(
     backbone: Backbone,      # tuned
@@ -141,7 +168,8 @@ def answer(
     past = [[titles[i] for i in histories[u]] for u in users.tolist()]
     words, read, wrote = profiles(untuned, past, cfg)
     asked = [fitted(backbone.tokenizer, h, w, [titles[i] for i in row], cfg) for h, w, row in zip(past, words, shown)]
-    texts = generate_rankings(backbone, [ids for _, ids in asked], cfg.answer_tokens, cfg.answer_batch, progress=progress)
+    only = [OnlyTitles(backbone.tokenizer, [titles[i] for i in row]) for row in shown] if cfg.constrained else None
+    texts = generate_rankings(backbone, [ids for _, ids in asked], cfg.answer_tokens, cfg.answer_batch, progress=progress, allowed=only)
     out = []
     for (prompt, ids), text, row, r, w in zip(asked, texts, shown.tolist(), read, wrote):
         tokens = len(backbone.tokenizer(text, add_special_tokens=False)['input_ids'])

@@ -17,7 +17,7 @@ from ..data.interactions import Sequences, Split
 from ..llm.tuning import sample_negatives, training_rows
 from ..sequential.training import fit
 from . import p5
-from .p5 import P5Config, TEMPLATES, Writer, encode, on_device, prompt, targets
+from .p5 import P5Config, TEMPLATES, Writer, encode, prompt, targets
 
 # %% ../../nbs/49e_pod.ipynb #f9e13011
 TASKS = ('next item', 'from candidates')
@@ -72,10 +72,10 @@ def make_loss(train: Sequences, names: list[str], tokenizer, cfg: PODConfig):
         texts, items, drawn = [], [], torch.randint(len(CHOICES), (len(rows),)).tolist()
         for user, t in zip(rows[:, 0].tolist(), drawn):
             shown, right = choice(train, user, names, cfg)
-            texts.append(prompt(CHOICES[t], user, shown, names, len(shown)))
+            texts.append(prompt(CHOICES[t], user, shown, names, len(shown), cfg.notation))
             items.append(names[right])
         batch = encode(tokenizer, texts) | dict(task=torch.ones(len(rows), dtype=torch.long))
-        return model(on_device(model, batch), targets(tokenizer, items).to(next(model.parameters()).device))
+        return p5.batch_loss(model, batch, targets(tokenizer, items), cfg.parts)
     return loss
 
 # %% ../../nbs/49e_pod.ipynb #620b3b0b

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOCAL', 'ACTION', 'RULES', 'RecMindConfig', 'Tools', 'read_action', 'opening', 'Plan', 'one_step', 'make_plan',
-           'way_of', 'Talk', 'planned', 'answer', 'continued', 'reply', 'serving']
+           'way_of', 'Talk', 'example', 'planned', 'answer', 'continued', 'reply', 'serving']
 
 # %% ../../nbs/49f_recmind.ipynb #399b99c1
 import json
@@ -35,7 +35,7 @@ from .lists import Way, collect, title_finder
 LOCAL = EndpointConfig('local', api='completions', logprobs=0, max_tokens=64, key_env='', retries=0, timeout=600., workers=1,
                        extra=dict(stop=['\nObservation', '\n\n']))
 
-@limits(steps=Range(least=1), thoughts=Range(least=1), length=Range(least=1), shown=Range(least=1), max_history=Range(least=1))
+@limits(steps=Range(least=1), thoughts=Range(least=1), length=Range(least=1), shown=Range(least=1), max_history=Range(least=1), shots=Range(least=0))
 @schema('recmind', 1)
 @dataclass(frozen=True)
 class RecMindConfig:
@@ -48,6 +48,7 @@ class RecMindConfig:
     api: str = 'completions' # of the local server: 'completions', or 'chat'
     max_tokens: int = 64     # of one thought and action, on the local server
     endpoint: EndpointConfig | None = None  # None serves the backbone here
+    shots: int = 0           # finished plans about other persons in the prompt
 
 # %% ../../nbs/49f_recmind.ipynb #747eecd7
 class Tools:
@@ -161,9 +162,22 @@ class Talk:
         return kept_answer(path, prompt, self.endpoint.missing)
 
 # %% ../../nbs/49f_recmind.ipynb #cb575764
-def planned(talk: Callable, tools: Tools, titles: list, history, cfg: RecMindConfig, person: int) -> tuple[Way, Exception | None]:
+def example(tools: Tools, truth: int, cfg: RecMindConfig, person: int) -> str:
+    "A finished plan about another person, whose last item is the first of the answer."
+    few = min(5, cfg.shown)
+    proposed = tools.retrieve(f'{few}')
+    listed = '; '.join(tools.titles[i] for i in [truth, *(i for i in proposed if i != truth)][:few])
+    return (f"\nPerson {person}:\nThought 1: What has the person chosen?\nAction: History[3]\nObservation: {tools.observe('History', '3')}"
+            f"\nThought 2: A recommender may help.\nAction: Retrieve[{few}]\nObservation: {'; '.join(tools.titles[i] for i in proposed)}"
+            f'\nThought 3: I have seen enough.\nAction: Answer[{listed}]\n')
+
+def planned(
+    talk: Callable, tools: Tools, titles: list, history, cfg: RecMindConfig, person: int,
+    before: str = '',    # examples
+) -> tuple[Way, Exception | None]:
     "One person's way; where the endpoint fails in the middle of it, the way so far with a note, and the error."
-    plan, error = Plan(RULES.format(person=person, length=cfg.length)), None
+    begin = f'{before}\nPerson {person}:' if before else ''
+    plan, error = Plan(RULES.format(person=person, length=cfg.length) + begin), None
     try: make_plan(talk, tools, cfg, plan)
     except (openai.OpenAIError, json.JSONDecodeError) as e:
         error = e
@@ -183,7 +197,12 @@ def answer(
 ) -> list[Way]:
     "The way of each of `users`; a plan that was cut off goes on from its kept exchanges when it is asked for again."
     engine, talk = Engine(titles), Talk(endpoint, cache)
-    def one(u): return planned(talk, Tools(titles, engine, score, histories[u], cfg), titles, histories[u], cfg, u + 1)
+    def tools(past): return Tools(titles, engine, score, past, cfg)
+    long = [u for u in range(len(histories)) if len(histories[u]) > 3][:cfg.shots + 1] if cfg.shots else []
+    shot = {u: example(tools(histories[u][:-1]), int(histories[u][-1]), cfg, u + 1) for u in long}
+    def one(u):
+        before = ''.join([shot[v] for v in long if v != u][:cfg.shots])
+        return planned(talk, tools(histories[u]), titles, histories[u], cfg, u + 1, before)
     with ThreadPoolExecutor(endpoint.workers) as pool:
         found = list(tqdm(pool.map(one, users.tolist()), total=len(users), desc='planning', disable=not progress, leave=False))
     errors = [e for _, e in found if e]
