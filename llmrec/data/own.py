@@ -116,7 +116,7 @@ def check_own(own: OwnData) -> None:
     check_types(own)
     if own.name in TAKEN:
         raise LlmrecError(f"The name '{own.name}' belongs to a registered dataset; give your data another one.")
-    if not own.name or Path(own.name).name != own.name or own.name.startswith('.'):
+    if not own.name or Path(own.name).name != own.name or own.name.startswith('.') or not own.name.isprintable() or len(own.name) > 100:
         raise LlmrecError(f'A dataset is named by a single word that can be part of a file name, got {own.name!r}.')
     for name in ('core', 'max_length', 'batch_size', 'ranker_batch'):
         if getattr(own, name) < 1: raise LlmrecError(f'OwnData.{name} must be at least 1, got {getattr(own, name)}.')
