@@ -130,8 +130,8 @@ def test_a_new_save_replaces_the_old_one(tuned, tmp_path):
 
 
 @pytest.mark.parametrize('damage, said', [
-    (lambda p: (p / 'rater.json').unlink(), 'no rater'), (lambda p: (p / 'rater.json').write_text('[]'), 'another version'),
-    (lambda p: (p / 'items.parquet').write_bytes(b'PAR1'), 'damaged'), (lambda p: (p / 'adapter/adapter_model.safetensors').unlink(), 'no adapter'),
+    (lambda p: (p / 'rater.json').unlink(), 'no rater'), (lambda p: (p / 'rater.json').write_text('[]'), 'no rater'),
+    (lambda p: (p / 'items.parquet').write_bytes(b'PAR1'), 'items.parquet is missing or has been changed'), (lambda p: (p / 'adapter/adapter_model.safetensors').unlink(), 'adapter_model.safetensors is missing'),
 ], ids=['gone', 'list', 'items', 'adapter'])
 def test_a_damaged_folder_is_not_opened(tuned, tmp_path, damage, said):
     folder = tuned.save(tmp_path / 'mine')

@@ -1,5 +1,7 @@
 "A recommender that is taken away: from one's own file, in another process, from another folder."
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,12 +10,13 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from safetensors.torch import load_file, save_file
 
 from llmrec.data.datasets import load_dataset
 from llmrec.data.own import OwnData, load_own, read_table
 from llmrec.experiments import retrieval
 from llmrec.paths import LlmrecError
-from llmrec.recommend.commands import fit_main, recommend_main
+from llmrec.recommend.commands import complaining, fit_main, fit_parser, histories_in, printed, recommend_main, typed
 from llmrec.recommend.recommender import Recommender
 from llmrec.sequential.training import TrainingConfig
 
@@ -114,13 +117,127 @@ def test_formats_agree(log, tmp_path):
 
 @pytest.mark.parametrize('damage, said', [
     (lambda p: (p / 'recommender.json').unlink(), 'no recommender'), (lambda p: (p / 'recommender.json').write_text('[]'), 'must hold names and values'),
-    (lambda p: (p / 'items.parquet').write_bytes(b'PAR1'), 'damaged'), (lambda p: (p / 'retriever.safetensors').write_bytes(b'x' * 20), 'damaged'),
-    (lambda p: (p / 'adapter/adapter_model.safetensors').unlink(), 'no adapter'),
+    (lambda p: (p / 'items.parquet').write_bytes(b'PAR1'), 'items.parquet is missing or has been changed'), (lambda p: (p / 'retriever.safetensors').write_bytes(b'x' * 20), 'retriever.safetensors is missing or has been changed'),
+    (lambda p: (p / 'adapter/adapter_model.safetensors').unlink(), 'adapter_model.safetensors is missing'),
 ], ids=['gone', 'list', 'items', 'weights', 'adapter'])
 def test_a_damaged_folder_is_not_opened(tuned, tmp_path, damage, said):
     folder = tuned.save(tmp_path / 'mine')
     damage(folder)
     with pytest.raises(LlmrecError, match=said): Recommender.load(folder)
+
+
+def unsealed(folder):
+    "The folder without its checksums, as the oldest ones are."
+    body = json.loads((folder / 'recommender.json').read_text())
+    (folder / 'recommender.json').write_text(json.dumps({k: v for k, v in body.items() if k not in ('files', 'digest')}))
+
+
+def body(change):
+    def damage(folder):
+        path = folder / 'recommender.json'
+        value = json.loads(path.read_text())
+        change(value)
+        path.write_text(json.dumps(value))
+    return damage
+
+
+def table(name, change):
+    def damage(folder): change(pl.read_parquet(folder / name)).write_parquet(folder / name)
+    return damage
+
+
+def adapter(**changes):
+    def damage(folder):
+        path = folder / 'adapter/adapter_config.json'
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return damage
+
+
+@pytest.mark.parametrize('damage, said', [
+    (table('items.parquet', lambda f: f.reverse()), 'items.parquet is missing or has been changed'),
+    (table('people.parquet', lambda f: f.reverse()), 'people.parquet is missing or has been changed'),
+    (adapter(lora_alpha=999), 'adapter_config.json is missing or has been changed'),
+    (body(lambda b: b['config'].update(candidates=5)), 'recommender.json is missing or has been changed'),
+    (body(lambda b: b['about'].pop('data')), 'does not say what data')], ids=['items', 'people', 'adapter', 'settings', 'about'])
+def test_a_folder_is_used_as_it_was_saved(tuned, tmp_path, damage, said):
+    folder = tuned.save(tmp_path / 'mine')
+    damage(folder)
+    with pytest.raises(LlmrecError, match=said): Recommender.load(folder)
+
+
+def test_an_old_folder_is_opened(tuned, tmp_path):
+    folder = tuned.save(tmp_path / 'mine')
+    unsealed(folder)
+    assert Recommender.load(folder).items == tuned.items
+
+
+@pytest.mark.parametrize('damage, said', [
+    (body(lambda b: b['config'].pop('retrieval')), 'damaged .KeyError'), (body(lambda b: b['config'].update(retrieval=[1])), 'damaged'),
+    (body(lambda b: b['config']['retrieval'].update(architecture='x')), 'must hold names and values'),
+    (table('items.parquet', lambda f: f.drop('item')), 'damaged'), (table('items.parquet', lambda f: f.with_columns(item=pl.lit('0001'))), 'an item twice'),
+    (table('items.parquet', lambda f: f.with_columns(title=None)), 'no text'), (table('people.parquet', lambda f: f.drop('items')), 'damaged'),
+    (table('people.parquet', lambda f: f.with_columns(items=pl.lit([9999]))), 'not in items.parquet'),
+    (table('people.parquet', lambda f: f.with_columns(items=None)), 'not in items.parquet'),
+    (lambda p: save_file({k: v * float('nan') if v.is_floating_point() else v for k, v in load_file(p / 'retriever.safetensors').items()}, p / 'retriever.safetensors'), 'not finite'),
+    (lambda p: (p / 'adapter/adapter_config.json').write_text('{'), 'adapter_config.json cannot be read'), (adapter(lora_alpha='x'), 'adapter in .* cannot be used'),
+    (adapter(r=3), 'adapter in .* cannot be used'), (adapter(peft_type='X'), 'adapter in .* cannot be used')])
+def test_an_old_folder_that_is_damaged_is_said_in_a_sentence(tuned, tmp_path, damage, said):
+    folder = tuned.save(tmp_path / 'mine')
+    unsealed(folder)
+    damage(folder)
+    with pytest.raises(LlmrecError, match=said) as e: Recommender.load(folder)
+    assert '\n' not in str(e.value)
+
+
+def test_the_folder_is_looked_at_before_the_data_are_read(tmp_path, capsys):
+    (tmp_path / 'file').write_text('years of work')
+    for out, said in ((tmp_path, 'holds no recommender'), (tmp_path / 'file', 'holds no recommender'), (tmp_path / 'file/inside', 'cannot be written')):
+        assert fit_main([str(tmp_path / 'nothing.csv'), '--out', str(out)]) == 1
+        assert said in capsys.readouterr().err
+
+
+def test_a_small_catalogue(tmp_path):
+    def data(items, met):
+        rows = [f'u{u},i{(u * 3 + n) % items},{n}\n' for u in range(12) for n in range(met)]
+        (tmp_path / 'log.csv').write_text('user,item,at\n' + ''.join(rows))
+        return load_own(OwnData('small', str(tmp_path / 'log.csv'), timestamp='at', core=1))[0]
+    r = Recommender.fit(data(24, 10), training=dict(epochs=1, validate_every=1), progress=False)
+    assert r.config.candidates == 15 and len(r.recommend(r.users[0], k=30)) == 14
+    with pytest.raises(LlmrecError, match='all but 8 of them'): Recommender.fit(data(16, 9), progress=False)
+
+
+@pytest.mark.parametrize('text, said', [('', 'holds no history'), ('["0001"]\n\n["0002"]\n', 'line 2: there is no item'), ('[]\n', 'line 1: there is no item')])
+def test_a_history_that_is_none_is_named_by_its_line(tmp_path, text, said):
+    (tmp_path / 'h.txt').write_text(text)
+    with pytest.raises(LlmrecError, match=said): histories_in(tmp_path / 'h.txt')
+    (tmp_path / 'h.txt').write_text('a\tb\n\n\n')
+    assert histories_in(tmp_path / 'h.txt') == [['a', 'b']]
+
+
+def test_an_id_of_a_thousand_digits_is_unknown():
+    class Numbers: items = [1, 2]
+    assert typed(Numbers, ['1', '9' * 6000, 'x'], [1, 2]) == [1, '9' * 6000, 'x']
+
+
+@pytest.mark.parametrize('raised, status, said', [(KeyboardInterrupt, 130, 'llmrec_fit: stopped'), (LlmrecError('no'), 1, 'llmrec_fit: no')])
+def test_a_command_that_is_stopped(capsys, raised, status, said):
+    def run(args): raise raised
+    assert complaining(fit_parser(), run, ['x.csv', '--out', 'y']) == status and said in capsys.readouterr().err
+
+
+def test_a_pipe_that_is_closed_is_no_fault(monkeypatch):
+    "As when `| head` has seen enough; what is still in the buffer goes nowhere."
+    ends = []
+    monkeypatch.setattr(os, 'dup2', lambda new, old: ends.append(old))
+    def run(args): raise BrokenPipeError
+    assert complaining(fit_parser(), run, ['x.csv', '--out', 'y']) == 0 and len(ends) == 1
+
+
+def test_a_list_is_printed_in_utf_8(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
+    monkeypatch.setattr('sys.stdout', out)
+    printed('é\n')
+    assert out.buffer.getvalue() == 'é\n'.encode()
 
 
 def test_a_folder_of_something_else_is_not_written_over(tuned, tmp_path):

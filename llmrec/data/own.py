@@ -121,9 +121,9 @@ def check_own(own: OwnData) -> None:
     "Check the types, and that the name is not taken."
     check_types(own)
     if own.name in TAKEN:
-        raise LlmrecError(f"The name '{own.name}' belongs to a registered dataset; give your data "
-                          "another one.")
-    if not own.name or Path(own.name).name != own.name or own.name.startswith('.'):
+        raise LlmrecError(f"The name '{own.name}' belongs to a registered dataset; give your data another one.")
+    hidden = own.name.startswith('.') or not own.name.isprintable()
+    if not own.name or Path(own.name).name != own.name or hidden or len(own.name) > 100:
         raise LlmrecError('A dataset is named by a single word that can be part of a file name, got '
                           f'{own.name!r}.')
     for name in ('core', 'max_length', 'batch_size', 'ranker_batch'):

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['LIKES', 'setting', 'fit_parser', 'own_from', 'run_fit', 'fit_recommender', 'fit_rater', 'recommend_parser',
-           'histories_in', 'as_id', 'typed', 'written', 'run_recommend', 'score_parser', 'questions_in_table',
-           'questions_in_lines', 'run_score', 'complaining', 'fit_main', 'recommend_main', 'score_main']
+           'lines_of', 'histories_in', 'as_id', 'typed', 'written', 'printed', 'run_recommend', 'score_parser',
+           'questions_in_table', 'pair', 'questions_in_lines', 'run_score', 'complaining', 'fit_main', 'recommend_main',
+           'score_main']
 
 # %% ../../nbs/59b_commands.ipynb #3e59644b
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
@@ -20,7 +22,7 @@ from ..data.own_ratings import load_own_ratings
 from ..data.raw import open_text
 from ..paths import ITEM, USER, LlmrecError, parse_json
 from .rater import Rater
-from .recommender import MODELS, Recommender
+from .recommender import MODELS, Recommender, check_place
 from ..runs.records import write_atomic
 
 # %% ../../nbs/59b_commands.ipynb #dc6de067
@@ -71,6 +73,7 @@ def run_fit(args: argparse.Namespace) -> None:
     if rates and args.set:
         raise LlmrecError('--set changes the training of a retriever, and a rater has none; --tune changes '
                           'the tuning.')
+    check_place(args.out, 'rater' if rates else 'recommender')    # before hours of training
     data, report = load_own_ratings(own) if rates else load_own(own)
     print(f'{own.name}: {report}', file=sys.stderr)
     r = (fit_rater if rates else fit_recommender)(args, data, own)
@@ -112,18 +115,25 @@ def recommend_parser() -> argparse.ArgumentParser:
     return p
 
 # %% ../../nbs/59b_commands.ipynb #7219e17e
+def lines_of(path) -> list[str]:
+    "The lines of a text file, without empty ones at its end."
+    with open_text(path) as f: lines = f.read().rstrip('\n').split('\n')
+    return lines if lines != [''] else []
+
 def histories_in(path) -> list[list]:
     "The histories in a file, one on each line."
-    with open_text(path) as f: lines = [line.rstrip('\n') for line in f]
     out = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines_of(path), 1):
         where = f'{path}, line {number}'
         try: found = parse_json(line) if line.startswith('[') else line.split('\t')
         except ValueError:
             raise LlmrecError(f'{where}: no JSON list; write ["first", "second"], or separate the ids by tabs.') from None
         if not all(isinstance(x, (str, int, float)) for x in found):
             raise LlmrecError(f'{where}: an id is a text or a number; write a flat list of ids.')
-        out.append([as_id(x) for x in found if x != ''])
+        history = [as_id(x) for x in found if x != '']
+        if not history: raise LlmrecError(f'{where}: there is no item; a recommendation needs at least one.')
+        out.append(history)
+    if not out: raise LlmrecError(f'{path} holds no history; write one a line.')
     return out
 
 def as_id(x): return x if isinstance(x, str) else str(x)
@@ -132,13 +142,18 @@ def typed(r, given: list, known_ids: list) -> list:
     "Ids from a command line or from JSON in the type that they have in the data: text or whole numbers."
     if not known_ids: return given
     if isinstance(known_ids[0], str): return [str(i) for i in given]
-    return [int(i) if isinstance(i, str) and re.fullmatch('-?[0-9]+', i) else i for i in given]
+    return [int(i) if isinstance(i, str) and re.fullmatch('-?[0-9]{1,18}', i) else i for i in given]
 
 def written(frame: pl.DataFrame, out) -> None:
     "To a file by its ending, or as CSV to standard output."
     text = frame.write_ndjson() if str(out).endswith('.jsonl') else frame.write_csv()
     if out: write_atomic(out, text)
-    else: print(text, end='')
+    else: printed(text)
+
+def printed(text: str) -> None:
+    "To standard output, in UTF-8 whatever the terminal's language is."
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(encoding='utf-8')
+    print(text, end='', flush=True)
 
 def run_recommend(args: argparse.Namespace) -> None:
     "Load, ask, write."
@@ -179,14 +194,22 @@ def questions_in_table(path) -> list[tuple]:
              [i for i, y in zip(items, likes) if y is None]) for user, items, likes in asked.iter_rows()]
 
 # %% ../../nbs/59b_commands.ipynb #28adfc59
+def pair(x) -> list:
+    "`x` when it is a list of two; a `TypeError` when not, as for a word of two letters."
+    if isinstance(x, list) and len(x) == 2: return x
+    raise TypeError
+
 def questions_in_lines(path) -> list[tuple]:
     "(user, history, targets) of each line of a file of JSON lines; a user who is not named is the line's place, from 0."
-    with open_text(path) as f: lines = [line.rstrip('\n') for line in f]
     out = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines_of(path), 1):
         try:
             q = parse_json(line)
-            out.append((q.get(USER, number - 1), [(i, y) for i, y in q['history']], list(q['targets'])))
+            user, history, targets = q.get(USER, number - 1), q['history'], q['targets']
+            if not isinstance(history, list) or not isinstance(targets, list): raise TypeError
+            asked = (user, [(i, y) for i, y in map(pair, history)], targets)
+            if not all(isinstance(x, (str, int, float)) for x in (user, *targets, *(i for i, _ in asked[1]))): raise TypeError
+            out.append(asked)
         except (AttributeError, KeyError, TypeError, ValueError):
             raise LlmrecError(f'{path}, line {number}: no question; write '
                               f'{{"history": [["item", 1], ["item", 0]], "targets": ["item"]}}.') from None
@@ -214,6 +237,10 @@ def complaining(parser: argparse.ArgumentParser, run, argv=None) -> int:
     except LlmrecError as e:
         print(f'{parser.prog}: {e}', file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f'{parser.prog}: stopped', file=sys.stderr)
+        return 130
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())    # `| head` has seen enough
     return 0
 
 def fit_main(argv=None) -> int: return complaining(fit_parser(), run_fit, argv)

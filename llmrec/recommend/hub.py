@@ -10,13 +10,13 @@ import json
 import tempfile
 from pathlib import Path
 
-from ..paths import LlmrecError
+from ..paths import LlmrecError, read_json
 
 # %% ../../nbs/59e_hub.ipynb #c3a0f187
 def name_base(adapter: Path, name: str) -> None:
     "Write the name of the base model into the adapter's configuration."
     path = adapter / 'adapter_config.json'
-    config = json.loads(path.read_text(encoding='utf-8'))
+    config = read_json(path, remedy='get the folder again')
     if config.get('base_model_name_or_path') == name: return    # the folder may be read-only
     path.write_text(json.dumps(config | dict(base_model_name_or_path=name), indent=2), encoding='utf-8')
 

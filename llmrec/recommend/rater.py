@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ..config import from_dict, to_dict
+from ..config import fits, from_dict, to_dict
 from ..data.own import OwnData
 from ..data.own_ratings import load_own_ratings
 from ..data.yesno import YesNoData, few_shot
@@ -28,7 +28,7 @@ from ..llm.tuning import TuningConfig, with_adapter
 from ..llm.yesno import context_of, encode_questions, question, yesno_ids
 from ..paths import AUTHOR, ITEM, SCORE, TITLE, USER, LlmrecError
 from .hub import push_to_hub
-from .recommender import front_matter, open_ranker, replaced, save_ranker
+from .recommender import check_tables, front_matter, open_ranker, opening, replaced, save_ranker, seal, sealed
 from ..runs.records import one_thread, write_atomic
 
 # %% ../../nbs/59c_rater.ipynb #673155e9
@@ -219,8 +219,8 @@ def save(
         if people and 'test' in data.splits: data.splits['test'].write_parquet(aside / 'test.parquet')
         save_ranker(r, aside, folder)
         body = dict(form=FORM, config=to_dict(r.config), protocol=data.protocol, thing=data.thing, about=r.about)
-        write_atomic(aside / 'rater.json', json.dumps(body, indent=1))
         write_atomic(aside / 'README.md', card(r))
+        seal(aside, 'rater', body)
     return folder
 
 def card(r: Rater) -> str:
@@ -241,22 +241,18 @@ def card(r: Rater) -> str:
         'Made with llmrec; open it with `llmrec.recommend.rater.load(folder)`.', ''])
 
 # %% ../../nbs/59c_rater.ipynb #9f6dc6a9
+@opening('rater')
 def load(folder) -> Rater:
     "The rater in a folder that `save` wrote, wherever it lies now."
     folder = Path(folder).resolve()
-    try: body = json.loads((folder / 'rater.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError) as e:
-        raise LlmrecError(f'There is no rater in {folder} ({type(e).__name__}); give the folder that save() '
-                          f'wrote.') from None
-    if not isinstance(body, dict) or body.get('form') != FORM:
-        raise LlmrecError(f'{folder} was written by another version of llmrec; fit and save the rater again.')
+    body = sealed(folder, 'rater', FORM)
     cfg, about = from_dict(RaterConfig, body['config']), body['about']
-    try:
-        items, test = pl.read_parquet(folder / 'items.parquet'), folder / 'test.parquet'
-        splits = {'test': pl.read_parquet(test)} if test.exists() else {}
-    except Exception as e:
-        raise LlmrecError(f'The rater in {folder} is damaged ({type(e).__name__}: {e}); save it '
-                          f'again.') from None
+    if not (fits(about.get('history'), int) and about['history'] > 0 and isinstance(body['thing'], str)):
+        raise LlmrecError(f'{folder}/rater.json does not say how long a history is, or what an item is called; '
+                          'save the rater again.')
+    items, test = pl.read_parquet(folder / 'items.parquet'), folder / 'test.parquet'
+    check_tables(items, None)
+    splits = {'test': pl.read_parquet(test)} if test.exists() else {}
     data = YesNoData(about['data'], body['protocol'], body['thing'], about['checksum'], splits,
                      ['', *items[TITLE]], [None, *items[AUTHOR]], [None], items=[None, *items[ITEM]])
     r = Rater(cfg, data, None, None, about)
