@@ -205,7 +205,7 @@ def test_the_finding_follows_the_numbers(exchanged, said):
     true = lambda likes, labels: 1. * likes if 'counts' in said else 3. * labels + np.arange(300) % 7
     asked = [invented(change, true if change in (CHANGES[0], CHANGES[3]) else exchanged) for change in CHANGES]
     text = finding(long_table(asked), 'corrected', 'films', 'Model', 'K=64')
-    assert text.startswith('With its titles replaced by numbers, Model tuned on 64 rows') and f': it {said}' in text
+    assert text.startswith('Model, tuned on 64 rows, has an AUC of') and f'. It {said}' in text
     assert ('not clearly other than the 50' in text) == ('counts' in said)
 
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RESAMPLES', 'COLUMNS', 'ReadingRun', 'facts', 'compute', 'run', 'Answers', 'answers_of', 'reading_run', 'asked_again',
            'flipped', 'counted', 'study_answers', 'measured', 'against', 'line', 'long_table', 'corrected', 'names_of',
-           'cells_of', 'printed', 'ranged', 'verdict', 'of_equal_rate', 'without_tuning', 'finding', 'figure_rows',
-           'offset', 'plot_dots']
+           'cells_of', 'printed', 'ranged', 'verdict', 'of_equal_rate', 'without_tuning', 'on_numbers', 'finding',
+           'figure_rows', 'offset', 'plot_dots']
 
 # %% ../../nbs/59_readings.ipynb #b31f4041
 import time
@@ -287,6 +287,12 @@ def without_tuning(own: pl.DataFrame) -> str:
     plain, turned = (ranged(lines[m], 'AUC') for m in ('not tuned', 'not tuned, sign flipped'))
     return f'Before any tuning it has {plain}, and {turned} with the sign of its scores flipped.'
 
+def on_numbers(own: pl.DataFrame, model: str, setting: str) -> str:
+    "The sentence on the same model tuned on prompts with numbers for titles; '' where that was not done."
+    lines = own.filter(model=f'{model}, tuned on numbers', setting=setting, change=CHANGES[0])
+    if not len(lines) or not lines['rows'][0]: return ''
+    return f"Tuned and asked with such numbers only, it has {ranged(lines.row(0, named=True), 'AUC')}."
+
 # %% ../../nbs/59_readings.ipynb #ef1b5717
 def finding(
     long: pl.DataFrame,  # from `long_table`
@@ -299,11 +305,11 @@ def finding(
     true, exchanged, numbers = (lines[c] for c in CHANGES[:3])
     if not (true['rows'] and exchanged['rows'] and numbers['rows']): return ''
     rate, k = own.filter(model='History like-rate')['AUC'][0], setting.removeprefix('K=')
-    who = f"{model}{f' tuned on {k} rows' if k != '0' else ''} has on {YESNO_DATASETS[dataset]}"
-    said = (f"With its titles replaced by numbers, {who} an AUC of {ranged(numbers, 'AUC')} instead of "
-            f"{ranged(true, 'AUC')}, and the like-rate of the history has {rate:.1f}: "
-            f'it {verdict(true, exchanged)}.')
-    return ' '.join(x for x in (said, of_equal_rate(true), without_tuning(own)) if x)
+    who = f"{model}{f', tuned on {k} rows,' if k != '0' else ''} has an AUC of {ranged(true, 'AUC')}"
+    said = (f"{who} on {YESNO_DATASETS[dataset]}, and {ranged(numbers, 'AUC')} when every title is replaced by a "
+            f'number; the like-rate of the history alone has {rate:.1f}. It {verdict(true, exchanged)}.')
+    parts = (said, on_numbers(own, model, setting), of_equal_rate(true), without_tuning(own))
+    return ' '.join(x for x in parts if x)
 
 # %% ../../nbs/59_readings.ipynb #8657e3a8
 def figure_rows(long: pl.DataFrame, model: str) -> dict[tuple, str]:
