@@ -235,7 +235,7 @@ def global_time_split(
     valid_share: float = .1,  # share of all interactions in the validation period
     test_share: float = .1,   # share of all interactions in the test period, the last one
 ) -> Split:
-    "Train before a date, validate in the period after it, test in the last; one question per user and period."
+    "Train before a date, validate in the period after it, test in the last; one question per user in each."
     seqs, t = indexed.sequences, indexed.times
     when = np.sort(t)
     t_valid, t_test = (when[int(len(when) * (1 - s))] for s in (valid_share + test_share, test_share))

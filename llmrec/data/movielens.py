@@ -57,7 +57,7 @@ def read_ratings(
     encoding: str = 'utf-8',
     nan_is_null: bool = False,  # whether a rating may be nan, which then becomes null
 ) -> pl.DataFrame:              # the columns of `schema`, in file order
-    "Read a table of ratings; an `LlmrecError` names the line of a broken row; trailing empty lines are ignored."
+    "Read a table of ratings; an `LlmrecError` names the line of a broken row; empty last lines are ignored."
     with open_text(path, encoding, newline='') as f: text = f.read().rstrip('\r\n') + '\n'
     if header and text.split('\n', 1)[0].strip().split(separator) != list(header):
         raise LlmrecError(f'{path}, line 1: expected the header {separator.join(header)}; '

@@ -124,7 +124,7 @@ def within_between(users: np.ndarray, labels: np.ndarray, scores: np.ndarray) ->
 
 # %% ../../nbs/22_auc.ipynb #004356d5
 def _draws(n_users: int, n: int, seed: int):
-    "How often each user is drawn: `n` resamples in blocks (m, n_users); block size does not affect the draws."
+    "How often each user is drawn: `n` resamples in blocks (m, n_users), whatever the size of a block."
     rng, step = np.random.default_rng(seed), max(1, CHUNK // n_users)
     for start in range(0, n, step):
         m = min(step, n - start)
