@@ -17,7 +17,8 @@ def experiments(folder) -> list[str]:
 def lacking(folder, experiment: str) -> list[str]:
     "Files of the experiment's records that are not in its zip, or differ there."
     path = folder / f'{experiment}.zip'
-    loose = {p.name: p for p in folder.glob(f'{experiment}-*') if p.suffix in ('.json', '.npz')}
+    loose = {p.name: p for p in folder.glob(f'{experiment}-*')
+             if p.suffix in ('.json', '.npz') and experiment_of(p.name.split('.')[0]) == experiment}
     if not path.exists(): return sorted(loose)
     with zipfile.ZipFile(path) as z:
         names = set(z.namelist())

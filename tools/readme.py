@@ -143,7 +143,7 @@ def reads(root: Path) -> list[str]:
     said = path.read_text(encoding='utf-8').partition('\n\n')[0].partition(' Over pairs')[0] if path.exists() else ''
     if not said or not numbers.exists(): return [said] if said else []
     with numbers.open(encoding='utf-8', newline='') as f: rows = next(csv.DictReader(f))['rows']
-    return [f'On {rows} of the test rows, {said[0].lower()}{said[1:]}']    # fewer rows than in the table, hence other numbers
+    return [f'What does the tuned model read? On {rows} of the test rows: {said}']    # fewer than in the table, hence other numbers
 
 
 def findings(root: Path) -> str:
