@@ -35,7 +35,7 @@ from ..paths import LlmrecError, json_or_none, known, miniature_dir, read_json, 
 @dataclass(frozen=True)
 class BackboneConfig:
     "Which causal language model, and in which form its weights are kept in memory."
-    # a hub id, a folder, a GGUF file, 'smollm2', 'gemma3-270m' (notebook 95), 'miniature',
+    # a hub id, a folder, a GGUF file, 'smollm2', 'gemma3-270m' (`llmrec.llm.pretrained`), 'miniature',
     # 'tiny' (byte-level BPE) or 'tiny-metaspace' (tokenizer in Llama-2's style)
     name: str = 'tiny'
     revision: str | None = None  # branch, tag or commit of a hub id
@@ -207,7 +207,7 @@ def file_fingerprint(
     return h.hexdigest()
 
 # %% ../../nbs/32_backbones.ipynb #bf3b0fa0
-NO_PART = (RECIPE_FILE, NOTE)  # of a model: how it was made (notebook 96a), and its checksums (notebook 95)
+NO_PART = (RECIPE_FILE, NOTE)  # of a model: how it was made, and its checksums
 
 def model_type(folder) -> str:
     "The type of model that config.json in `folder` names; an `LlmrecError` when the file cannot be read."

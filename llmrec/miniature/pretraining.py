@@ -106,7 +106,7 @@ class Source:
     words: Callable[[], tuple[list[str], list[str]]] = lambda: ([], [])  # -> words that judge, words that name
 
 def miniature_source(cfg: CorpusConfig) -> Source:
-    "The corpus of notebook 96, on the films and books of the miniature world."
+    "The corpus of `llmrec.miniature.corpus`, on the films and books of the miniature world."
     things = things_of(make_world(WorldConfig()))
     return Source(lambda step, n: documents(things, cfg, step, n), lambda: tokenizer_texts(things, cfg),
                   lambda: (verdict_words(), naming_words(things)))
@@ -552,7 +552,7 @@ def pretrain(
     folder,                       # of the model; must not exist, unless it holds this very model
     progress: bool = True,
     stop_at: int | None = None,   # stop after so many steps, to go on another time
-    source: Source | None = None,  # the corpus of notebook 96 when None
+    source: Source | None = None,  # None: the corpus of `llmrec.miniature.corpus`
     save_every: int = 100,        # steps between two states
 ) -> Path | None:                 # the folder, None when stopped before the end
     "Pretrain, or go on with a pretraining that was stopped or killed, and write the model to `folder`."
@@ -576,7 +576,7 @@ def pretrain(
 def replayed(
     cfg: PretrainingConfig,
     steps: int = 3,
-    source: Source | None = None,  # the corpus of notebook 96 when None
+    source: Source | None = None,  # None: the corpus of `llmrec.miniature.corpus`
 ) -> list[float]:
     "The losses of the first steps of `cfg`, as a recipe's 'first_losses' has them."
     source = source or miniature_source(cfg.corpus)
