@@ -380,7 +380,8 @@ TOKENIZERS = ('tokenizer.json', 'tokenizer.model', 'spiece.model', 'vocab.*')
 def check_folder(folder: Path) -> None:
     "Raise an `LlmrecError` when a part of the model in `folder` is missing."
     model_type(folder)
-    index = json_or_none(folder / 'model.safetensors.index.json', dict(weight_map=dict)) or dict(weight_map={})
+    index = json_or_none(folder / 'model.safetensors.index.json',
+                         dict(weight_map=dict)) or dict(weight_map={})
     lost = [name for name in sorted(set(index['weight_map'].values())) if not (folder / name).is_file()]
     def has(patterns): return any(any(folder.glob(pattern)) for pattern in patterns)
     if not has(WEIGHTS): lost.append('the weights (*.safetensors)')
