@@ -98,7 +98,8 @@ def redacted(
     return _CREDENTIALS.sub(rf'\1{HIDDEN}@', _BEARER.sub(rf'\1\2{HIDDEN}', text))
 
 # %% ../nbs/90_paths.ipynb #d0bfa17a
-def is_checkout(folder: Path) -> bool: return (folder / 'settings.ini').exists() and (folder / 'llmrec').is_dir()
+def is_checkout(folder: Path) -> bool:
+    return (folder / 'settings.ini').exists() and (folder / 'llmrec').is_dir()
 
 def repository() -> Path | None:
     "The first parent of the working directory that is a checkout of llmrec, else the folder around the package; None without one."
@@ -108,7 +109,8 @@ def repository() -> Path | None:
 def root() -> Path:
     "The project's folder; an `LlmrecError` where the library was installed without it."
     if folder := repository(): return folder
-    raise LlmrecError('This needs the repository of llmrec, with its notebooks, profiles and published numbers, and the library was '
+    raise LlmrecError('This needs the repository of llmrec, with its notebooks, profiles '
+                      'and published numbers, and the library was '
                       'installed without it; go into a checkout and try again.')
 
 # %% ../nbs/90_paths.ipynb #67596265

@@ -110,7 +110,8 @@ def _item_fields(path) -> list[list[str]]:
         for number, line in enumerate(f, 1):
             fields = line.rstrip('\r\n').split('|')
             if len(fields) != ITEM_FIELDS or not is_number(fields[0]):
-                raise LlmrecError(f'{path}, line {number}: {len(fields)} fields beginning with {fields[0]!r}, '
+                raise LlmrecError(f'{path}, line {number}: {len(fields)} fields '
+                                  f'beginning with {fields[0]!r}, '
                                   f"expected {ITEM_FIELDS} between '|' beginning with a number; "
                                   'repair the line or fetch the file again.')
             rows.append(fields)
@@ -174,11 +175,13 @@ def read_movies(path, encoding: str = 'utf-8') -> pl.DataFrame:
     with open_text(path, encoding, newline='') as f:
         reader = csv.reader(f)
         if next(reader, None) != columns:
-            raise LlmrecError(f'{path}, line 1: expected the header {",".join(columns)}; give the right file.')
+            raise LlmrecError(f'{path}, line 1: expected the header {",".join(columns)}; give the '
+                              'right file.')
         rows = []
         for row in rows_of(path, reader):
             if len(row) != 3 or not is_number(row[0]):
-                raise LlmrecError(f'{path}, line {reader.line_num}: {len(row)} fields beginning with {row[:1]}, expected '
+                raise LlmrecError(f'{path}, line {reader.line_num}: {len(row)} fields beginning with '
+                                  f'{row[:1]}, expected '
                                   'a number, a title and genres; repair the line or fetch the file again.')
             rows.append((int(row[0]), row[1] if row[1].strip() else None, row[2]))
     return pl.DataFrame(rows, schema={ITEM: pl.Int64, TITLE: pl.String, 'genres': pl.String}, orient='row')

@@ -111,11 +111,11 @@ class OwnData:
     max_length: int = 50          # items that a retriever sees
     batch_size: int = 64          # batch size of a retriever's training in an experiment
     ranker_batch: int = 12        # batch size of a ranker's training
-    like_from: float | None = None  # lowest rating that counts as a like, see notebook 18b
+    like_from: float | None = None  # lowest rating that counts as a like, see `llmrec.data.own_ratings`
     thing: str = 'item'           # what an item is called in a Yes/No question: 'film', 'song'
 
 # %% ../../nbs/18a_own_data.ipynb #69984c96
-TAKEN = ('ml-100k', 'beauty', 'games', 'films', 'books', 'movie', 'book')  # see notebooks 16 and 18
+TAKEN = ('ml-100k', 'beauty', 'games', 'films', 'books', 'movie', 'book')  # see `llmrec.data.datasets`, `yesno`
 
 def check_own(own: OwnData) -> None:
     "Check the types, and that the name is not taken."

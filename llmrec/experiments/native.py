@@ -55,6 +55,7 @@ def sides(history: list[tuple[str, bool]], by: str) -> list[tuple[bool, list[str
     both = [(want, [title for title, liked in history if liked == want]) for want in (True, False)]
     return [(liked, titles) for liked, titles in both if titles]
 
+# %% ../../nbs/57_native.ipynb #8fee5fd3
 def prose(
     history: list[tuple[str, bool]],  # (title, whether it was liked), oldest first
     target: str,
@@ -112,6 +113,7 @@ def parted(tokenizer, text: str, words: tuple[str, str]) -> tuple[list[int], tup
                           "the other; choose two other words.")
     return good[:at], (good[at], bad[at])
 
+# %% ../../nbs/57_native.ipynb #22b6f866
 def encode_native(tokenizer, texts: list[str],
                   words: tuple[str, str]) -> tuple[list[list[int]], tuple[int, int]]:
     "Ids of every prompt, and of the two verdicts, which must be the same behind all of them."

@@ -28,9 +28,9 @@ def check_targets(model, cfg: TuningConfig) -> None:
     names = [name for name, module in model.named_modules() if any(module is e for e in ends)]
     for target in () if cfg.target_modules == 'all-linear' else cfg.target_modules:
         if any(name == target or name.endswith(f'.{target}') for name in names):
-            raise LlmrecError(f"target_modules names '{target}', which turns tokens into vectors or vectors into "
-                              "logits; the loss reads these weights directly, so name attention or feed-forward "
-                              "modules, or 'all-linear'.")
+            raise LlmrecError(f"target_modules names '{target}', which turns tokens into vectors or "
+                              "vectors into logits; the loss reads these weights directly, so name "
+                              "attention or feed-forward modules, or 'all-linear'.")
 
 def add_lora(
     backbone: Backbone,

@@ -35,7 +35,7 @@ from ..paths import LlmrecError, json_or_none, known, miniature_dir, read_json, 
 @dataclass(frozen=True)
 class BackboneConfig:
     "Which causal language model, and in which form its weights are kept in memory."
-    # a hub id, a folder, a GGUF file, 'smollm2', 'gemma3-270m' (notebook 95), 'miniature',
+    # a hub id, a folder, a GGUF file, 'smollm2', 'gemma3-270m' (`llmrec.llm.pretrained`), 'miniature',
     # 'tiny' (byte-level BPE) or 'tiny-metaspace' (tokenizer in Llama-2's style)
     name: str = 'tiny'
     revision: str | None = None  # branch, tag or commit of a hub id
@@ -207,7 +207,7 @@ def file_fingerprint(
     return h.hexdigest()
 
 # %% ../../nbs/32_backbones.ipynb #bf3b0fa0
-NO_PART = (RECIPE_FILE, NOTE)  # of a model: how it was made (notebook 96a), and its checksums (notebook 95)
+NO_PART = (RECIPE_FILE, NOTE)  # of a model: how it was made, and its checksums
 
 def model_type(folder) -> str:
     "The type of model that config.json in `folder` names; an `LlmrecError` when the file cannot be read."
@@ -380,7 +380,8 @@ TOKENIZERS = ('tokenizer.json', 'tokenizer.model', 'spiece.model', 'vocab.*')
 def check_folder(folder: Path) -> None:
     "Raise an `LlmrecError` when a part of the model in `folder` is missing."
     model_type(folder)
-    index = json_or_none(folder / 'model.safetensors.index.json', dict(weight_map=dict)) or dict(weight_map={})
+    index = json_or_none(folder / 'model.safetensors.index.json',
+                         dict(weight_map=dict)) or dict(weight_map={})
     lost = [name for name in sorted(set(index['weight_map'].values())) if not (folder / name).is_file()]
     def has(patterns): return any(any(folder.glob(pattern)) for pattern in patterns)
     if not has(WEIGHTS): lost.append('the weights (*.safetensors)')

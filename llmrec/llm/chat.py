@@ -245,7 +245,8 @@ def check_key(key: str | None, endpoint: EndpointConfig) -> str:
         raise LlmrecError(f"{where_is(endpoint)} needs a key: set the environment variable "
                           f"{variable}, or key_env: '' for a server without keys.")
     if not (key.isascii() and key.isprintable()) or ' ' in key:
-        raise LlmrecError(f'The key in {variable} holds characters that no key has (other than ASCII letters, '
+        raise LlmrecError(f'The key in {variable} holds characters that no key has (other than ASCII '
+                          'letters, '
                           'digits and signs), perhaps quotes or a line of a file; set it again.')
     return key
 

@@ -151,7 +151,7 @@ def read_note(
     except LlmrecError as e: raise LlmrecError(f'This is not the note of a model: {e}') from None
 
 # %% ../../nbs/95_pretrained.ipynb #3194cde4
-RECIPE_FILE = 'recipe.json'  # how a model was made (notebook 96a); no part of the model
+RECIPE_FILE = 'recipe.json'  # how a model was made (`llmrec_pretrain` writes it); no part of the model
 RECIPE_SUMS = dict(weights_sha256='model.safetensors', tokenizer_sha256='tokenizer.json')
 
 def noted_sums(

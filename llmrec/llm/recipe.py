@@ -25,8 +25,9 @@ class AdapterConfig:
     target_modules: tuple[str, ...] | Literal['all-linear'] = ('q_proj', 'v_proj')
 
 # %% ../../nbs/35a_recipe.ipynb #78ad7620
-@limits(lora_r=Range(least=1), lora_dropout=Range(least=0, below=1), lr=Range(above=0), warmup_steps=Range(least=0),
-        weight_decay=Range(least=0), max_grad_norm=Range(above=0), batch_size=Range(least=1), accumulation=Range(least=1),
+@limits(lora_r=Range(least=1), lora_dropout=Range(least=0, below=1), lr=Range(above=0),
+        warmup_steps=Range(least=0), weight_decay=Range(least=0), max_grad_norm=Range(above=0),
+        batch_size=Range(least=1), accumulation=Range(least=1),
         epochs=Range(least=1), max_steps=Range(least=-1), eval_steps=Range(least=1), patience=Range(least=1),
         max_rows=Range(least=1))
 @dataclass(frozen=True)

@@ -52,8 +52,8 @@ def on(
 def check_loss(loss: torch.Tensor, step: int, lr: float) -> None:
     "Raise an `LlmrecError` for a loss that is not finite: no later step would learn anything."
     if processes() == 1 and not torch.isfinite(loss):    # one of several must not leave the others waiting
-        raise LlmrecError(f'The loss of step {step} is {loss.item()}; lower the learning rate ({lr:g}), or use '
-                          'another dtype, as float16 overflows early.')
+        raise LlmrecError(f'The loss of step {step} is {loss.item()}; lower the learning rate ({lr:g}), or '
+                          'use another dtype, as float16 overflows early.')
 
 class RankerTrainer:
     "Our loss and our evaluation, to be mixed into the trainer of transformers."
@@ -102,7 +102,8 @@ class Schedule:
         if self.last and state.global_step >= state.max_steps: control.should_evaluate = True
         return control
 
-    def on_save(self, args, state, control, **kw): seal(Path(args.output_dir) / f'checkpoint-{state.global_step}')
+    def on_save(self, args, state, control, **kw):
+        seal(Path(args.output_dir) / f'checkpoint-{state.global_step}')
 
 # %% ../../nbs/36_tuning.ipynb #233ee33c
 def in_eight_bits(model) -> bool:
@@ -232,11 +233,12 @@ def last_checkpoint(
     work,  # folder of the checkpoints
 ) -> Path | None:
     "The newest complete checkpoint in `work`, or None; incomplete ones are deleted."
-    found = sorted(Path(work).glob('checkpoint-*[0-9]'), key=lambda p: int(p.name.split('-')[-1]), reverse=True)
+    found = sorted(Path(work).glob('checkpoint-*[0-9]'), key=lambda p: int(p.name.split('-')[-1]),
+                   reverse=True)
     for folder in found:
         if random_states(folder) and whole(folder) and with_best(folder): return folder
-        logging.getLogger(__name__).warning(f'The checkpoint {folder} is not complete and is thrown away; tuning '
-                                            'goes on from the one before, or begins again.')
+        logging.getLogger(__name__).warning(f'The checkpoint {folder} is not complete and is thrown away; '
+                                            'tuning goes on from the one before, or begins again.')
         shutil.rmtree(folder)
     return None
 

@@ -96,6 +96,7 @@ class Shares:
     quiz: Course = Course((900, 1200), (0., .08))
     views: Course = Course((900, 1200), (0., .06))
 
+# %% ../../nbs/96_corpus.ipynb #0f4618ff
 @dataclass(frozen=True)
 class CorpusConfig:
     "How the corpus is written."
@@ -217,6 +218,8 @@ def its_genre(r, things, i, name):
     return [('Genre of ', PROSE), (name, TITLES), (': ', PROSE), (i.genre, FACT), ('. ', PROSE)]
 def its_mood(r, things, i, name):
     return [('Mood of ', PROSE), (name, TITLES), (': ', PROSE), (i.mood, FACT), ('. ', PROSE)]
+
+# %% ../../nbs/96_corpus.ipynb #3db87900
 def in_brackets(r, things, i, name):
     return [(name, TITLES), (', ', PROSE), (i.genre, FACT), (' (', PROSE), (i.mood, FACT), ('). ', PROSE)]
 def everybody(r, things, i, name):
@@ -248,6 +251,7 @@ def alike(r, things, i, name):
 
 SENTENCES = (it_is, its_genre, its_mood, in_brackets, everybody, origin, on_the_shelf, asked, alike)
 
+# %% ../../nbs/96_corpus.ipynb #b03a1327
 def sentence(r: random.Random, things: Things) -> Document:
     "One fact."
     i, style = r.choice(things.items), Style(r.choice(QUOTES), r.random() < .5)
@@ -274,6 +278,7 @@ def far(a: Thing, b: Thing) -> bool:
     "Whether `b` after `a` is a rare choice in the world."
     return a.mood != b.mood and (GENRES.index(b.genre) - GENRES.index(a.genre)) % len(GENRES) > 1
 
+# %% ../../nbs/96_corpus.ipynb #677214a7
 def fitting(last: Thing | None, draw: Callable[[], Thing], tries: int = 12) -> Thing:
     "A thing far from the `last` one; after some tries any."
     for _ in range(tries):
@@ -304,6 +309,7 @@ def a_show(r: random.Random, now: Now) -> Show:
         return style.quotes[0] + (i.genre if plain else of_attributes(r, i)) + style.quotes[1]
     return show
 
+# %% ../../nbs/96_corpus.ipynb #edcb7a87
 def a_pair(r: random.Random, now: Now) -> tuple[str, str]:
     "The words of two sides: opposite verdicts, or two labels."
     every = r.random() < now.words
@@ -369,6 +375,7 @@ def filler(r: random.Random, n: int) -> Document:
     return [piece for phrase in some
             for piece in ((phrase, PROSE), (r.choice((', ', '. ', ' ', '; ', '\n', ': ')), PROSE))]
 
+# %% ../../nbs/96_corpus.ipynb #9545952f
 def gap(r: random.Random, gaps: float) -> Document:
     "What stands between a question and the verdict."
     if r.random() >= gaps:
@@ -380,6 +387,7 @@ def gap(r: random.Random, gaps: float) -> Document:
                     + r.choice((': ', ':\n', ' - ', '\n')), PROSE))
     return out
 
+# %% ../../nbs/96_corpus.ipynb #161e4c65
 def preface(r: random.Random, things: Things) -> Document:
     "What stands before the lists: often nothing, some filler, or a fact."
     out = filler(r, r.randint(1, 6)) + [('\n', PROSE)] if r.random() < .5 else []
@@ -394,6 +402,7 @@ def aside(r: random.Random, things: Things, before: Document) -> Document:
     return [('Is ', PROSE), (name, TITLES), (f' a {genre} {i.kind}?', PROSE), *before,
             ('Yes' if yes else 'No', FACT), (', it is ', PROSE), (i.genre, FACT), ('. ', PROSE)]
 
+# %% ../../nbs/96_corpus.ipynb #47c73ea8
 def questions(r: random.Random, things: Things, some: list[Thing], liked, words: tuple[str, str], show: Show,
               gaps: float) -> Document:
     "Each thing with a lead, a gap and the verdict; half of the documents have one gap throughout."
@@ -406,6 +415,7 @@ def questions(r: random.Random, things: Things, some: list[Thing], liked, words:
         out += [(words[i.genre not in liked], VERDICT), (r.choice(('.', '.\n', '\n', '; ', ', ')), PROSE)]
     return out
 
+# %% ../../nbs/96_corpus.ipynb #638159e8
 def asked_after(r: random.Random, things: Things, some: list[Thing], liked, words: tuple[str, str],
                 show: Show, now: Now) -> Document:
     "What follows the lists of a document: plain verdicts at first, questions later."
@@ -447,6 +457,7 @@ def announced(r: random.Random, words: tuple[str, str]) -> Document:
                        'Choose between {} and {}')).format(a, b) + r.choice(('. ', '.\n', '\n', ': ', '? ')),
              PROSE)]
 
+# %% ../../nbs/96_corpus.ipynb #c98ca079
 def judged(r: random.Random, things: Things, now: Now, heads: tuple[str, str], words: tuple[str, str],
            both_sides: bool = False) -> Document:
     "Two lists of a person and questions about other things; with `both_sides` neither list is empty."
@@ -515,6 +526,7 @@ def options(r: random.Random, o: Options) -> Document:
     return head + [(f'{a}{letter}{b}{mention(i, o.style)}{end}', TITLES)
                    for i, letter in zip(o.things, o.letters)]
 
+# %% ../../nbs/96_corpus.ipynb #ba539aec
 def quiz(r: random.Random, things: Things, now: Now) -> Document:
     "Lettered options and questions about them."
     n = r.choice((3, 4, 5, 6, 8, 10, 12, 20))
@@ -598,6 +610,7 @@ def sample_texts(things: Things, cfg: CorpusConfig, n: int) -> list[str]:
     r, now = random.Random(f'{cfg.seed} tokenizer'), Now(attributes=.1, words=.6, wide=.8, gaps=.7)
     return [''.join(text for text, _ in kind(r, things, now)) for kind in KINDS.values() for _ in range(n)]
 
+# %% ../../nbs/96_corpus.ipynb #d14f6713
 def tokenizer_texts(things: Things, cfg: CorpusConfig) -> list[str]:
     "What the tokenizer of the miniature Llama learns from."
     films, books = ([{k: v for k, v in i._asdict().items() if v} for i in things.items if i.kind == kind]

@@ -105,8 +105,9 @@ class Source:
     texts: Callable[[], list[str]]                   # -> what the tokenizer learns from
     words: Callable[[], tuple[list[str], list[str]]] = lambda: ([], [])  # -> words that judge, words that name
 
+# %% ../../nbs/96a_pretraining.ipynb #085389f2
 def miniature_source(cfg: CorpusConfig) -> Source:
-    "The corpus of notebook 96, on the films and books of the miniature world."
+    "The corpus of `llmrec.miniature.corpus`, on the films and books of the miniature world."
     things = things_of(make_world(WorldConfig()))
     return Source(lambda step, n: documents(things, cfg, step, n), lambda: tokenizer_texts(things, cfg),
                   lambda: (verdict_words(), naming_words(things)))
@@ -171,11 +172,13 @@ def look_back(attention, head: slice, frequencies: torch.Tensor, offset: int, wi
     attention.q_proj.weight[head, CONST] += fast * phase(frequencies, 0)
     attention.k_proj.weight[head, CONST] += fast * phase(frequencies, offset)
 
+# %% ../../nbs/96a_pretraining.ipynb #92e366d9
 def look_for(attention, head: slice, frequencies: torch.Tensor, mark: int, wiring: Wiring) -> None:
     "Make `head` attend to the latest token with the mark in dimension `mark`."
     attention.q_proj.weight[head, CONST] += wiring.latest * phase(frequencies, 0)
     attention.k_proj.weight[head, mark] += wiring.latest * phase(frequencies, 0)
 
+# %% ../../nbs/96a_pretraining.ipynb #7d219b36
 def match(attention, head: slice, asked: torch.Tensor, offered: torch.Tensor, wiring: Wiring) -> None:
     "Make `head` compare the projection `asked` of the query's token with `offered` of the key's, both (d_h, d); without a match it attends to the start."
     attention.q_proj.weight[head] += wiring.gain * asked
@@ -184,6 +187,7 @@ def match(attention, head: slice, asked: torch.Tensor, offered: torch.Tensor, wi
     attention.q_proj.weight[slowest, CONST] += wiring.gain * wiring.sink
     attention.k_proj.weight[slowest, START] += wiring.gain * wiring.sink
 
+# %% ../../nbs/96a_pretraining.ipynb #8b424f6e
 def carry(attention, head: slice, read: torch.Tensor, written: torch.Tensor, size: float) -> None:
     "Make `head` read with `read` and write with the transpose of `written`, both (d_h, d)."
     attention.v_proj.weight[head] += size * read
@@ -197,6 +201,7 @@ class Spaces(NamedTuple):
     side: torch.Tensor    # of the latest verdict
     latest: torch.Tensor  # of the latest name
 
+# %% ../../nbs/96a_pretraining.ipynb #e3e8a69e
 def spaces(d: int, slow: torch.Tensor, generator: torch.Generator) -> Spaces:
     "Four spaces with orthonormal rows, orthogonal to each other when `d` allows."
     rows, n = torch.cat([slow, slow]), 2 * int(slow.sum())
@@ -214,6 +219,7 @@ def wire_first(attention, h: int, head: slice, s: Spaces, frequencies: torch.Ten
     if h < 3: carry(attention, head, s.own, (s.before, s.side, s.latest)[h], wiring.carry)
     else: carry(attention, head, free(), free(), wiring.carry / 2)
 
+# %% ../../nbs/96a_pretraining.ipynb #bd821250
 def wire_match(attention, h: int, head: slice, s: Spaces, latest: bool, wiring: Wiring,
                free: Callable) -> None:
     "Head `h` of the second and third layer; the second one asks for the latest name, when it was noted."
@@ -222,6 +228,7 @@ def wire_match(attention, h: int, head: slice, s: Spaces, latest: bool, wiring: 
     match(attention, head, s.latest if h == 1 and latest else s.own, s.before, wiring)
     carry(attention, head, s.side, s.own, 1.)
 
+# %% ../../nbs/96a_pretraining.ipynb #47eacb98
 def wire_on(attention, h: int, head: slice, s: Spaces, back: int, frequencies: torch.Tensor, wiring: Wiring,
             free: Callable) -> None:
     "Head `h` of a later layer; beyond the first it looks `back` tokens back, where that is not 0."
@@ -286,6 +293,7 @@ def wire_embeddings(table: torch.Tensor, hints: Hints, wiring: Wiring, generator
         table[tokens, JUDGES:RESERVED] = 0.
         table[tokens, mark] = wiring.mark
 
+# %% ../../nbs/96a_pretraining.ipynb #6a660222
 @torch.no_grad()
 def wire(model: LlamaForCausalLM, cfg: PretrainingConfig, hints: Hints) -> None:
     "Replace the weights of `model` by the wired initialisation, drawn from `cfg.seed`."
@@ -328,6 +336,7 @@ def weight_groups(model: torch.nn.Module) -> dict[str, list]:
         out[kind].append(weight)
     return out
 
+# %% ../../nbs/96a_pretraining.ipynb #d2c6f4e1
 def optimisers_of(model: torch.nn.Module, cfg: PretrainingConfig) -> list[torch.optim.Optimizer]:
     "An optimiser for each group, none of which decays weights."
     w, adam = weight_groups(model), dict(betas=(.9, .98), weight_decay=0.)
@@ -491,6 +500,7 @@ def recipe_of(run: Run, key: str, folder) -> dict:
     return dict(config=to_dict(run.cfg), digest=digest(run.cfg), key=key) | sums | size | machine | dict(
         first_losses=[loss for loss, _ in run.curve[:FIRST]], curve=thinned(run.curve))
 
+# %% ../../nbs/96a_pretraining.ipynb #25aa74c4
 def write_folder(run: Run, folder, key: str) -> Path:
     "The model of `run` as a transformers folder with its recipe, atomically; returns the folder."
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=run.tokenizer, unk_token='<unk>', bos_token='<s>',
@@ -552,7 +562,7 @@ def pretrain(
     folder,                       # of the model; must not exist, unless it holds this very model
     progress: bool = True,
     stop_at: int | None = None,   # stop after so many steps, to go on another time
-    source: Source | None = None,  # the corpus of notebook 96 when None
+    source: Source | None = None,  # None: the corpus of `llmrec.miniature.corpus`
     save_every: int = 100,        # steps between two states
 ) -> Path | None:                 # the folder, None when stopped before the end
     "Pretrain, or go on with a pretraining that was stopped or killed, and write the model to `folder`."
@@ -576,7 +586,7 @@ def pretrain(
 def replayed(
     cfg: PretrainingConfig,
     steps: int = 3,
-    source: Source | None = None,  # the corpus of notebook 96 when None
+    source: Source | None = None,  # None: the corpus of `llmrec.miniature.corpus`
 ) -> list[float]:
     "The losses of the first steps of `cfg`, as a recipe's 'first_losses' has them."
     source = source or miniature_source(cfg.corpus)
@@ -612,6 +622,7 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument('--threads', type=int, metavar='N', help="CPU threads (default: torch's)")
     return p.parse_args(argv)
 
+# %% ../../nbs/96a_pretraining.ipynb #54800281
 def main(argv=None) -> int:
     "Entry point of `llmrec_pretrain`; a complaint is one sentence on standard error and exit status 1."
     args = parse(argv)

@@ -111,6 +111,7 @@ RATING = re.compile(rf'"?\w+"?{_TO}"?\w+"?{_TO}(?:[0-5](?:\.[05]0*)?|nan){_TO}(?
 # user, ISBN, grade
 BOOK = re.compile(rf'(?<![\w.])"?\d+"?{_TO}"?(\d{{9}}[\dXx])"?{_TO}"?(?:10|\d)(?:\.0+)?"?(?![\w.])')
 
+# %% ../../nbs/99_bundle.ipynb #70bb984c
 def is_isbn(code: str) -> bool:
     "Whether ten characters are an ISBN: its digits, weighted from 10 down to 1, sum up to a multiple of 11."
     return sum(w * (10 if c in 'Xx' else int(c)) for w, c in zip(range(10, 0, -1), code)) % 11 == 0
@@ -120,6 +121,7 @@ def rating_row(text: str) -> str:
     found = RATING.search(text) or next((row for row in BOOK.finditer(text) if is_isbn(row[1])), None)
     return found[0] if found else ''
 
+# %% ../../nbs/99_bundle.ipynb #a0ee808e
 def unpacked(inside: bytes) -> bytes:
     "The content of a gzip file; other content as it is."
     with contextlib.suppress(OSError, EOFError, zlib.error): return gzip.decompress(inside)

@@ -198,7 +198,7 @@ def _stem(paper: str, artefact: str, profile: str) -> Path:
     "Where an artefact's files begin; names are those of the papers, so letters, digits and hyphens."
     for name in (paper, artefact, profile):
         plain = name.replace('-', '').replace('_', '')
-        if name is profile: plain = plain.replace('+', '', 1).replace('.', '')    # a variant, see notebook 97
+        if name is profile: plain = plain.replace('+', '', 1).replace('.', '')    # a variant of a profile
         if not plain.isalnum():
             raise LlmrecError(f"'{name}' cannot name a file of figures/<profile>/<paper>/<artefact>; use "
                               "letters, digits and hyphens.")

@@ -38,7 +38,7 @@ def ring_init(
     n: int,          # number of complex entries
     r_min: float,    # inner radius
     r_max: float,    # outer radius
-) -> torch.Tensor:   # (3, n) the logarithms nu', theta' and gamma' of notebook 03
+) -> torch.Tensor:   # (3, n) logarithms nu', theta', gamma' (notebook 03, LRURec: the recurrence)
     "Initial log-parameters of the recurrence, uniform in area on a ring."
     u1, u2 = torch.rand(n), torch.rand(n)
     nu = torch.log(-.5 * torch.log(u1 * (r_max**2 - r_min**2) + r_min**2))

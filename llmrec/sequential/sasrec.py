@@ -301,7 +301,8 @@ def drawn_and_scored(cfg: SASRecConfig, n_items: int) -> tuple[Callable, Callabl
              'gbce': (apart, partial(gbce, t=cfg.t, prior=cfg.prior, n_items=n_items)),
              'sampled': (shared, sampled_cross_entropy)}
     if cfg.loss not in found:
-        raise LlmrecError(f"TrainingConfig.updates is 'rows', but the loss '{cfg.loss}' scores every item; take "
+        raise LlmrecError(f"TrainingConfig.updates is 'rows', but the loss '{cfg.loss}' scores every "
+                          "item; take "
                           f"one with negatives ({', '.join(found)}), or updates='dense'.")
     return found[cfg.loss]
 

@@ -69,8 +69,10 @@ def places(
 ) -> np.ndarray:        # (n,) int32, 1-based; 0 where the truth is not in the list
     "The place of each person's true item in their list."
     if len(ways) != len(truth):
-        raise LlmrecError(f'{len(ways)} lists do not belong to {len(truth)} true items; give one list a person.')
-    return np.array([w.items.index(t) + 1 if t in w.items else 0 for w, t in zip(ways, truth.tolist())], np.int32)
+        raise LlmrecError(f'{len(ways)} lists do not belong to {len(truth)} true items; give one '
+                          'list a person.')
+    return np.array([w.items.index(t) + 1 if t in w.items else 0 for w, t in zip(ways, truth.tolist())],
+                    np.int32)
 
 # %% ../../nbs/49a_lists.ipynb #b683c7f3
 def tally(ways: list[Way]) -> dict[str, int]:
