@@ -8,10 +8,10 @@ __all__ = ['SUMS', 'AdapterConfig', 'TuningConfig', 'training_rows', 'sample_neg
            'base_name', 'own_identity', 'read_adapter', 'layer_sizes', 'misfit', 'check_base', 'continue_from',
            'check_learnt', 'InFirst', 'processes', 'from_first', 'divides', 'share', 'within_forward', 'portion', 'on',
            'check_loss', 'RankerTrainer', 'Schedule', 'in_eight_bits', 'checkpointing', 'checkpoints', 'InputGradients',
-           'arguments', 'check_optimiser', 'trainer_for', 'sums', 'seal', 'whole', 'random_states', 'with_best',
-           'last_checkpoint', 'stopped', 'claim', 'restore_best', 'plain_folder', 'probe_logits', 'reopened_logits',
-           'save_adapter', 'with_adapter', 'kept_randomness', 'train', 'hand_back', 'adapted', 'history', 'finish',
-           'determines', 'call', 'called', 'take_part', 'tune']
+           'arguments', 'check_optimiser', 'reporters', 'trainer_for', 'sums', 'seal', 'whole', 'random_states',
+           'with_best', 'last_checkpoint', 'stopped', 'claim', 'restore_best', 'plain_folder', 'probe_logits',
+           'reopened_logits', 'save_adapter', 'with_adapter', 'kept_randomness', 'train', 'hand_back', 'adapted',
+           'history', 'finish', 'determines', 'call', 'called', 'take_part', 'tune']
 
 # %% ../../nbs/36_tuning.ipynb #d89677bc
 import contextlib
@@ -39,14 +39,14 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
-from ..config import keyed, limits, Range
+from ..config import keyed, limits, Range, unkeyed
 from .backbones import Backbone, file_fingerprint, new_folder, precision
 from .loss import can_gather, can_share, collate, label_loss, labelled_tokens
 from .prompts import LlamaRecPromptConfig, encode_example, fit_prompt, letters
 from .pretrained import sha256_of
 from .ranking import kept_logits, scoring
 from .verbalizer import Verbalizer
-from ..paths import LlmrecError, json_or_none, read_json
+from ..paths import LlmrecError, json_or_none, known, read_json
 from ..runs.records import write_atomic
 
 # %% ../../nbs/36_tuning.ipynb #a3333812
@@ -88,6 +88,7 @@ class TuningConfig(AdapterConfig):
     verbalizer: Verbalizer = 'as_trained'  # in evaluation; read by the experiments
     max_rows: int | None = None  # training rows, None for all
     seed: int = 42
+    report_to: str | None = unkeyed(None)  # 'tensorboard', or another reporter of transformers; no result depends on it
 
 # %% ../../nbs/36_tuning.ipynb #85843c77
 @patch(cls_method=True)
@@ -574,6 +575,22 @@ def check_optimiser(cfg: TuningConfig, backbone: Backbone) -> None:
         raise LlmrecError(f"The optimiser '{cfg.optimiser}' needs a GPU; set optimiser='adamw_torch' on "
                           "this machine.")
 
+# %% ../../nbs/36_tuning.ipynb #0d1e8101
+def reporters(
+    name: str | None,  # see `TuningConfig.report_to`
+    folder,            # of the tuning; TensorBoard's events go below it
+) -> list:             # callbacks of transformers, none for None
+    "Whom a tuning tells its losses and metrics; an `LlmrecError` for a reporter that is not known or not installed."
+    if name is None: return []
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK    # here, because few need it
+    known('reporter', name, INTEGRATION_TO_CALLBACK)
+    try: found = INTEGRATION_TO_CALLBACK[name]()
+    except (ImportError, RuntimeError) as e:
+        said = ' '.join(str(e).split()).split('. ')[0].rstrip('.')
+        raise LlmrecError(f"The reporter '{name}' cannot be used ({said}); install it, or leave report_to out.") from None
+    if name == 'tensorboard': found.logging_dir = found.logging_dir or str(Path(folder) / 'tensorboard')
+    return [found]
+
 # %% ../../nbs/36_tuning.ipynb #bae281cc
 def trainer_for(
     backbone: Backbone,
@@ -597,7 +614,7 @@ def trainer_for(
     trainer = on(RankerTrainer, 'Trainer')(
         backbone, evaluate, cfg.batch_size // mine.batch_size, model=model, args=args, train_dataset=dataset,
         eval_dataset=dataset,
-        callbacks=own + list(callbacks))
+        callbacks=own + reporters(cfg.report_to, Path(work).parent) + list(callbacks))
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 
@@ -861,6 +878,7 @@ def tune(
     if not len(train_dataset):
         raise LlmrecError('There are no training rows; sequences of two or more items are needed.')
     share(cfg, processes())
+    reporters(cfg.report_to, out)
     call(dict(backbone=backbone.identity, rows=train_dataset, cfg=cfg, work=work, start=start,
               evaluates=evaluate is not None))
     with kept_randomness(), adapted(backbone, cfg, start) as model:
