@@ -27,7 +27,7 @@ setup(
     packages=find_packages(include=[cfg['lib_path'], cfg['lib_path'] + '.*']), include_package_data=True,
     cmdclass={'build_py': WithModel}, python_requires='>=' + cfg['min_python'],
     install_requires=shlex.split(cfg['requirements']),
-    extras_require={'dev': shlex.split(cfg['dev_requirements']), 'index': shlex.split(cfg['index_requirements'])},
+    extras_require={name: shlex.split(cfg[f'{name}_requirements']) for name in ('dev', 'index', 'tensorboard')},
     long_description=Path('README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     entry_points={'console_scripts': cfg['console_scripts'].split(),
                   'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},

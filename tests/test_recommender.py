@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from safetensors.torch import load_file, save_file
@@ -273,3 +274,47 @@ def test_candidates_and_cold_items(tuned):
     for how, said in ((dict(candidates=['no']), "no item 'no'"), (dict(cold={mine[0]: 'x'}), 'is not cold'), (dict(cold={'n': ''}), 'needs a title'),
                       (dict(cold={'n': 'x'}, rank=False), 'Only a language model'), (dict(cold={f'n{i}': 'x' for i in range(99)}), 'ask in parts')):
         with pytest.raises(LlmrecError, match=said): tuned.recommend(user, **how)
+
+
+def test_explained_is_what_is_recommended_with_candidates_and_cold_items(tuned):
+    mine, new = tuned.items[:8], {'new-1': 'A film of tomorrow', 'new-2': 'Another one'}
+    text, table = tuned.explain(history=tuned.items[20:24], candidates=mine, cold=new, leave_out=mine[:1])
+    assert table['item'].to_list()[:2] == list(new) and set(table['item']) == {*mine[1:], *new}
+    assert text.index('(A) A film of tomorrow') < text.index('(B) Another one') < text.index('(C) ')
+    listed = tuned.recommend(history=tuned.items[20:24], candidates=mine, cold=new, leave_out=mine[:1])
+    assert listed['item'].to_list() == table.sort('probability', descending=True)['item'].to_list()
+    logits = listed['score'].to_numpy()
+    shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    assert table['probability'].sort(descending=True).to_list() == pytest.approx(shares.tolist(), abs=1e-5)
+
+
+def test_a_title_decides_where_a_cold_item_stands(tuned):
+    "The first candidate of the pool by letter, but another title: the language model has read it."
+    ask = dict(history=tuned.items[20:24], candidates=tuned.items[:8])
+    scores = [tuned.recommend(**ask, cold={'new': title}).filter(item='new')['score'].item() for title in tuned.titles[5:8]]
+    assert len(set(scores)) == 3
+
+
+def test_nothing_to_recommend(tuned):
+    for rank in (True, False):
+        assert len(tuned.recommend(tuned.users[0], candidates=[], rank=rank)) == 0
+        both = tuned.recommend(history=[tuned.items[:3], tuned.items[3:6]], candidates=tuned.items[:3], rank=rank)
+        assert both['user'].to_list() == [1, 1, 1]    # the first has met all of them
+    for ask, said in ((dict(user=[]), 'list of users is empty'), (dict(user=tuned.users[0], cold={7: 'x'}), 'are text')):
+        with pytest.raises(LlmrecError, match=said): tuned.recommend(**ask)
+    with pytest.raises(LlmrecError, match='nothing to explain'): tuned.explain(tuned.users[0], candidates=[])
+    with pytest.raises(LlmrecError, match='One person'): tuned.explain(tuned.users[:2])
+
+
+@pytest.mark.parametrize('table, said', [('item\nx\n', "Unknown column 'title'"), ('item,title\nx,\n', 'row 1: expected an item and its title'),
+                                         ('item,title\nx,One\nx,Two\n', 'more than once')])
+def test_the_command_takes_candidates_and_cold_items(tuned, tmp_path, capsys, table, said):
+    folder, cold = str(tuned.save(tmp_path / 'mine')), tmp_path / 'cold.csv'
+    cold.write_text('item,title\nnew-1,A film of tomorrow\n')
+    ask = [folder, '--user', tuned.users[0], '--candidates', *tuned.items[:8]]
+    assert recommend_main([*ask, '--cold', str(cold), '--out', str(tmp_path / 'lists.csv')]) == 0
+    want = tuned.recommend(tuned.users[0], candidates=tuned.items[:8], cold={'new-1': 'A film of tomorrow'})
+    assert pl.read_csv(tmp_path / 'lists.csv', infer_schema=False)['item'].to_list() == want['item'].to_list()
+    cold.write_text(table)
+    assert recommend_main([*ask, '--cold', str(cold)]) == 1
+    assert said in (err := capsys.readouterr().err) and len(err.splitlines()) == 1

@@ -83,7 +83,8 @@ def test_what_is_in_flight_is_answered_before_the_end(recommender, tmp_path):
     ('/recommend', dict(user='nobody'), "no user 'nobody'"), ('/recommend', dict(), 'one of `user` and `history`'),
     ('/recommend', dict(user=1, history=[1]), 'one of `user` and `history`'), ('/recommend', dict(history=[]), 'A history is empty'),
     ('/recommend', dict(history=['x']), "no item 'x'"), ('/recommend', dict(user=1, k=0), 'k: '), ('/recommend', dict(usr=1), 'usr: '),
-    ('/recommend', dict(user=1, leave_out=['x']), 'leave_out'), ('/recommend', b'{', 'JSON'), ('/recommend', b'\xff', ''),
+    ('/recommend', dict(user=1, leave_out=['x']), 'leave_out'), ('/recommend', dict(user=1, candidates=['x']), 'take it out of candidates'),
+    ('/recommend', dict(user=1, cold={'999': 'x'}), 'Only a language model'), ('/recommend', dict(user=1, cold=['x']), 'cold: '), ('/recommend', b'{', 'JSON'), ('/recommend', b'\xff', ''),
     ('/score', dict(history=[], targets=[]), 'targets: '), ('/score', dict(history=[[1, 7]], targets=[1]), 'history.0.1: '),
     ('/score', dict(history=[[1, 1]], targets=['x']), "no item 'x'"), ('/score', dict(history=[], targets=['x'], titles={'x': ' '}), 'The title'),
 ])
@@ -111,10 +112,25 @@ def test_scores_are_the_raters(rater):
 def test_questions_of_one_batch_get_what_they_would_get_alone(recommender):
     u, items = recommender.users, recommender.items
     several = [Recommend(user=u[0], k=3), Recommend(user=u[0], k=3, leave_out=items[:50]), Recommend(history=items[:250], k=100),
-               Recommend(user='nobody'), Recommend(user=u[1], k=5, rank=False), Recommend(user=u[2], k=1)]
+               Recommend(user='nobody'), Recommend(user=u[1], k=5, rank=False), Recommend(user=u[2], k=1),
+               Recommend(user=u[1], k=5, candidates=items[:9]), Recommend(user=u[1], candidates=[]), Recommend(user=u[0], cold={'999': 'x'})]
     def plain(answer): return [x['item'] for x in answer] if isinstance(answer, list) else str(answer)
     assert [plain(a) for a in recommended(recommender, several)] == [plain(recommended(recommender, [q])[0]) for q in several]
     assert len(recommended(recommender, several)[2]) == 50    # nothing twice
+    assert set(plain(recommended(recommender, several)[6])) <= set(items[:9])
+
+
+def test_cold_items_are_ranked_by_their_titles(tmp_path):
+    quick = dict(max_steps=1, eval_steps=1, warmup_steps=0, batch_size=2, accumulation=1)
+    r = Recommender.fit(load_dataset('films'), backbone='miniature', folder=tmp_path / 'work', training=dict(epochs=1, validate_every=50),
+                        tuning=quick, max_valid_users=2, progress=False)
+    body = dict(history=r.items[:4], candidates=r.items[10:15], cold={'999': 'A film of tomorrow', '1000': 'Another one'})
+    want = r.recommend(history=r.items[:4], candidates=r.items[10:15], cold={999: 'A film of tomorrow', 1000: 'Another one'})
+    with TestClient(make_app(r)) as client:
+        got = client.post('/recommend', json=body).json()['items']
+        odd = client.post('/recommend', json=body | dict(cold={'new': 'x'}))
+    assert [(x['item'], x['title']) for x in got] == want.select('item', 'title').rows() and {999, 1000} <= set(want['item'])
+    assert odd.status_code == 422 and 'are whole numbers' in odd.json()['detail']
 
 
 def test_a_fault_of_ours_is_a_500_and_the_server_goes_on(recommender, monkeypatch):

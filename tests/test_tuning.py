@@ -1,6 +1,7 @@
 "Tuning: what is refused, and adapters of another shape or from elsewhere."
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -93,3 +94,64 @@ def test_the_recipes_of_both_stages():
     same([c.prompt.loss for c in both], ['prompt+answer', 'answer'])
     same((RECIPE.lora_r, RECIPE.lora_alpha, RECIPE.lora_dropout, RECIPE.schedule), (8, 16, .05, 'linear'))
     same(AlpacaTuningConfig.corrected().tuning.lr, 3e-4)
+
+
+# --- watching from outside
+
+class Listener:
+    "A reporter that keeps what it is told."
+    heard = []
+    def __init__(self): self.heard.clear()
+    def __getattr__(self, name):
+        if not name.startswith('on_'): raise AttributeError(name)
+        return lambda args, state, control, logs=None, **kw: self.heard.append((state.global_step, logs)) if name == 'on_log' else None
+
+
+@pytest.fixture
+def listening(monkeypatch):
+    from transformers.integrations import integration_utils
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, 'listener', Listener)
+    return Listener.heard
+
+
+def adapter_of(bb, rows, folder, **changes):
+    cfg = dataclasses.replace(quick, max_steps=4, eval_steps=2, warmup_steps=0, batch_size=2, **changes)
+    measured = iter(range(9))
+    return tune(bb, rows[:16], lambda m: {'NDCG@10': float(next(measured))}, cfg, folder)
+
+
+def test_a_reporter_hears_every_loss_and_changes_nothing(bb, learnable, listening, tmp_path):
+    plain, heard = (adapter_of(bb, learnable, tmp_path / str(r), report_to=r) for r in (None, 'listener'))
+    for name in ('adapter/adapter_model.safetensors', 'adapter/adapter_config.json', 'tuning.json', 'history.json'):
+        assert (plain.parent / name).read_bytes() == (heard.parent / name).read_bytes()
+    told = {(step, k): v for step, logs in listening for k, v in logs.items()}
+    losses = [h for h in json.loads((heard.parent / 'history.json').read_text()) if 'loss' in h]
+    assert len(losses) == 2 and all(told[h['step'], 'loss'] == h['loss'] for h in losses)
+    assert [told[s, 'eval_NDCG@10'] for s in (2, 4)] == [0, 1]
+    listening.clear()
+    assert adapter_of(bb, learnable, tmp_path / 'None', report_to='listener') == plain and not listening    # finished before
+
+
+def test_tensorboard_writes_into_the_folder_of_the_tuning(bb, learnable, tmp_path, monkeypatch):
+    pytest.importorskip('tensorboardX')
+    monkeypatch.delenv('TENSORBOARD_LOGGING_DIR', raising=False)
+    adapter_of(bb, learnable, tmp_path / 'a', report_to='tensorboard')
+    events, = (tmp_path / 'a' / 'tensorboard').glob('events.out.tfevents.*')
+    assert b'train/loss' in events.read_bytes() and b'eval/NDCG' in events.read_bytes()    # tensorboardX writes _ for @
+    assert sorted(p.name for p in (tmp_path / 'a').iterdir()) == ['adapter', 'history.json', 'tensorboard', 'tuning.json']
+
+
+def test_a_reporter_that_cannot_be_used_is_named_before_anything_is_tuned(bb, learnable, monkeypatch, tmp_path):
+    from transformers.integrations import integration_utils
+    fails(lambda: adapter_of(bb, learnable, tmp_path / 'a', report_to='tensorbord'), contains="Did you mean 'tensorboard'?")
+    monkeypatch.setattr(integration_utils, 'is_tensorboard_available', lambda: False)
+    fails(lambda: adapter_of(bb, learnable, tmp_path / 'b', report_to='tensorboard'), contains='install it, or leave report_to out')
+    assert not list(tmp_path.rglob('checkpoint-*'))
+
+
+def test_a_tuning_shows_how_far_it_is_and_how_long_it_will_take(bb, learnable, tmp_path, capfd):
+    cfg = dataclasses.replace(quick, max_steps=4, eval_steps=4, warmup_steps=0, batch_size=2)
+    for progress in (False, True):
+        tune(bb, learnable[:16], None, cfg, tmp_path / str(progress), progress=progress)
+        said = capfd.readouterr().err
+        assert bool(re.search(r'4/4 \[\d\d:\d\d<\d\d:\d\d', said)) == progress, said

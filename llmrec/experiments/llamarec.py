@@ -152,7 +152,7 @@ def asker(
     "A function that puts the questions `q` to a backbone; the prompts are rendered once."
     ids = letter_ids(backbone.tokenizer, cfg.candidates, cfg.tuning.verbalizer, cfg.prompt)
     rendered = prompts(q, histories, titles, backbone.tokenizer, cfg.prompt)
-    return lambda b: rerank(q, score_candidates(b, rendered, ids))
+    return lambda b, progress=False: rerank(q, score_candidates(b, rendered, ids, progress=progress))
 
 # %% ../../nbs/52_llamarec.ipynb #f5c314ca
 def both_questions(cfg: RankingConfig, score: Score, split) -> tuple[Questions, Questions]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from fastcore.basics import patch
 
-from ..config import limits, Range
+from ..config import limits, Range, unkeyed
 from .verbalizer import Verbalizer
 
 # %% ../../nbs/35a_recipe.ipynb #a3333812
@@ -55,6 +55,7 @@ class TuningConfig(AdapterConfig):
     verbalizer: Verbalizer = 'as_trained'  # in evaluation; used by the experiments
     max_rows: int | None = None  # training rows, None for all
     seed: int = 42
+    report_to: str | None = unkeyed(None)  # a reporter of transformers, such as tensorboard
 
 # %% ../../nbs/35a_recipe.ipynb #85843c77
 @patch(cls_method=True)

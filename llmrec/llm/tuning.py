@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SUMS', 'on', 'check_loss', 'RankerTrainer', 'Schedule', 'in_eight_bits', 'checkpointing', 'checkpoints',
-           'InputGradients', 'arguments', 'check_optimiser', 'trainer_for', 'sums', 'seal', 'whole', 'random_states',
-           'with_best', 'last_checkpoint', 'stopped', 'claim', 'restore_best', 'plain_folder', 'probe_logits',
-           'reopened_logits', 'save_adapter', 'kept_randomness', 'train', 'hand_back', 'adapted', 'history', 'finish',
-           'determines', 'call', 'called', 'take_part', 'tune']
+           'InputGradients', 'arguments', 'check_optimiser', 'reporters', 'trainer_for', 'sums', 'seal', 'whole',
+           'random_states', 'with_best', 'last_checkpoint', 'stopped', 'claim', 'restore_best', 'plain_folder',
+           'probe_logits', 'reopened_logits', 'save_adapter', 'kept_randomness', 'train', 'hand_back', 'adapted',
+           'history', 'finish', 'determines', 'call', 'called', 'take_part', 'tune']
 
 # %% ../../nbs/36_tuning.ipynb #d89677bc
 import contextlib
@@ -37,7 +37,7 @@ from .pretrained import sha256_of
 from .processes import InFirst, from_first, portion, processes, share, within_forward
 from .ranking import kept_logits, scoring
 from .recipe import AdapterConfig, TuningConfig
-from ..paths import LlmrecError, json_or_none
+from ..paths import LlmrecError, json_or_none, known
 from ..runs.records import write_atomic
 
 # %% ../../nbs/36_tuning.ipynb #89cfc5cd
@@ -168,6 +168,22 @@ def check_optimiser(cfg: TuningConfig, backbone: Backbone) -> None:
         raise LlmrecError(f"The optimiser '{cfg.optimiser}' needs a GPU; set optimiser='adamw_torch' on "
                           "this machine.")
 
+# %% ../../nbs/36_tuning.ipynb #0d1e8101
+def reporters(
+    name: str | None,  # see `TuningConfig.report_to`
+    folder,            # of the tuning; TensorBoard's events go below it
+) -> list:             # callbacks of transformers, none for None
+    "Whom a tuning tells its losses and metrics; an `LlmrecError` for a reporter that is not known or not installed."
+    if name is None: return []
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK    # here, because few need it
+    known('reporter', name, INTEGRATION_TO_CALLBACK)
+    try: found = INTEGRATION_TO_CALLBACK[name]()
+    except (ImportError, RuntimeError) as e:
+        said = ' '.join(str(e).split()).split('. ')[0].rstrip('.')
+        raise LlmrecError(f"The reporter '{name}' cannot be used ({said}); install it, or leave report_to out.") from None
+    if name == 'tensorboard': found.logging_dir = found.logging_dir or str(Path(folder) / 'tensorboard')
+    return [found]
+
 # %% ../../nbs/36_tuning.ipynb #bae281cc
 def trainer_for(
     backbone: Backbone,
@@ -191,7 +207,7 @@ def trainer_for(
     trainer = on(RankerTrainer, 'Trainer')(
         backbone, evaluate, cfg.batch_size // mine.batch_size, model=model, args=args, train_dataset=dataset,
         eval_dataset=dataset,
-        callbacks=own + list(callbacks))
+        callbacks=own + reporters(cfg.report_to, Path(work).parent) + list(callbacks))
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 
@@ -438,6 +454,7 @@ def tune(
     if not len(train_dataset):
         raise LlmrecError('There are no training rows; sequences of two or more items are needed.')
     share(cfg, processes())
+    reporters(cfg.report_to, out)
     call(dict(backbone=backbone.identity, rows=train_dataset, cfg=cfg, work=work, start=start,
               evaluates=evaluate is not None))
     with kept_randomness(), adapted(backbone, cfg, start) as model:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LIKES', 'setting', 'fit_parser', 'own_from', 'run_fit', 'fit_recommender', 'fit_rater', 'recommend_parser',
-           'lines_of', 'histories_in', 'as_id', 'typed', 'written', 'printed', 'run_recommend', 'score_parser',
-           'questions_in_table', 'pair', 'questions_in_lines', 'run_score', 'complaining', 'fit_main', 'recommend_main',
-           'score_main']
+           'lines_of', 'histories_in', 'as_id', 'typed', 'cold_in', 'written', 'printed', 'run_recommend',
+           'score_parser', 'questions_in_table', 'pair', 'questions_in_lines', 'run_score', 'complaining', 'fit_main',
+           'recommend_main', 'score_main']
 
 # %% ../../nbs/59b_commands.ipynb #3e59644b
 import argparse
@@ -20,7 +20,7 @@ import polars as pl
 from ..data.own import OwnData, column, ids, load_own, read_table
 from ..data.own_ratings import load_own_ratings
 from ..data.raw import open_text
-from ..paths import ITEM, USER, LlmrecError, parse_json
+from ..paths import ITEM, TITLE, USER, LlmrecError, parse_json
 from .rater import Rater
 from .recommender import MODELS, Recommender, check_place
 from ..runs.records import write_atomic
@@ -110,6 +110,8 @@ def recommend_parser() -> argparse.ArgumentParser:
     who.add_argument('--histories', help='a file with one history a line, as a JSON list or separated by tabs')
     p.add_argument('-k', type=int, default=10, help='items for each person (default: 10)')
     p.add_argument('--leave-out', nargs='*', default=[], help='item ids that are not recommended')
+    p.add_argument('--candidates', nargs='+', help='ids of the only items that may be recommended')
+    p.add_argument('--cold', help='a table with the columns item and title, of items that nobody has met; needs a language model')
     p.add_argument('--retriever-only', action='store_true', help='without the language model')
     p.add_argument('--out', help='CSV or JSON lines (.jsonl); default: CSV on standard output')
     return p
@@ -144,6 +146,16 @@ def typed(r, given: list, known_ids: list) -> list:
     if isinstance(known_ids[0], str): return [str(i) for i in given]
     return [int(i) if isinstance(i, str) and re.fullmatch('-?[0-9]{1,18}', i) else i for i in given]
 
+def cold_in(path, r) -> dict:
+    "Id -> title in a table of items that nobody has met."
+    table = read_table(path, [ITEM, TITLE])
+    found = pl.DataFrame({ITEM: ids(table, ITEM, path), TITLE: column(table, TITLE, path)})
+    for row, (item, title) in enumerate(found.iter_rows(), 1):
+        if item is None or title is None: raise LlmrecError(f'{path}, row {row}: expected an item and its title, got {item!r} and {title!r}.')
+    if twice := found[ITEM].filter(found[ITEM].is_duplicated()).to_list():
+        raise LlmrecError(f'{path}: item {twice[0]!r} stands there more than once; give it one title.')
+    return dict(zip(typed(r, found[ITEM].to_list(), r.items), found[TITLE]))
+
 def written(frame: pl.DataFrame, out) -> None:
     "To a file by its ending, or as CSV to standard output."
     text = frame.write_ndjson() if str(out).endswith('.jsonl') else frame.write_csv()
@@ -165,7 +177,9 @@ def run_recommend(args: argparse.Namespace) -> None:
     else:
         given = histories_in(args.histories) if args.histories else [args.history]
         who = dict(history=[typed(r, h, r.items) for h in given])
-    lists = r.recommend(**who, k=args.k, leave_out=typed(r, args.leave_out, r.items), rank=not args.retriever_only)
+    which = dict(leave_out=typed(r, args.leave_out, r.items), cold=cold_in(args.cold, r) if args.cold else None)
+    if args.candidates: which |= dict(candidates=typed(r, args.candidates, r.items))
+    lists = r.recommend(**who, k=args.k, rank=not args.retriever_only, **which)
     written(lists, args.out)
 
 # %% ../../nbs/59b_commands.ipynb #27966463

@@ -93,7 +93,7 @@ def fit(
     about = dict(data=data.name, checksum=data.checksum, rows=len(rows),
                  history=int(train['history'].list.len().max()))
     r = Rater(cfg, data, with_adapter(loaded, adapter), Path(adapter), about)
-    r.about['measured'] = evaluate(r, test_rows)
+    r.about['measured'] = evaluate(r, test_rows, progress)
     return r
 
 # %% ../../nbs/59c_rater.ipynb #6dbcbba5
@@ -101,15 +101,17 @@ def rated(
     r: Rater,
     samples: pl.DataFrame,  # as in a split
     data: YesNoData | None = None,  # whose items they name; None: those of the rater
+    progress: bool = False,
 ) -> np.ndarray:  # (n,), logit of Yes less that of No
     "The scores of samples."
     cfg, tokenizer = r.config.rec.prompt, r.backbone.tokenizer
     prompts, _ = encode_questions(tokenizer, data or r.data, samples, cfg, context_of(r.backbone))
-    with one_thread(): return score_answers(r.backbone, prompts, yesno_ids(tokenizer, cfg))
+    with one_thread(): return score_answers(r.backbone, prompts, yesno_ids(tokenizer, cfg), progress=progress)
 
 def evaluate(
     r: Rater,
     rows: int | None = None,  # evenly spaced test rows; None for all
+    progress: bool = False,
 ) -> dict:
     "How many test rows, the share that is liked, and AUC: tuned, without the adapter, of the history's share of likes."
     if 'test' not in r.data.splits:
@@ -118,8 +120,8 @@ def evaluate(
     test = r.data.splits['test']
     samples = test[chosen_rows(test.height, rows)]
     labels = samples['label'].to_numpy()
-    tuned = auc(labels, rated(r, samples))
-    with r.backbone.model.disable_adapter(): untuned = auc(labels, rated(r, samples))
+    tuned = auc(labels, rated(r, samples, progress=progress))
+    with r.backbone.model.disable_adapter(): untuned = auc(labels, rated(r, samples, progress=progress))
     share = samples['history_labels'].list.mean().fill_null(.5).to_numpy()
     return dict(rows=len(labels), liked=float(labels.mean()), tuned=tuned, untuned=untuned,
                 history=auc(labels, share))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Text', 'Id', 'whole_characters', 'Question', 'Recommend', 'Score', 'Recommended', 'Scored', 'Recommendation',
-           'Rating', 'Fault', 'one_by_one', 'history_for', 'lists_for', 'recommended', 'scored', 'Batches',
+           'Rating', 'Fault', 'one_by_one', 'history_for', 'alike', 'lists_for', 'recommended', 'scored', 'Batches',
            'sentence_of', 'without', 'make_app', 'health_of', 'complaints', 'routes', 'serve_parser', 'opened',
            'listening', 'run_serve', 'serve_main']
 
@@ -50,6 +50,8 @@ class Recommend(Question):
     history: list[Id] | None = Field(None, max_length=10_000, description='item ids, the latest last')
     k: int = Field(10, ge=1, le=1000, description='items in the list')
     leave_out: list[Id] = Field([], max_length=10_000, description='items that are not recommended')
+    candidates: list[Id] | None = Field(None, max_length=10_000, description='the only items that may be recommended')
+    cold: dict[str, str] = Field({}, description='titles of items that nobody has met, by id; needs a language model')
     rank: bool = Field(True, description="False: the retriever's order")
 
 class Score(Question):
@@ -92,11 +94,17 @@ def history_for(r: Recommender, q: Recommend) -> list:
     _, (items,) = histories_of(r, **who)
     return [r.items[i - 1] for i in items]
 
+def alike(q: Recommend) -> tuple:
+    "What questions must have in common to be answered in one pass."
+    return q.rank, frozenset(q.leave_out), None if q.candidates is None else frozenset(q.candidates), tuple(q.cold.items())
+
 def lists_for(r: Recommender, group: list) -> list:  # of (question, history), alike but for history and k
     "The list of each question of the group."
     first, k = group[0][0], max(q.k for q, _ in group)
-    leave_out = typed(r, first.leave_out, r.items)
-    lists = r.recommend(history=[h for _, h in group], k=k, leave_out=leave_out, rank=first.rank)
+    def own(given): return typed(r, list(given), r.items)
+    which = dict(leave_out=own(first.leave_out), cold=dict(zip(own(first.cold), first.cold.values())), rank=first.rank)
+    if first.candidates is not None: which |= dict(candidates=own(first.candidates))
+    lists = r.recommend(history=[h for _, h in group], k=k, **which)
     mine = lists.partition_by(USER, as_dict=True, include_key=False)
     return [mine[place,].head(q.k).to_dicts() if (place,) in mine else [] for place, (q, _) in enumerate(group)]
 
@@ -107,7 +115,7 @@ def recommended(r: Recommender, several: list[Recommend]) -> list:
     for i, q in enumerate(several):
         try: history = history_for(r, q)
         except LlmrecError as e: out[i] = e
-        else: groups[q.rank, frozenset(q.leave_out)].append((i, q, history))
+        else: groups[alike(q)].append((i, q, history))
     for group in groups.values():
         asked = [(q, h) for _, q, h in group]
         try: answers = lists_for(r, asked)
