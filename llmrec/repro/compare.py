@@ -31,7 +31,10 @@ def long_rows(artefact: str, profile: str) -> dict:
     table = text_of(path)
     if not {'metric', 'value'} <= set(table.columns): return {}
     def key(row): return tuple(re.sub(r'^LlamaRec \(.*\)$', 'LlamaRec', row.get(c) or '') for c in LABELS)
-    return {key(row): (float(row['value']), (row.get('records') or '').split()) for row in table.iter_rows(named=True) if row['value']}
+    values = table['value'].cast(pl.Float64, strict=False)
+    if bad := [text for text, v in zip(table['value'], values) if text and v is None]:
+        raise LlmrecError(f'{path}: the value {bad[0]!r} is no number; make {artefact} anew.')
+    return {key(row): (v, (row.get('records') or '').split()) for v, row in zip(values, table.iter_rows(named=True)) if v is not None}
 
 # %% ../../nbs/98a_compare.ipynb #c4772853
 RANKS = ('test_rank', 'rank', 'retrieved_rank', 'test_rank_window')
