@@ -34,6 +34,15 @@ def test_settings_that_are_no_mapping(values):
     with pytest.raises(LlmrecError, match='settings of Settings must hold names and values'): from_dict(Settings, values)
 
 
+@pytest.mark.parametrize('values, said', [
+    (dict(preset='bogus'), "'bogus'. Known: as_published, corrected"), (dict(seeds=[.5]), 'seeds must be'), (dict(training=dict(lr='1e-3')), 'write it with a point and a sign, like 1.0e-3'),
+    (dict(training=dict(epochs=-1)), 'epochs must be at least 1'), (dict(training=dict(epochs=0)), 'epochs must be at least 1'), (dict(training=dict(validate_every=0)), 'validate_every must be at least 1'),
+    (dict(training=dict(seed=-1)), 'at least 0'), (dict(preset=None), 'Known: as_published'), (dict(training=[1]), 'training must be')])
+def test_a_study_is_checked_whole_before_its_first_run(values, said):
+    from llmrec.experiments.study import study
+    with pytest.raises(LlmrecError, match=said): study(**values)
+
+
 # --- YAML at its edges
 
 EDGES = ['2024-02-30', '!!int ""', '!!float x', '!!bool x', '!!timestamp x', '9' * 5000, '0x' + 'f' * 5000, '? [a]: b', '[' * 5000, '!!binary é', '&a [*a]', '<<: 3', '!!set {a}', '!!python/name:os.system']
