@@ -1,4 +1,6 @@
 "Records that are shipped in zips: complete, unpacked once, and nothing but records."
+import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import pytest
 
 from llmrec.paths import LlmrecError, output_to
 from llmrec.runs import records as module
-from llmrec.runs.records import KINDS, Record, load_record, pack, records_of, save_record
+from llmrec.runs.records import KINDS, Record, load_record, make_key, pack, records_of, save_record
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = [f'toy-{n:016x}' for n in range(3)]
@@ -36,6 +38,48 @@ def test_the_records_come_back_as_they_were(packed):
     assert found[2].arrays['rank'].tolist() == [0, 1] and found[2].provenance['record_sha256']
     before = (packed / 'toy.zip').read_bytes()
     assert pack(packed, 'toy').read_bytes() == before
+
+
+def tool(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'tools' / f'{name}.py')
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+@pytest.fixture
+def unsealed(tmp_path, monkeypatch):
+    "(path of a zip whose records have no checksum of themselves, the zip before, record -> checksum)."
+    monkeypatch.setenv('LLMREC_OUT', str(tmp_path))
+    folder, shas = tmp_path / 'data/records/test', {}
+    for n in range(2):
+        key = make_key('toy', 1, {'n': n}, 'd', '')
+        path = save_record(Record('toy', key, {'n': n}, 'd', '', {'m': n}, {'rank': np.arange(n)}, {'seconds': {}}, 1, {'n': n}), folder)
+        shas[path.stem] = {hashlib.sha256(path.read_bytes()).hexdigest()}
+    path = pack(folder, 'toy')
+    before = path.read_bytes()
+    for p in folder.glob('*.provenance.json'): p.write_text(json.dumps({k: v for k, v in json.loads(p.read_text()).items() if k != 'record_sha256'}, indent=1, sort_keys=True) + '\n')
+    pack(folder, 'toy')
+    assert path.read_bytes() != before
+    return path, before, shas
+
+
+def test_records_without_a_checksum_get_the_one_that_they_would_have_had(unsealed):
+    path, before, shas = unsealed
+    assert tool('pack').seal(path, shas) == (2, []) and path.read_bytes() == before
+    assert tool('pack').seal(path, shas) == (0, []) and path.read_bytes() == before
+
+
+def test_a_record_that_nobody_vouches_for_gets_none(unsealed):
+    path, before, shas = unsealed
+    one, other = sorted(shas)
+    assert tool('pack').seal(path, {one: shas[one]}) == (1, [other])
+    assert tool('pack').seal(path, {one: shas[one], other: {'0' * 64}}) == (0, [other])
+    with zipfile.ZipFile(path) as z: files = {n: z.read(n) for n in z.namelist()}
+    with zipfile.ZipFile(path, 'w') as z:
+        for n, content in files.items(): z.writestr(n, content.replace(b'"n": ', b'"n": 7') if n == f'{other}.json' else content)
+    edited = {hashlib.sha256(files[f'{other}.json'].replace(b'"n": ', b'"n": 7')).hexdigest()}
+    assert tool('pack').seal(path, {other: edited}) == (0, [other])
 
 
 def test_what_is_loose_is_not_written_over_and_what_is_deleted_not_brought_back(packed):

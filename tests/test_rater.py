@@ -18,7 +18,7 @@ from llmrec.data.tallrec import MovieSamplesConfig
 from llmrec.data.yesno import load_yesno
 from llmrec.llm.yesno import YesNoPromptConfig, record_of
 from llmrec.paths import LlmrecError
-from llmrec.recommend.commands import fit_main, score_main
+from llmrec.recommend.commands import fit_main, questions_in_lines, score_main
 from llmrec.recommend.rater import Rater
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,6 +137,23 @@ def test_a_damaged_folder_is_not_opened(tuned, tmp_path, damage, said):
     folder = tuned.save(tmp_path / 'mine')
     damage(folder)
     with pytest.raises(LlmrecError, match=said): Rater.load(folder)
+
+
+@pytest.mark.parametrize('change, said', [
+    (dict(config=[]), 'another version'), (dict(about={}), 'does not say what data'), (dict(thing=[]), 'how long a history is'), (dict(config=dict(x=1)), "Unknown RaterConfig setting 'x'"),
+    (dict(about=dict(data='a', checksum='b', history=0)), 'how long a history is'), (dict(protocol=None), 'damaged'), (dict(form='1'), 'another version')], ids=str)
+def test_an_old_folder_that_is_damaged_is_said_in_a_sentence(tuned, tmp_path, change, said):
+    folder = tuned.save(tmp_path / 'mine')
+    body = {k: v for k, v in json.loads((folder / 'rater.json').read_text()).items() if k not in ('files', 'digest')} | change
+    (folder / 'rater.json').write_text(json.dumps({k: v for k, v in body.items() if v is not None}))
+    with pytest.raises(LlmrecError, match=said): Rater.load(folder)
+
+
+@pytest.mark.parametrize('text', ['{"history": {"a": 1}, "targets": ["b"]}', '{"history": ["a1"], "targets": ["b"]}', '{"history": [], "targets": "b"}', '{"history": [], "targets": [null]}',
+                                  '{"history": [[["a"], 1]], "targets": ["b"]}', '{"user": [1], "history": [], "targets": ["b"]}', '[' * 100_000])
+def test_a_line_that_is_no_question(tmp_path, text):
+    (tmp_path / 'q.jsonl').write_text('{"history": [], "targets": ["b"]}\n' + text + '\n\n')
+    with pytest.raises(LlmrecError, match='line 2: no question'): questions_in_lines(tmp_path / 'q.jsonl')
 
 
 def test_the_command_reads_tables_and_lines_and_gives_the_raters_scores(tuned, tmp_path, capsys):

@@ -87,6 +87,9 @@ def test_what_is_in_flight_is_answered_before_the_end(recommender, tmp_path):
     ('/recommend', dict(user=1, cold={'999': 'x'}), 'Only a language model'), ('/recommend', dict(user=1, cold=['x']), 'cold: '), ('/recommend', b'{', 'JSON'), ('/recommend', b'\xff', ''),
     ('/score', dict(history=[], targets=[]), 'targets: '), ('/score', dict(history=[[1, 7]], targets=[1]), 'history.0.1: '),
     ('/score', dict(history=[[1, 1]], targets=['x']), "no item 'x'"), ('/score', dict(history=[], targets=['x'], titles={'x': ' '}), 'The title'),
+    ('/recommend', dict(history=[True]), 'history.0.'), ('/recommend', dict(history=['9' * 6000]), 'There is no item'), ('/recommend', b'{"history": ["\\ud800"]}', 'half a character'),
+    ('/score', b'{"history": [], "targets": ["x"], "titles": {"x": "\\ud800"}}', 'half a character'),
+    ('/score', b'{"history": [], "targets": ["x"], "titles": {"\\udfff": "x"}}', 'half a character'), ('/recommend', b'[' * 100_000, 'JSON'),
 ])
 def test_a_bad_request_is_answered_with_one_sentence(recommender, rater, path, body, said):
     with TestClient(make_app(recommender, rater)) as client:

@@ -278,7 +278,7 @@ def _content(path: Path, size: int, changed: int) -> str: return hashlib.sha256(
 def content_of(path) -> str | None:
     "The checksum of a file, computed again only when the file has changed; None if `path` is None."
     if path is None: return None
-    path = Path(path).expanduser().resolve()
+    path = Path(path).expanduser().absolute()
     if not path.is_file(): raise LlmrecError(f'There is no file {path}; give the path of a table.')
     return _content(path, path.stat().st_size, path.stat().st_mtime_ns)
 

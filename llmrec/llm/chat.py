@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['CIRCUMSTANCES', 'KINDS', 'REFUSALS', 'TEXT_SCORE', 'CONTROL', 'POSITIONS', 'EndpointConfig', 'as_asked',
            'endpoint_name', 'answer_kind', 'reads', 'answer_step', 'yesno_score', 'Answer', 'read_answer', 'one_scale',
-           'defused', 'payload', 'chat_steps', 'completion_steps', 'create', 'lenient', 'request', 'where_is',
-           'api_key', 'connect', 'check_key', 'without_key', 'complaint', 'one_sentence', 'check_endpoint',
-           'answer_path', 'kept_answer', 'price', 'estimate', 'estimate_text', 'check_cost', 'fetch_one', 'fetch',
-           'ask']
+           'defused', 'payload', 'chat_steps', 'completion_steps', 'create', 'lenient', 'request', 'whole', 'count_of',
+           'as_plain', 'told', 'where_is', 'api_key', 'connect', 'check_key', 'without_key', 'complaint',
+           'one_sentence', 'check_endpoint', 'answer_path', 'kept_answer', 'price', 'estimate', 'estimate_text',
+           'check_cost', 'fetch_one', 'fetch', 'ask']
 
 # %% ../../nbs/39a_chat.ipynb #a361c340
 import hashlib
@@ -115,6 +115,7 @@ def yesno_score(
     missing: str = 'bound',   # see `EndpointConfig`
 ) -> float:
     "log p(Yes) - log p(No) from the most probable tokens; nan where they do not determine it."
+    if not all(value <= .01 for _, value in top): return math.nan    # no logarithms of probabilities
     listed = [(reads(token), math.exp(value)) for token, value in top]
     yes, no = (sum(p for word, p in listed if word == want) for want in ('yes', 'no'))
     if not yes and not no or missing == 'none' and not (yes and no): return math.nan
@@ -208,21 +209,42 @@ def lenient(client: openai.OpenAI, endpoint: EndpointConfig, prompt: str):
 
 # %% ../../nbs/39a_chat.ipynb #ac311199
 def request(client: openai.OpenAI, endpoint: EndpointConfig, prompt: str) -> dict:
-    "What the server sends for `prompt`, as plain values."
+    "What the server sends for `prompt`, as plain values; an `LlmrecError` when it has another shape."
     response, refused = lenient(client, endpoint, prompt)
-    choice = next(iter(getattr(response, 'choices', None) or []), None)
-    if choice is None:
+    try: said = as_plain(response, endpoint) | dict(logprobs_refused=refused)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError): said = None
+    if said is None or not isinstance(said['text'], str) or not isinstance(said['served'], str):
         raise LlmrecError(f"{where_is(endpoint)} answers, but not in OpenAI's format; does its base_url end "
                           "in /v1?")
+    return whole(said) | {name: without_key(whole(said[name]), endpoint) for name in ('text', 'served')}
+
+def whole(value):
+    "`value` with a question mark for half a character, which no file can hold."
+    if isinstance(value, str): return value.encode('utf-8', 'replace').decode()
+    if isinstance(value, list): return [whole(v) for v in value]
+    return {k: whole(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+def count_of(usage, name: str) -> int:
+    "A number of tokens, 0 where the server tells none."
+    n = getattr(usage, name, None)
+    return n if isinstance(n, int) and 0 <= n < 2**53 else 0
+
+def as_plain(response, endpoint: EndpointConfig) -> dict:
+    "The parts of a response that are kept; one of another shape raises whatever it raises."
+    choice = response.choices[0]
     chat, usage = endpoint.api == 'chat', getattr(response, 'usage', None)
     declined = getattr(choice.message, 'refusal', None) if chat else None
     said = dict(text=(choice.message.content if chat else choice.text) or declined or '',
                 withheld=bool(declined) or choice.finish_reason == 'content_filter',
-                steps=(chat_steps if chat else completion_steps)(choice.logprobs), logprobs_refused=refused,
-                served=response.model or '',
-                tokens_in=getattr(usage, 'prompt_tokens', 0) or 0,
-                tokens_out=getattr(usage, 'completion_tokens', 0) or 0)
-    return said | {name: without_key(said[name], endpoint) for name in ('text', 'served')}
+                steps=told((chat_steps if chat else completion_steps)(choice.logprobs)),
+                served=response.model or '', tokens_in=count_of(usage, 'prompt_tokens'),
+                tokens_out=count_of(usage, 'completion_tokens'))
+    return said
+
+def told(steps: list) -> list:
+    "`steps` without tokens that are no text or have no number."
+    return [[token, [[t, p] for t, p in top if isinstance(t, str) and isinstance(p, (int, float))]]
+            for token, top in steps if isinstance(token, str)]
 
 def where_is(endpoint: EndpointConfig) -> str:
     return redacted(f"The endpoint {endpoint.base_url} (model '{endpoint.model}')")

@@ -7,12 +7,12 @@ __all__ = ['SECTIONS', 'MOST_VALUES', 'NEVER_EMPTY', 'STAMP', 'INPUTS', 'STATES'
            'read_yaml', 'manifest', 'chosen', 'profiles', 'mapping', 'size_of', 'plain', 'checked', 'load_profile',
            'own_of', 'own_data', 'check_own_data', 'read_notebook', 'notebook_parameters', 'kind_of', 'check_inside',
            'check_kinds', 'change_entry', 'parameters', 'check_names', 'variant_path', 'load_variant', 'variant_name',
-           'variant', 'code_of', 'module_path', 'imported', 'library_used', 'data_used', 'inputs', 'check_datasets',
-           'stamp_path', 'load_stamp', 'sha256', 'outputs', 'changes', 'reasons', 'executed_path', 'failure_path',
-           'state', 'QuietKernel', 'keep_executed', 'run_notebook', 'events_path', 'happened', 'write_stamp', 'execute',
-           'end_with', 'pool', 'in_process', 'side_by_side', 'minutes', 'left', 'progress', 'parse', 'overrides',
-           'check_profile', 'wanted', 'spent', 'cost', 'cost_of_all', 'looked_at', 'describe', 'check_writable',
-           'report', 'make', 'reproduce', 'planned', 'finding', 'carried', 'main']
+           'variant', 'code_of', 'no_python', 'module_path', 'imported', 'library_used', 'data_used', 'inputs',
+           'check_datasets', 'stamp_path', 'load_stamp', 'sha256', 'outputs', 'changes', 'reasons', 'executed_path',
+           'failure_path', 'state', 'QuietKernel', 'keep_executed', 'run_notebook', 'events_path', 'happened',
+           'write_stamp', 'execute', 'end_with', 'pool', 'in_process', 'side_by_side', 'minutes', 'left', 'progress',
+           'parse', 'overrides', 'check_profile', 'wanted', 'spent', 'cost', 'cost_of_all', 'looked_at', 'describe',
+           'check_writable', 'report', 'make', 'reproduce', 'planned', 'finding', 'carried', 'main']
 
 # %% ../../nbs/97_reproduce.ipynb #6aa59258
 import sys
@@ -60,7 +60,7 @@ from ..runs.grid import connect
 from ..paths import (LlmrecError, base_profile, below, figures_dir, json_or_none, known,
                           output_root, records_dir)
 from ..paths import redacted, root, secret_values
-from ..runs.records import lock, provenance, records_of, sweep, write_atomic
+from ..runs.records import ill_told, lock, provenance, provenance_of, records_of, sweep, write_atomic
 
 # %% ../../nbs/97_reproduce.ipynb #d2ae4e7a
 @lru_cache(None)
@@ -216,7 +216,9 @@ def read_notebook(path: Path):    # a notebook of nbformat
     try:
         text = path.read_text(encoding='utf-8')
         if re.search('^<{7} ', text, re.M): raise ValueError('it has marks of a merge conflict')
-        return nbformat.reads(text, as_version=4)
+        found = nbformat.reads(text, as_version=4)
+        if not all(isinstance(c.source, str) and isinstance(c.cell_type, str) for c in found.cells): raise ValueError('a cell is none')
+        return found
     except Exception as e:    # whatever nbformat and its schema complain of
         why = ' '.join(str(e).split())[:120]
         raise LlmrecError(f'{path} cannot be read as a notebook ({why}); repair it, or get it again from the '
@@ -226,9 +228,11 @@ def notebook_parameters(notebook: str) -> dict:
     "The notebook's parameters and their default values as source text."
     read_notebook(root() / 'nbs' / notebook)
     found = papermill.inspect_notebook(str(root() / 'nbs' / notebook))
-    if not found:
-        raise LlmrecError(f'nbs/{notebook} has no cell tagged "parameters"; tag it again (nbdev_clean '
-                          'removes tags unless settings.ini allows them).')
+    if not found: raise LlmrecError(f'nbs/{notebook} has no cell tagged "parameters"; tag it again (nbdev_clean removes tags unless settings.ini allows them).')
+    for name, p in found.items():
+        try: ast.literal_eval(p['default'])
+        except (SyntaxError, ValueError, RecursionError):
+            raise LlmrecError(f"nbs/{notebook}: the default of '{name}' is no plain value but {p['default']!r}; write the value out.") from None
     return {name: p['default'] for name, p in found.items()}
 
 # %% ../../nbs/97_reproduce.ipynb #a72af998
@@ -332,7 +336,9 @@ def variant(profile: str, given: dict, name: str = '') -> tuple[str, dict]:
     if name and not re.fullmatch('[A-Za-z0-9][A-Za-z0-9._-]*', name):
         raise LlmrecError(f'--variant takes a name of letters, digits, points and hyphens, got {name!r}.')
     if name and '+' in profile: raise LlmrecError(f'{profile} is a variant already; leave --variant away.')
-    if not given and not name: return profile, load_variant(profile)
+    if not given and not name:
+        check_names(kept := load_variant(profile), list(manifest()), f'in {profile}')
+        return profile, kept
     full = profile if '+' in profile else f'{profile}+{name or variant_name(given)}'
     if not given or variant_path(full).is_file():
         kept = load_variant(full)
@@ -350,12 +356,18 @@ def variant(profile: str, given: dict, name: str = '') -> tuple[str, dict]:
 def code_of(text: str) -> str:
     "Python source without comments, docstrings and layout; as it is where it cannot be parsed."
     try: tree = ast.parse(text)
-    except SyntaxError: return text
+    except (SyntaxError, ValueError, RecursionError): return text
     for node in ast.walk(tree):
         may = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
         if may and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)
+
+def no_python(text: str) -> str:
+    "Why Python source cannot be parsed; '' when it can."
+    try: ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError) as e: return ' '.join(str(e).split()) or 'it nests too deep'
+    return ''
 
 def module_path(name: str) -> Path | None:
     "The file of the module `llmrec.x.y`; None when there is none."
@@ -406,8 +418,8 @@ def inputs(artefact: str, values: dict) -> dict:
     "Fingerprints of all that determines `artefact` but the records: notebook, parameters, library, data."
     cells = read_notebook(root() / 'nbs' / manifest()[artefact]).cells
     code = [code_of(c.source) for c in cells if c.cell_type == 'code']
-    return dict(notebook=digest(code), parameters=digest(values), library=library_used('\n'.join(code)),
-                data=data_used(values))
+    if wrong := no_python('\n'.join(code)): raise LlmrecError(f'nbs/{manifest()[artefact]} holds code that is no Python ({wrong}); repair it, or get it again from the repository.')
+    return dict(notebook=digest(code), parameters=digest(values), library=library_used('\n'.join(code)), data=data_used(values))
 
 # %% ../../nbs/97_reproduce.ipynb #4bd0eb10
 def check_datasets(artefact: str, values: dict) -> None:
@@ -433,9 +445,9 @@ def stamp_path(artefact: str, profile: str) -> Path:
 def load_stamp(artefact: str, profile: str) -> dict | None:
     "The stamp of an artefact; None when there is none that can be read. One of an older llmrec may lack fields."
     stamp = json_or_none(stamp_path(artefact, profile))
-    if stamp is None or any(name in stamp and not isinstance(stamp[name], kind)
-                            for name, kind in STAMP.items()):
-        return None
+    if stamp is None or any(name in stamp and not isinstance(stamp[name], kind) for name, kind in STAMP.items()): return None
+    if ill_told(stamp) or not all(isinstance(v, (int, float)) for v in stamp.get('runs', {}).values()): return None
+    if not all(isinstance(v, str) for name in ('records', 'files', 'failed') for v in stamp.get(name, {}).values() if v is not None): return None
     if 'records' not in stamp: return stamp
     inner = stamp.get('inputs')
     whole = isinstance(inner, dict) and all(isinstance(inner.get(name), type(value))
@@ -753,8 +765,7 @@ def spent(artefact: str, profile: str) -> tuple[float, dict] | None:
     "Seconds of the notebook, and of each of its records that is here (name -> seconds); None where it was not made."
     stamp = load_stamp(artefact, profile)
     if not stamp or 'records' not in stamp: return None
-    sides = {name: records_of(profile) / f'{name}.provenance.json' for name in stamp['records']}
-    told = {name: side for name, path in sides.items() if (side := json_or_none(path))}
+    told = {name: side for name in stamp['records'] if (side := provenance_of(records_of(profile) / f'{name}.json'))}
     seconds = {name: (side.get('seconds') or {}).get('total', 0) for name, side in told.items()}
     return max(0, stamp.get('seconds', 0) - stamp.get('runs', {}).get('seconds', 0)), seconds
 
