@@ -378,7 +378,8 @@ def allowed(cfg: SystemRun) -> str:
         return f'From {start}, {rows} read {own.training.epochs} time(s) at most{bare}.'
     t = own.tuning
     confined = '; it can write titles of candidates only' if getattr(own, 'constrained', False) else ''
-    return f'Tuned for {t.max_steps} steps of {t.batch_size * t.accumulation} rows{confined}.'
+    length = f'{t.max_steps} steps' if t.max_steps > 0 else f'{t.epochs} epoch(s)'
+    return f'Tuned for {length} of {t.batch_size * t.accumulation} rows{confined}.'
 
 def sentence(name: str, record: Record, retriever: np.ndarray, paper: float | None) -> str:
     "One sentence on a system: ours, the paper's number where there is one, the distance to the retriever, what differs."
