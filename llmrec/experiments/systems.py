@@ -7,7 +7,7 @@ __all__ = ['SYSTEMS', 'RETRIEVING', 'FRESH', 'READY', 'BLOCK', 'DIFFERS', 'Syste
            'make_run', 'folder_of', 'plain', 'identity_of', 'Setting', 'ids_ready', 'titles_of', 'gpt4rec_ready',
            'candidates_of', 'palr_ready', 'recmind_ready', 'block_size', 'kept_block', 'in_blocks', 'setting',
            'compute', 'run', 'one_way', 'told', 'CostRun', 'cost', 'system_runs', 'recorded', 'measured_cost',
-           'numbered', 'system_rows', 'against', 'costs', 'sentence']
+           'numbered', 'system_rows', 'against', 'costs', 'allowed', 'sentence']
 
 # %% ../../nbs/53a_other_systems.ipynb #77543781
 import json
@@ -366,6 +366,20 @@ DIFFERS = {
     'POD': 'two tasks instead of three',
     'RecMind': 'no large model behind it, and only tools that know these data',
 }
+
+def allowed(cfg: SystemRun) -> str:
+    "What a run was given: its training, and where its settings depart from the defaults of the paper."
+    own, name = cfg.settings, system_of(cfg)
+    if name == 'RecMind': return f'Nothing is tuned; {own.steps} steps, {own.shots} example plans.'
+    if name in FRESH:
+        rows = f'{own.rows:,} training rows' if own.rows else 'all training rows'
+        start = 'fresh weights' if own.model == 'tiny' else own.model
+        bare = f", ids as bare numbers in pieces of {own.digits} digits" if own.notation == 'numbers' else ''
+        return f'From {start}, {rows} read {own.training.epochs} time(s) at most{bare}.'
+    t = own.tuning
+    confined = '; it can write titles of candidates only' if getattr(own, 'constrained', False) else ''
+    length = f'{t.max_steps} steps' if t.max_steps > 0 else f'{t.epochs} epoch(s)'
+    return f'Tuned for {length} of {t.batch_size * t.accumulation} rows{confined}.'
 
 def sentence(name: str, record: Record, retriever: np.ndarray, paper: float | None) -> str:
     "One sentence on a system: ours, the paper's number where there is one, the distance to the retriever, what differs."
