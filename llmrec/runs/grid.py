@@ -37,7 +37,7 @@ def sentence(error: BaseException) -> str:
     return said if isinstance(error, LlmrecError) else f'{type(error).__name__}: {said}'[:400]
 
 def compute(run: Callable, config, profile: str, progress: bool) -> None:
-    "Compute a run here, or in the processes of $LLMREC_LAUNCH when it tunes a language model (notebook 92b)."
+    "Compute a run here, or in the processes of $LLMREC_LAUNCH if it tunes a model (`runs.together`)."
     if name := shared(run): compute_together(name, config, profile)
     else: run(config, profile, progress)
 
