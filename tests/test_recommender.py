@@ -201,3 +201,13 @@ def test_the_command_takes_candidates_and_cold_items(tuned, tmp_path, capsys, ta
     cold.write_text(table)
     assert recommend_main([*ask, '--cold', str(cold)]) == 1
     assert said in (err := capsys.readouterr().err) and len(err.splitlines()) == 1
+
+
+def test_a_catalogue_with_fewer_items_than_candidates(tmp_path, capsys):
+    rows = [(u, i) for u in range(12) for i in np.random.default_rng(u).permutation(9)[:6]]
+    (tmp_path / 'log.csv').write_text('user,item\n' + ''.join(f'u{u},i{i}\n' for u, i in rows))
+    assert fit_main([str(tmp_path / 'log.csv'), '--core', '2', '--out', str(tmp_path / 'mine'), '--set', 'epochs=1']) == 0
+    capsys.readouterr()
+    assert recommend_main([str(tmp_path / 'mine'), '--user', 'u0', '-k', '20']) == 0
+    listed = pl.read_csv(capsys.readouterr().out.encode())['item'].to_list()
+    assert sorted(listed) == sorted({f'i{i}' for i in range(9)} - {f'i{i}' for u, i in rows if u == 0})

@@ -110,6 +110,7 @@ def fit(
     cfg = RetrievalConfig(data.name, retriever, shape, from_dict(TrainingConfig, training or {}))
     lm = BackboneConfig(backbone) if isinstance(backbone, str) else backbone
     ranking = RankingConfig(cfg, lm or BackboneConfig(), tuning=from_dict(TuningConfig, tuning or {}), max_valid_users=max_valid_users)
+    ranking = replace(ranking, candidates=min(ranking.candidates, len(data.indexed.items)))    # a small catalogue has fewer
     if lm and not any(data.titles): raise LlmrecError(f'A language model ranks titles, and {data.name} has none; name their column, or leave the backbone out.')
     if lm and folder is None: raise LlmrecError('Tuning a language model needs a folder for its checkpoints and its adapter; give one.')
     if lm: reporters(ranking.tuning.report_to, folder)
