@@ -1,6 +1,7 @@
 "A dataset of one's own in a profile: its tables, its records, its complaints; and variants, which leave a profile's results alone."
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -103,6 +104,24 @@ def test_the_files_content_is_in_every_record_and_decides_what_is_fresh(made, tm
     assert done.returncode == 0, done.stdout + done.stderr
     traced = succeeded(run(made, 'trace', 'figures/mine/llamarec/table3.csv', '--row', 'LRURec', '--column', 'NDCG@10'))
     assert 'dataset songs' in traced and bodies[0]['data'] in traced
+
+
+def test_the_guides_profile_runs_on_files_with_its_columns(project, tmp_path):
+    "As it stands in the guide, but for the length of the training."
+    body = yaml.safe_load(re.search(r'`profiles/songs.yaml`.*?```yaml\n(.*?)```', (ROOT / 'GUIDE.md').read_text(), re.S)[1])
+    own = body['data']['songs']
+    log = pl.read_csv(project / 'log.csv', infer_schema=False).with_columns(pl.from_epoch(pl.col('at').cast(pl.Int64)).dt.strftime('%Y-%m-%dT%H:%M:%S'))
+    log.rename(dict(who=own['user'], what=own['item'], at=own['timestamp'])).write_csv(tmp_path / own['interactions'])
+    songs = pl.read_csv(project / 'songs.csv', infer_schema=False)
+    songs.rename(dict(id=own['item'], name=own['title'])).write_csv(tmp_path / own['items'])
+    for name in ('interactions', 'items'): own[name] = str(tmp_path / own[name])
+    body['parameters'] |= {k: v for k, v in TINY.items() if k in body['parameters']}
+    (project / 'profiles' / 'songs.yaml').write_text(yaml.safe_dump(body))
+    said = succeeded(run(project, 'reproduce', 'llamarec/table2', 'llamarec/table1', '--profile', 'songs', '--jobs', '1', out=tmp_path))
+    assert 'songs (My songs' in said
+    table = pl.read_csv(tmp_path / 'figures/songs/llamarec/table1.csv')
+    assert set(table['dataset']) == {own['label']} and {'Popularity', 'LRURec', 'Retriever order'} < set(table['method'])
+    assert table['NDCG@10'].is_between(0, 1).all() and not [c for c in table.columns if 'paper' in c]
 
 
 def complaint(project, out, monkeypatch, capsys, *args):

@@ -317,4 +317,23 @@ def test_the_command_takes_candidates_and_cold_items(tuned, tmp_path, capsys, ta
     assert pl.read_csv(tmp_path / 'lists.csv', infer_schema=False)['item'].to_list() == want['item'].to_list()
     cold.write_text(table)
     assert recommend_main([*ask, '--cold', str(cold)]) == 1
-    assert said in (err := capsys.readouterr().err) and len(err.splitlines()) == 1
+    assert said in capsys.readouterr().err.splitlines()[-1]    # above it stands how the model was loaded
+
+
+def test_a_catalogue_with_fewer_items_than_candidates(tmp_path, capsys):
+    rows = [(u, i) for u in range(12) for i in np.random.default_rng(u).permutation(9)[:6]]
+    (tmp_path / 'log.csv').write_text('user,item\n' + ''.join(f'u{u},i{i}\n' for u, i in rows))
+    assert fit_main([str(tmp_path / 'log.csv'), '--core', '2', '--out', str(tmp_path / 'mine'), '--set', 'epochs=1']) == 0
+    capsys.readouterr()
+    assert recommend_main([str(tmp_path / 'mine'), '--user', 'u0', '-k', '20']) == 0
+    listed = pl.read_csv(capsys.readouterr().out.encode())['item'].to_list()
+    assert sorted(listed) == sorted({f'i{i}' for i in range(9)} - {f'i{i}' for u, i in rows if u == 0})
+
+
+@pytest.mark.parametrize('out, said', [('log.csv', 'holds no recommender'), ('log.csv/mine', 'cannot be made')])
+def test_a_folder_that_cannot_be_written_is_named_before_the_training(tmp_path, capsys, monkeypatch, out, said):
+    (tmp_path / 'log.csv').write_text('user,item\n' + ''.join(f'u{u},i{i}\n' for u in range(4) for i in range(4)))
+    monkeypatch.setattr(Recommender, 'fit', lambda *a, **kw: pytest.fail('trained'))
+    assert fit_main([str(tmp_path / 'log.csv'), '--core', '1', '--out', str(tmp_path / out)]) == 1
+    err = capsys.readouterr().err
+    assert said in err and len(err.splitlines()) == 1

@@ -22,7 +22,7 @@ from ..data.own_ratings import load_own_ratings
 from ..data.raw import open_text
 from ..paths import ITEM, TITLE, USER, LlmrecError, parse_json
 from .rater import Rater
-from .recommender import MODELS, Recommender, check_place
+from .recommender import MODELS, Recommender, check_free
 from ..runs.records import write_atomic
 
 # %% ../../nbs/59b_commands.ipynb #dc6de067
@@ -73,7 +73,7 @@ def run_fit(args: argparse.Namespace) -> None:
     if rates and args.set:
         raise LlmrecError('--set changes the training of a retriever, and a rater has none; --tune changes '
                           'the tuning.')
-    check_place(args.out, 'rater' if rates else 'recommender')    # before hours of training
+    check_free(Path(args.out).resolve(), 'rater' if rates else 'recommender')    # before the training
     data, report = load_own_ratings(own) if rates else load_own(own)
     print(f'{own.name}: {report}', file=sys.stderr)
     r = (fit_rater if rates else fit_recommender)(args, data, own)
