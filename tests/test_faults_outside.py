@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import math
+import re
 from types import SimpleNamespace as S
 
 import pytest
@@ -11,6 +12,17 @@ from llmrec.paths import LlmrecError, figures_dir, output_to
 
 from test_faults_records import GOOD, go, out, stamped    # noqa: F401, out is a fixture
 from test_profiles import profile    # noqa: F401, likewise
+
+
+def test_the_table_of_faults_names_what_is_there():
+    from llmrec.paths import root
+    text = (root() / 'CONTRIBUTING.md').read_text(encoding='utf-8').partition('<!-- faults')[2].partition('<!-- end of faults')[0]
+    names = re.findall('`([^`]+)`', text)
+    assert len(names) > 40
+    for name in names:
+        module, _, function = name.rpartition('.')
+        if module: assert f'def {function}(' in (root() / 'llmrec' / f'{module.replace(".", "/")}.py').read_text(encoding='utf-8'), name
+        else: assert (root() / f'tests/{name}.py').is_file(), name
 
 
 # --- settings
