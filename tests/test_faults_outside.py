@@ -99,6 +99,15 @@ def test_what_stands_in_a_list_is_of_its_kind(profile, text, said):    # noqa: F
     with pytest.raises(LlmrecError, match=said): parameters('llamarec/table1', profile(f'parameters: {{{text}}}\n'), {})
 
 
+@pytest.mark.parametrize('artefact, text, said', [
+    ('llamarec/choices', 'choices: {mine: 5}', 'mine must hold names and values'), ('llamarec/choices', 'choices: {mine: {tuning: [1]}}', "'tuning' of .*choices, mine, must be a mapping"),
+    ('llamarec/choices', 'choices: [mine]', 'must be a mapping, got a list'), ('tallrec/table3', 'further_backbones: {smollm2: [a]}', 'smollm2 must hold names and values'),
+    ('tallrec/table3', 'further_backbones: {smollm2: {dtype: 3}}', 'must be text, got a number'), ('tallrec/table3', 'further_backbones: [smollm2]', 'must be a mapping, got a list')])
+def test_changes_inside_a_parameter_are_of_its_kind(profile, artefact, text, said):    # noqa: F811
+    from llmrec.repro.reproduce import parameters
+    with pytest.raises(LlmrecError, match=said): parameters(artefact, profile(f'artefacts: {{{artefact}: {{{text}}}}}\n'), {})
+
+
 @pytest.mark.parametrize('section', ['5', '{interactions: 5}', '{interactions: a.csv, core: x}', '{interactions: a.csv, rating_range: [1, x]}', '{interactions: a.csv, least_rating: .nan, rating: r}',
                                      '{interactions: "a\\0b"}', '{interactions: a.csv, ties: [a]}', '{interactions: a.csv, colour: red}', '{interactions: {a: b}}', '[a]', 'null'])
 def test_data_of_ones_own_that_are_none(profile, section):    # noqa: F811
