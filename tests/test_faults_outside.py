@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import math
+import re
 from types import SimpleNamespace as S
 
 import pytest
@@ -11,6 +12,17 @@ from llmrec.paths import LlmrecError, figures_dir, output_to
 
 from test_faults_records import GOOD, go, out, stamped    # noqa: F401, out is a fixture
 from test_profiles import profile    # noqa: F401, likewise
+
+
+def test_the_table_of_faults_names_what_is_there():
+    from llmrec.paths import root
+    text = (root() / 'CONTRIBUTING.md').read_text(encoding='utf-8').partition('<!-- faults')[2].partition('<!-- end of faults')[0]
+    names = re.findall('`([^`]+)`', text)
+    assert len(names) > 40
+    for name in names:
+        module, _, function = name.rpartition('.')
+        if module: assert f'def {function}(' in (root() / 'llmrec' / f'{module.replace(".", "/")}.py').read_text(encoding='utf-8'), name
+        else: assert (root() / f'tests/{name}.py').is_file(), name
 
 
 # --- settings
@@ -85,6 +97,15 @@ def test_a_variant_that_was_edited(profile, text, said, tmp_path):    # noqa: F8
 def test_what_stands_in_a_list_is_of_its_kind(profile, text, said):    # noqa: F811
     from llmrec.repro.reproduce import parameters
     with pytest.raises(LlmrecError, match=said): parameters('llamarec/table1', profile(f'parameters: {{{text}}}\n'), {})
+
+
+@pytest.mark.parametrize('artefact, text, said', [
+    ('llamarec/choices', 'choices: {mine: 5}', 'mine must hold names and values'), ('llamarec/choices', 'choices: {mine: {tuning: [1]}}', "'tuning' of .*choices, mine, must be a mapping"),
+    ('llamarec/choices', 'choices: [mine]', 'must be a mapping, got a list'), ('tallrec/table3', 'further_backbones: {smollm2: [a]}', 'smollm2 must hold names and values'),
+    ('tallrec/table3', 'further_backbones: {smollm2: {dtype: 3}}', 'must be text, got a number'), ('tallrec/table3', 'further_backbones: [smollm2]', 'must be a mapping, got a list')])
+def test_changes_inside_a_parameter_are_of_its_kind(profile, artefact, text, said):    # noqa: F811
+    from llmrec.repro.reproduce import parameters
+    with pytest.raises(LlmrecError, match=said): parameters(artefact, profile(f'artefacts: {{{artefact}: {{{text}}}}}\n'), {})
 
 
 @pytest.mark.parametrize('section', ['5', '{interactions: 5}', '{interactions: a.csv, core: x}', '{interactions: a.csv, rating_range: [1, x]}', '{interactions: a.csv, least_rating: .nan, rating: r}',

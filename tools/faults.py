@@ -25,7 +25,7 @@ KINDS = {
         ['paths.redacted'], [('test_secrets', ''), ('test_faults_records', 'redacted|what_is_not')]),
     'A profile, a parameter or a setting that is none': (
         ['repro.reproduce.parse_yaml', 'repro.reproduce.plain', 'repro.reproduce.check_kinds', 'config.check_types', 'config.from_dict'],
-        [('test_profiles', 'profile|parameter|command'), ('test_faults_outside', 'number|settings|yaml|profile|variant|stands|ones_own|default'), ('test_fuzz', 'profiles|parameters|studies|json')]),
+        [('test_profiles', 'profile|parameter|command'), ('test_faults_outside', 'number|settings|yaml|profile|variant|stands|ones_own|default|parameter|study'), ('test_fuzz', 'profiles|parameters|studies|json')]),
     'A name or a parameter that leads elsewhere': (
         ['paths.below', 'recommend.recommender.check_place'], [('test_profiles', 'outside'), ('test_faults_outside', 'section|names'), ('test_recommender', 'written_over')]),
     'A file of data with faults': (
