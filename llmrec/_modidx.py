@@ -2555,4 +2555,5 @@ d = { 'settings': { 'branch': 'main',
                                         'llmrec.systems.recmind.read_action': ('recmind.html#read_action', 'llmrec/systems/recmind.py'),
                                         'llmrec.systems.recmind.reply': ('recmind.html#reply', 'llmrec/systems/recmind.py'),
                                         'llmrec.systems.recmind.serving': ('recmind.html#serving', 'llmrec/systems/recmind.py'),
+                                        'llmrec.systems.recmind.titles_in': ('recmind.html#titles_in', 'llmrec/systems/recmind.py'),
                                         'llmrec.systems.recmind.way_of': ('recmind.html#way_of', 'llmrec/systems/recmind.py')}}}

@@ -409,6 +409,16 @@ def test_the_chat_interface_says_the_same(tmp_path, llama):
     assert ways[0].asked == ways[1].asked
 
 
+def test_a_title_with_semicolons_is_one_title():
+    names = ['', 'A; B', 'A', 'C&quot; D; E', 'Zin']
+    find = title_finder(names)
+    for chosen in itertools.permutations(['A; B', 'C&quot; D; E', 'Zin']):
+        assert recmind.titles_in('; '.join(chosen), find) == recmind.titles_in('\n'.join(chosen), find) == chosen
+    assert recmind.titles_in('A; Zin; C&quot; X;', find) == ('A', 'Zin', 'C&quot', 'X')
+    plan = recmind.Plan('', answer='A; B; nowhere')
+    assert recmind.way_of(plan, names, [], recmind.RecMindConfig()).items == (1,)
+
+
 def test_an_example_is_about_somebody_else_and_ends_in_what_he_took(tmp_path, llama):
     score, histories = markov(SPLIT.train), SPLIT.test_history
     for shots in (1, 2):

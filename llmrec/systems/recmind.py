@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOCAL', 'ACTION', 'RULES', 'RecMindConfig', 'Tools', 'read_action', 'opening', 'Plan', 'one_step', 'make_plan',
-           'way_of', 'Talk', 'example', 'planned', 'answer', 'continued', 'reply', 'serving']
+           'titles_in', 'way_of', 'Talk', 'example', 'planned', 'answer', 'continued', 'reply', 'serving']
 
 # %% ../../nbs/49f_recmind.ipynb #399b99c1
 import json
@@ -136,11 +136,24 @@ def make_plan(say: Callable, tools: Tools, cfg: RecMindConfig, plan: Plan) -> Pl
     return plan
 
 # %% ../../nbs/49f_recmind.ipynb #72992082
+def titles_in(answer: str, find: Callable) -> tuple[str, ...]:
+    "The titles of an answer; one that has a semicolon itself is put together again where it is known."
+    out = []
+    for line in answer.split('\n'):
+        parts = line.split(';')
+        while parts:
+            most = min(len(parts), 6)
+            n = next((n for n in range(most, 1, -1) if find(';'.join(parts[:n]).strip())), 1)
+            out.append(';'.join(parts[:n]).strip())
+            parts = parts[n:]
+    return tuple(filter(None, out))
+
 def way_of(plan: Plan, titles: list, history, cfg: RecMindConfig) -> Way:
     "The plan as a `Way`: titles that are no items are counted."
-    wrote = tuple(t.strip() for t in re.split(r'[;\n]', plan.answer) if t.strip())
+    find = title_finder(titles)
+    wrote = titles_in(plan.answer, find)
     note = plan.note or ('' if wrote else 'the plan ended without an answer')
-    return Way(plan.text, wrote, **collect(wrote, title_finder(titles), history, cfg.length), tokens_in=plan.tokens_in,
+    return Way(plan.text, wrote, **collect(wrote, find, history, cfg.length), tokens_in=plan.tokens_in,
                tokens_out=plan.tokens_out, calls=plan.calls, note=note)
 
 # %% ../../nbs/49f_recmind.ipynb #32583378
