@@ -27,7 +27,7 @@ KINDS = {
         ['repro.reproduce.parse_yaml', 'repro.reproduce.plain', 'repro.reproduce.check_kinds', 'config.check_types', 'config.from_dict'],
         [('test_profiles', 'profile|parameter|command'), ('test_faults_outside', 'number|settings|yaml|profile|variant|stands|ones_own|default|parameter|study'), ('test_fuzz', 'profiles|parameters|studies|json')]),
     'A name or a parameter that leads elsewhere': (
-        ['paths.below', 'recommend.recommender.check_place'], [('test_profiles', 'outside'), ('test_faults_outside', 'section|names_that'), ('test_recommender', 'written_over')]),
+        ['paths.below', 'recommend.recommender.check_free'], [('test_profiles', 'outside'), ('test_faults_outside', 'section|names_that'), ('test_recommender', 'written_over')]),
     'A file of data with faults': (
         ['data.raw.open_text', 'data.raw.reader', 'data.own.read_table'],
         [('test_odd_files', ''), ('test_fuzz', 'readers|good_file'), ('test_data', 'broken|survives|refuse|named|damaged|truncated|wrong'), ('test_recommender', 'no_table|cannot_be_read|history_that')]),
