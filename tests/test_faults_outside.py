@@ -181,7 +181,7 @@ def test_sources_that_somebody_edited(out, text, said):    # noqa: F811
     assert said in str(list(check_sources('llamarec/table2', 'miniature', GOOD))[0])
 
 
-@pytest.mark.parametrize('value, said', [('abc', "the value 'abc' is no number"), ('1,5,', 'cannot be read')])
+@pytest.mark.parametrize('value, said', [('abc', "'abc' for a number"), ('1,5,', 'cannot be read')])
 def test_a_long_table_that_somebody_edited(out, value, said):    # noqa: F811
     from llmrec.repro.compare import long_rows
     stamped(GOOD)
