@@ -217,7 +217,8 @@ def read_notebook(path: Path):    # a notebook of nbformat
         text = path.read_text(encoding='utf-8')
         if re.search('^<{7} ', text, re.M): raise ValueError('it has marks of a merge conflict')
         found = nbformat.reads(text, as_version=4)
-        if not all(isinstance(c.source, str) and isinstance(c.cell_type, str) for c in found.cells): raise ValueError('a cell is none')
+        whole = (isinstance(c.source, str) and isinstance(c.cell_type, str) for c in found.cells)
+        if not all(whole): raise ValueError('a cell is none')
         return found
     except Exception as e:    # whatever nbformat and its schema complain of
         why = ' '.join(str(e).split())[:120]
@@ -228,11 +229,14 @@ def notebook_parameters(notebook: str) -> dict:
     "The notebook's parameters and their default values as source text."
     read_notebook(root() / 'nbs' / notebook)
     found = papermill.inspect_notebook(str(root() / 'nbs' / notebook))
-    if not found: raise LlmrecError(f'nbs/{notebook} has no cell tagged "parameters"; tag it again (nbdev_clean removes tags unless settings.ini allows them).')
+    if not found:
+        raise LlmrecError(f'nbs/{notebook} has no cell tagged "parameters"; tag it again (nbdev_clean '
+                          'removes tags unless settings.ini allows them).')
     for name, p in found.items():
         try: ast.literal_eval(p['default'])
         except (SyntaxError, ValueError, RecursionError):
-            raise LlmrecError(f"nbs/{notebook}: the default of '{name}' is no plain value but {p['default']!r}; write the value out.") from None
+            raise LlmrecError(f"nbs/{notebook}: the default of '{name}' is no plain value but "
+                              f"{p['default']!r}; write the value out.") from None
     return {name: p['default'] for name, p in found.items()}
 
 # %% ../../nbs/97_reproduce.ipynb #a72af998
@@ -248,11 +252,15 @@ def kind_of(value) -> str:
 
 def check_inside(value, default, what: str) -> None:
     "An `LlmrecError` for what stands in a list and is another kind of thing than everything in the default."
-    if not (isinstance(value, list) and isinstance(default, list) and len(kinds := {kind_of(v) for v in default}) == 1): return
+    if not (isinstance(value, list) and isinstance(default, list)): return
+    if len(kinds := {kind_of(v) for v in default}) != 1: return
     (kind,), whole = kinds, all(isinstance(v, int) for v in default)
     for v in value:
-        if kind_of(v) != kind: raise LlmrecError(f'{what} must be a list in which everything is {kind}, and {v!r} is {kind_of(v)}.')
-        if whole and isinstance(v, float): raise LlmrecError(f'{what} must be a list of whole numbers, and {v!r} is none.')
+        if kind_of(v) != kind:
+            raise LlmrecError(f'{what} must be a list in which everything is {kind}, and {v!r} is '
+                              f'{kind_of(v)}.')
+        if whole and isinstance(v, float):
+            raise LlmrecError(f'{what} must be a list of whole numbers, and {v!r} is none.')
         check_inside(v, default[0], what)
 
 def check_kinds(values: dict, defaults: dict, where: str) -> None:
@@ -294,7 +302,9 @@ def parameters(
     given = load_variant(profile) | given if '+' in profile and not given else given
     general = values['parameters'] | values['papers'].get(artefact.split('/')[0], {})
     special = values['artefacts'].get(artefact, {})
-    if 'profile' in {**general, **special, **given}: raise LlmrecError(f"'profile' in profile {profile} is no parameter that can be changed; say --profile NAME.")
+    if 'profile' in {**general, **special, **given}:
+        raise LlmrecError(f"'profile' in profile {profile} is no parameter that can be changed; say "
+                          '--profile NAME.')
     for name in special: known(f'parameter of {artefact} in profile {profile}', name, have)
     whole = {k: v for k, v in given.items() if '.' not in k}
     merged = {k: v for k, v in {**general, **special, **whole}.items() if k in have}
@@ -423,8 +433,11 @@ def inputs(artefact: str, values: dict) -> dict:
     "Fingerprints of all that determines `artefact` but the records: notebook, parameters, library, data."
     cells = read_notebook(root() / 'nbs' / manifest()[artefact]).cells
     code = [code_of(c.source) for c in cells if c.cell_type == 'code']
-    if wrong := no_python('\n'.join(code)): raise LlmrecError(f'nbs/{manifest()[artefact]} holds code that is no Python ({wrong}); repair it, or get it again from the repository.')
-    return dict(notebook=digest(code), parameters=digest(values), library=library_used('\n'.join(code)), data=data_used(values))
+    if wrong := no_python('\n'.join(code)):
+        raise LlmrecError(f'nbs/{manifest()[artefact]} holds code that is no Python ({wrong}); repair it, or '
+                          'get it again from the repository.')
+    return dict(notebook=digest(code), parameters=digest(values), library=library_used('\n'.join(code)),
+                data=data_used(values))
 
 # %% ../../nbs/97_reproduce.ipynb #4bd0eb10
 def check_datasets(artefact: str, values: dict) -> None:
@@ -450,9 +463,12 @@ def stamp_path(artefact: str, profile: str) -> Path:
 def load_stamp(artefact: str, profile: str) -> dict | None:
     "The stamp of an artefact; None when there is none that can be read. One of an older llmrec may lack fields."
     stamp = json_or_none(stamp_path(artefact, profile))
-    if stamp is None or any(name in stamp and not isinstance(stamp[name], kind) for name, kind in STAMP.items()): return None
-    if ill_told(stamp) or not all(isinstance(v, (int, float)) for v in stamp.get('runs', {}).values()): return None
-    if not all(isinstance(v, str) for name in ('records', 'files', 'failed') for v in stamp.get(name, {}).values() if v is not None): return None
+    if stamp is None: return None
+    if any(name in stamp and not isinstance(stamp[name], kind) for name, kind in STAMP.items()): return None
+    if ill_told(stamp): return None
+    texts = (v for name in ('records', 'files', 'failed') for v in stamp.get(name, {}).values())
+    if not all(v is None or isinstance(v, str) for v in texts): return None
+    if not all(isinstance(v, (int, float)) for v in stamp.get('runs', {}).values()): return None
     if 'records' not in stamp: return stamp
     inner = stamp.get('inputs')
     whole = isinstance(inner, dict) and all(isinstance(inner.get(name), type(value))
@@ -770,7 +786,8 @@ def spent(artefact: str, profile: str) -> tuple[float, dict] | None:
     "Seconds of the notebook, and of each of its records that is here (name -> seconds); None where it was not made."
     stamp = load_stamp(artefact, profile)
     if not stamp or 'records' not in stamp: return None
-    told = {name: side for name in stamp['records'] if (side := provenance_of(records_of(profile) / f'{name}.json'))}
+    folder = records_of(profile)
+    told = {name: side for name in stamp['records'] if (side := provenance_of(folder / f'{name}.json'))}
     seconds = {name: (side.get('seconds') or {}).get('total', 0) for name, side in told.items()}
     return max(0, stamp.get('seconds', 0) - stamp.get('runs', {}).get('seconds', 0)), seconds
 

@@ -36,7 +36,9 @@ from ..paths import (LlmrecError, base_profile, json_or_none, known, miniature_d
                           output_to, parse_json)
 from ..paths import raw_dir, root
 from ..runs.records import FIELDS, make_key, provenance_of, records_of
-from .reproduce import QUIET, QuietKernel, changes, chosen, code_of, data_used, executed_path, library_used, load_stamp, manifest, outputs, own_data, parameters, read_notebook, sha256, stamp_path
+from .reproduce import (QUIET, QuietKernel, changes, chosen, code_of, data_used, executed_path,
+                                    library_used, load_stamp, manifest, outputs, own_data, parameters,
+                                    read_notebook, sha256, stamp_path)
 
 # %% ../../nbs/98_trace.ipynb #c32b4121
 def located(file) -> tuple[Path, str, str]:
@@ -167,8 +169,11 @@ def record_lines(stamp: dict, profile: str, numbers: dict) -> Iterator[str]:
     folder = records_of(profile)
     bodies = {n: json_of(folder / f'{n}.json') for n in numbers}
     sides = {n: provenance_of(folder / f'{n}.json') for n in numbers}
-    what = described({n: b for n, b in bodies.items() if all(isinstance(b.get(k), kind) for k, kind in FIELDS.items())})
-    for made, group in itertools.groupby(sorted(numbers, key=lambda n: (how_made(sides[n]) if n in what else '~', numbers[n])), lambda n: how_made(sides[n]) if n in what else ''):
+    whole = {n: b for n, b in bodies.items() if all(isinstance(b.get(k), kind) for k, kind in FIELDS.items())}
+    what = described(whole)
+    made_by = lambda n: how_made(sides[n]) if n in what else ''
+    in_order = sorted(numbers, key=lambda n: (made_by(n) if n in what else '~', numbers[n]))
+    for made, group in itertools.groupby(in_order, made_by):
         yield f'computed at {made}:' if made else 'not here:'
         for n in group:
             if n not in what:
@@ -346,10 +351,14 @@ def check_sources(artefact: str, profile: str, stamp: dict) -> Iterator[Finding]
     path, every = stamp_path(artefact, profile).with_suffix('.sources.csv'), every_record(stamp)
     if not path.exists() or not path.with_suffix('').with_suffix('.csv').exists(): return
     try: sources, table = sources_of(path), text_of(path.with_suffix('').with_suffix('.csv'))
-    except LlmrecError as e: yield Finding(path, str(e)); return
+    except LlmrecError as e:
+        yield Finding(path, str(e))
+        return
     for i, column, value, source in sources.select('row', 'column', 'value', 'source').iter_rows():
         has = table[column][i] if column in table.columns and i < len(table) else None
-        if has != value: yield Finding(path, f"says {value} for {column} in row {i}, where the table has {has}; {remedy(artefact, profile)}")
+        if has != value:
+            yield Finding(path, f"says {value} for {column} in row {i}, where the table has {has}; "
+                          f"{remedy(artefact, profile)}")
         for name in names_in(source, []):
             if name not in every:
                 yield Finding(path, f'names {name} for {column} in row {i}, a record that was not read; '
@@ -359,7 +368,8 @@ def check_sources(artefact: str, profile: str, stamp: dict) -> Iterator[Finding]
 def code_in(path: Path) -> list[str]:
     "The code cells of a notebook but those that papermill has put in, without comments and layout."
     cells = read_notebook(path).cells
-    return [code_of(c.source) for c in cells if c.cell_type == 'code' and 'injected-parameters' not in c.metadata.get('tags', [])]
+    return [code_of(c.source) for c in cells
+            if c.cell_type == 'code' and 'injected-parameters' not in c.metadata.get('tags', [])]
 
 # %% ../../nbs/98_trace.ipynb #22d9aa8e
 def check_notebook(artefact: str, profile: str, stamp: dict) -> Iterator[Finding]:
@@ -385,7 +395,9 @@ def check_stale(artefact: str, profile: str, stamp: dict) -> Iterator[Finding]:
     now = {}
     try: now |= dict(library=library_used('\n'.join(code_in(root() / 'nbs' / manifest()[artefact]))))
     except (LlmrecError, SyntaxError, ValueError): pass    # which `check_notebook` says
-    try: now |= dict(data=data_used(stamp['parameters']), parameters=json.loads(json.dumps(parameters(artefact, profile, {}))))
+    try:
+        now |= dict(data=data_used(stamp['parameters']),
+                    parameters=json.loads(json.dumps(parameters(artefact, profile, {}))))
     except LlmrecError as e: yield Finding(path, f'not all could be compared: {e}', True)
     for what, before in (('library', was['library']), ('data', was['data']),
                          ('parameters', stamp['parameters'])):
@@ -416,7 +428,9 @@ def check_record(path: Path) -> Iterator[Finding]:
     try:
         body = parse_json(text)
         key, agree = key_in(body), agrees(body['values'], body['config'])
-    except (ValueError, KeyError, TypeError): yield Finding(path, f'cannot be read as a record; {again}'); return
+    except (ValueError, KeyError, TypeError):
+        yield Finding(path, f'cannot be read as a record; {again}')
+        return
     side, npz = provenance_of(path), path.with_suffix('.npz')
     if not side: yield Finding(path.with_suffix('.provenance.json'), f'is missing or cannot be read; {again}')
     if sha256(npz) != body.get('npz_sha256'):
