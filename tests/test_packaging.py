@@ -115,12 +115,14 @@ def test_readme_is_filled_from_files(project):
     assert 'Nothing has been computed yet.' in text
     long_csv(project, 'llamarec/table1', 'dataset,method,metric,value,low,high,seeds,paper\n'
              'beauty,LRURec,NDCG@10,0.12345,0.1,0.2,3,0.13\nbeauty,LRURec,Recall@10,0.5,,,1,\n'
+             'beauty,Random order,NDCG@10,0.06,0.05,0.07,1,\n'
              'beauty,Retriever order,NDCG@10,0.12,0.1,0.2,1,\nbeauty,LlamaRec (toy),NDCG@10,0.05,0.04,0.06,1,\n')
     assert run('tools/readme.py', '--check', cwd=project).returncode == 1
     text = filled(project)
     assert '| LRURec, which proposes the candidates | 0.123 [0.100, 0.200] / 0.130 |' in text and '0.5' not in text
     assert '| LlamaRec (toy) | 0.050 [0.040, 0.060] / – |' in text
-    assert 'a language model (toy)' in text and 'goes from 0.120 to 0.050 [0.040, 0.060] on Amazon Beauty' in text
+    assert 'that model is toy' in text and 'goes from 0.120 to 0.050 [0.040, 0.060] on Amazon Beauty' in text
+    assert 'where a random order is expected to have 0.060' in text
     assert run('tools/readme.py', '--check', cwd=project).returncode == 0
 
 
