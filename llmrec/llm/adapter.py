@@ -181,7 +181,12 @@ def with_adapter(
     "`backbone` with the adapter in `folder`; its model is changed in place."
     import peft    # here, because it takes five seconds that no table needs
     check_base(backbone, folder)
-    model = peft.PeftModel.from_pretrained(backbone.model, str(folder)).eval()
+    try: model = peft.PeftModel.from_pretrained(backbone.model, str(folder)).eval()
+    except torch.OutOfMemoryError: raise
+    except Exception as e:    # of what a configuration can hold, peft complains in many ways
+        why = ' '.join(f'{type(e).__name__}: {e}'.split())[:200]
+        raise LlmrecError(f'The adapter in {folder} cannot be used ({why}); tune again, or get the folder '
+                          'again.') from None
     weights = Path(folder) / 'adapter_model.safetensors'
     saved, now = load_file(weights), adapter_weights(model)
     if sorted(saved) != sorted(now):
