@@ -191,6 +191,15 @@ def test_a_study_asks_its_models_and_the_untuned_one(out, monkeypatch):
     assert long['effect'].null_count() == 13 - 8    # four changes of two models
 
 
+def test_the_datasets_to_tune_on_numbers_are_named(monkeypatch):
+    asked = []
+    monkeypatch.setattr(readings, 'asked_again', lambda s, variants, *a, **kw: asked.append((s.datasets, s.titles)) or [])
+    s = study(datasets=['films', 'books'])
+    study_answers(s, on_numbers=('books',))
+    assert asked == [(('films', 'books'), 'as they are'), (('books',), 'titles numbered'), (('films', 'books'), 'as they are')]
+    with pytest.raises(LlmrecError, match="Did you mean 'books'"): study_answers(s, on_numbers=('book s',))
+
+
 def invented(change, score, protocol='corrected'):
     rng = np.random.default_rng(0)
     users, likes = np.arange(30).repeat(10), rng.integers(0, 11, 300)

@@ -7,6 +7,7 @@ import pytest
 from llmrec.data import yesno
 from llmrec.experiments import study as st
 from llmrec.experiments import tallrec_study
+from llmrec.paths import LlmrecError
 
 SEARCH = {'films': {'weight_decay': [0, .01], 'dropout': [.1, .5]}, 'books': {'dropout': [.1, .5]}}
 
@@ -58,3 +59,16 @@ def test_a_caption_says_of_the_data_what_their_samples_say_and_loads_none(monkey
         assert f'{yesno.YESNO_DATASETS[d]} {p} (data {data.checksum})' in said
         assert not data.note or said.count(data.note) == 1
     assert loaded['book', 'corrected'].note and said.index(loaded['book', 'as_published'].note) < said.index(loaded['book', 'corrected'].note)
+
+
+def test_a_dataset_may_have_other_numbers_of_training_rows():
+    s = tallrec_study.study(datasets=['movie', 'book'], llm_tests=[], llm_ks=[16, 64], llm_ks_by_dataset={'book': [64]}, variants=['AT', 'TALLRec'])
+    asked = [(train, variant, k) for train, variant, k, _ in tallrec_study.llm_grid(s)]
+    assert asked == [(('movie',), 'AT', 0), (('movie',), 'TALLRec', 16), (('movie',), 'TALLRec', 64), (('book',), 'AT', 0), (('book',), 'TALLRec', 64)]
+    assert s.ks_of(('movie', 'book')) == (16, 64)
+
+
+@pytest.mark.parametrize('value, said', [(64, 'got 64'), ([], r'got \[\]'), ([64, True], 'whole numbers'), ([0], 'above 0')])
+def test_such_numbers_are_whole_and_above_0(value, said):
+    with pytest.raises(LlmrecError, match=said): tallrec_study.study(datasets=['movie', 'book'], llm_tests=[], llm_ks_by_dataset={'book': value})
+    with pytest.raises(LlmrecError, match="Did you mean 'book'"): tallrec_study.study(datasets=['movie'], llm_tests=[], llm_ks_by_dataset={'boo': [64]})

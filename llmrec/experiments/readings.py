@@ -137,7 +137,7 @@ def asked_again(
     "The answers of the study's models; AT and zero-shot have no K and no draws."
     tuned_ones, out = tuple(v for v in variants if v not in ('AT', 'zero-shot')), []
     rates = chosen_rates(replace(s, variants=tuned_ones), [(d,) for d in s.datasets])
-    keys = [(d, v, k) for d in s.datasets for v in variants for k in (s.llm_ks if v in tuned_ones else (0,))]
+    keys = [(d, v, k) for d in s.datasets for v in variants for k in (s.ks_of((d,)) if v in tuned_ones else (0,))]
     configs = {key: [reading_run(s, *key, seed, changes, rates.get(((key[0],), key[1])), rows)
                      for seed in (s.llm_seeds if key[2] else s.llm_seeds[:1])] for key in keys}
     found = iter(run_all(run, [c for cs in configs.values() for c in cs], s.profile, 'readings'))
@@ -160,12 +160,16 @@ def counted(a: Answers) -> Answers:
 def study_answers(
     s: TallrecStudy,
     rows: int | None = None,  # evenly spaced test rows of each dataset, None for the study's
-    on_numbers: bool = True,  # tune each model once more, on prompts with numbers for titles
+    # datasets whose models are tuned once more, on prompts with numbers for titles; None for all
+    on_numbers: tuple[str, ...] | None = None,
 ) -> list[Answers]:
     "All that is asked for a study: its models, the same tuned on numbers, and the one that is not tuned."
-    asked, of_numbers = asked_again(s, s.variants, rows=rows), replace(s, titles='titles numbered')
+    for d in on_numbers or (): known('dataset to tune on numbers', d, YESNO_DATASETS)
+    asked = asked_again(s, s.variants, rows=rows)
+    which = tuple(d for d in s.datasets if on_numbers is None or d in on_numbers)
+    of_numbers = replace(s, datasets=which, titles='titles numbered')
     plain = {llm_name(of_numbers, v): llm_name(s, v) for v in s.variants if v != 'AT'}
-    again = tuple(v for v in s.variants if v != 'AT') if on_numbers else ()
+    again = tuple(v for v in s.variants if v != 'AT')
     numbers = asked_again(of_numbers, again, CHANGES[:1], rows)
     numbers = [replace(a, model=f'{plain[a.model]}, tuned on numbers') for a in numbers]
     bare = [replace(a, model='not tuned') for a in asked_again(s, ('zero-shot',), rows=rows)]

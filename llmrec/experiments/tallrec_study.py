@@ -51,6 +51,7 @@ class TallrecStudy:
     dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
     variants: tuple[str, ...] = ('TALLRec',)  # of the language model
     llm_ks: tuple[int, ...] = (16, 64, 256)
+    llm_ks_by_dataset: dict = field(default_factory=dict)  # dataset -> K, where they are not `llm_ks`
     llm_seeds: tuple[int, ...] = (0,)
     llm_tests: tuple[str, ...] = ('films', 'books')  # of every language model; none: as tuned
     tuning: dict = field(default_factory=dict)   # changes to TuningConfig in rec-tuning
@@ -63,6 +64,10 @@ class TallrecStudy:
     test_rows: int | None = None              # test rows that the language model is asked, None for all
     endpoints: tuple[dict, ...] = ()          # remote models that are asked, see `endpoint_of`
     further_backbones: tuple[str, ...] = ()   # local models that are asked too
+
+    def ks_of(self, train: tuple[str, ...]) -> tuple[int, ...]:
+        "The K-shot settings of a language model that is tuned on the datasets `train`."
+        return tuple(self.llm_ks_by_dataset.get(train[0], self.llm_ks)) if len(train) == 1 else self.llm_ks
 
     @property
     def language_model(self) -> BackboneConfig:
@@ -109,6 +114,10 @@ def study(**values) -> TallrecStudy:
         raise LlmrecError(f"Learning rates must be above 0, got {min(out.rates)} in 'rates'.")
     for name in out.methods: known('method', name, (*BINARY, *SIMPLE))
     for name in out.variants: known('variant', name, VARIANTS)
+    for name, ks in out.llm_ks_by_dataset.items():
+        known("dataset in 'llm_ks_by_dataset'", name, YESNO_DATASETS)
+        if not isinstance(ks, (list, tuple)) or not ks or not all(type(k) is int and k > 0 for k in ks):
+            raise LlmrecError(f"'llm_ks_by_dataset' must hold a list of whole numbers above 0 for {name}, got {ks!r}.")
     check_runs(out)
     return out
 
@@ -135,10 +144,11 @@ def binary_records(s: TallrecStudy, ks=None) -> dict:
 def llm_grid(s: TallrecStudy, domains=None, ks=None) -> list[tuple]:
     "(train, variant, k, seed) of every language model; AT has K = 0 and the first seed only."
     domains = [tuple(d) for d in domains or [(d,) for d in s.datasets]]
-    every = [(k, seed) for k in ks or s.llm_ks for seed in s.llm_seeds]
     once = [(0, s.llm_seeds[0])]
+
+    def every(train): return [(k, seed) for k in ks or s.ks_of(train) for seed in s.llm_seeds]
     return [(train, variant, k, seed) for train in domains for variant in s.variants
-            for k, seed in (once if variant == 'AT' else every)]
+            for k, seed in (once if variant == 'AT' else every(train))]
 
 # %% ../../nbs/58_tallrec_study.ipynb #76c565e8
 def rate_records(s: TallrecStudy, domains) -> dict:
