@@ -22,12 +22,15 @@ from .paths import LlmrecError, known
 # %% ../nbs/91_config.ipynb #cb68595a
 def fits(
     value,  # any plain value
-    kind,   # a type annotation: a class, `X | None`, `tuple[X, ...]`, `Literal[...]`
+    kind,   # a type annotation: a class, `X | None`, `tuple[X, ...]`, `list[X]`, `dict[X, Y]`, `Literal[...]`
 ) -> bool:
     "Whether `value` may stand in a field annotated with `kind`."
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType): return any(fits(value, a) for a in args)
     if origin is typing.Literal: return value in args
+    if origin is list: return isinstance(value, (list, tuple)) and all(fits(v, args[0]) for v in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(fits(k, args[0]) and fits(v, args[1]) for k, v in value.items())
     if origin is tuple: return isinstance(value, tuple) and all(fits(v, args[0]) for v in value)
     if kind is float:
         return (fits(value, int) or isinstance(value, float)) and math.isfinite(value)

@@ -68,7 +68,19 @@ def test_a_dataset_may_have_other_numbers_of_training_rows():
     assert s.ks_of(('movie', 'book')) == (16, 64)
 
 
-@pytest.mark.parametrize('value, said', [(64, 'got 64'), ([], r'got \[\]'), ([64, True], 'whole numbers'), ([0], 'above 0')])
+@pytest.mark.parametrize('name, value', [('search', {'films': None}), ('search', {'films': {'dropout': .1}}), ('methods_by_dataset', {'films': 'LRURec'}), ('variants', {'a': None}),
+                                         ('seeds_by_dataset', {'films': 1}), ('ranker_seeds_by_dataset', {'films': ['0']})])
+def test_what_stands_in_a_mapping_of_a_study_has_the_right_kind(name, value):
+    with pytest.raises(LlmrecError, match=f'LlamaRecStudy.{name} must be dict'): st.study(**{name: value})
+
+
+@pytest.mark.parametrize('value, said', [(64, r'must be dict\[str, list\[int\]\]'), ([], r'got \[\]'), ([64, True], 'must be dict'), ([0], 'above 0')])
 def test_such_numbers_are_whole_and_above_0(value, said):
     with pytest.raises(LlmrecError, match=said): tallrec_study.study(datasets=['movie', 'book'], llm_tests=[], llm_ks_by_dataset={'book': value})
     with pytest.raises(LlmrecError, match="Did you mean 'book'"): tallrec_study.study(datasets=['movie'], llm_tests=[], llm_ks_by_dataset={'boo': [64]})
+
+
+@pytest.mark.parametrize('name', ['seeds', 'ks', 'llm_ks', 'llm_seeds'])
+def test_a_study_without_runs_is_refused(name):
+    with pytest.raises(LlmrecError, match=f"'{name}' of a TallrecStudy is empty"): tallrec_study.study(**{name: []})
+    with pytest.raises(LlmrecError, match='no seeds for films'): st.study(datasets=['films'], ranker_datasets=[], seeds_by_dataset={'films': []})

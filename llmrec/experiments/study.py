@@ -39,19 +39,19 @@ class LlamaRecStudy:
     datasets: tuple[str, ...] = ('films', 'books')
     preset: Literal['as_published', 'corrected'] = 'as_published'
     seeds: tuple[int, ...] = (0, 1, 2)             # of the retriever
-    seeds_by_dataset: dict = field(default_factory=dict)  # dataset -> seeds, where they are not `seeds`
+    seeds_by_dataset: dict[str, list[int]] = field(default_factory=dict)  # dataset -> seeds, where they differ
     training: dict = field(default_factory=dict)   # changes to TrainingConfig
-    variants: dict = field(default_factory=dict)   # name -> changes to LRURecConfig, run with the first seed
+    variants: dict[str, dict] = field(default_factory=dict)   # name -> changes to LRURecConfig, run with the first seed
     methods: tuple[str, ...] = tuple(retrieval.METHODS)  # rows beside the ranker
-    methods_by_dataset: dict = field(default_factory=dict)  # dataset -> methods, where they are not `methods`
-    search: dict = field(default_factory=dict)     # dataset -> weight_decay and dropout to try
+    methods_by_dataset: dict[str, list[str]] = field(default_factory=dict)  # dataset -> methods, where they differ
+    search: dict[str, dict[str, list]] = field(default_factory=dict)     # dataset -> weight_decay and dropout to try
     backbone: str = 'tiny'                         # 'tiny', 'miniature', a folder, or a hub id
     label: str = ''                                # name of a folder, file or hub id in tables
     quantisation: Literal['none', '8bit', '4bit'] = 'none'
     dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
     ranker_datasets: tuple[str, ...] = ('films', 'books')  # the ranker is run on these
     ranker_seeds: tuple[int, ...] = (0,)           # each with the retriever of the same seed
-    ranker_seeds_by_dataset: dict = field(default_factory=dict)  # dataset -> seeds, where they are others
+    ranker_seeds_by_dataset: dict[str, list[int]] = field(default_factory=dict)  # dataset -> seeds, where they differ
     loss: Literal['answer', 'prompt+answer'] = 'answer'  # tokens that the ranker learns
     tuning: dict = field(default_factory=dict)     # changes to TuningConfig
     max_valid_users: int | None = None             # see llamarec.RankingConfig
@@ -126,6 +126,8 @@ def check_names(s: LlamaRecStudy) -> None:
     for which in BY_DATASET:
         what = f"dataset in '{which}', which may hold those of 'datasets' only:"
         for name in getattr(s, which): known(what, name, s.datasets)
+    for d in s.datasets:
+        if not s.seeds_of(d): raise LlmrecError(f"A LlamaRecStudy has no seeds for {d}; name at least one.")
     for name in s.ranker_datasets:
         for seed in s.ranker_seeds_of(name): known(f'retriever seed on {name}', seed, s.seeds_of(name))
 

@@ -51,7 +51,7 @@ class TallrecStudy:
     dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
     variants: tuple[str, ...] = ('TALLRec',)  # of the language model
     llm_ks: tuple[int, ...] = (16, 64, 256)
-    llm_ks_by_dataset: dict = field(default_factory=dict)  # dataset -> K, where they are not `llm_ks`
+    llm_ks_by_dataset: dict[str, list[int]] = field(default_factory=dict)  # dataset -> K, where they differ
     llm_seeds: tuple[int, ...] = (0,)
     llm_tests: tuple[str, ...] = ('films', 'books')  # of every language model; none: as tuned
     tuning: dict = field(default_factory=dict)   # changes to TuningConfig in rec-tuning
@@ -116,8 +116,10 @@ def study(**values) -> TallrecStudy:
     for name in out.variants: known('variant', name, VARIANTS)
     for name, ks in out.llm_ks_by_dataset.items():
         known("dataset in 'llm_ks_by_dataset'", name, YESNO_DATASETS)
-        if not isinstance(ks, (list, tuple)) or not ks or not all(type(k) is int and k > 0 for k in ks):
-            raise LlmrecError(f"'llm_ks_by_dataset' must hold a list of whole numbers above 0 for {name}, got {ks!r}.")
+        if not ks or min(ks) < 1:
+            raise LlmrecError(f"'llm_ks_by_dataset' must hold numbers above 0 for {name}, got {list(ks)}.")
+    for name in ('seeds', 'llm_ks', 'llm_seeds', *(['ks'] if out.methods else [])):
+        if not getattr(out, name): raise LlmrecError(f"'{name}' of a TallrecStudy is empty; name at least one.")
     check_runs(out)
     return out
 
