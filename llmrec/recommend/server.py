@@ -48,6 +48,7 @@ Text = Annotated[StrictStr, AfterValidator(whole_characters)]
 Id = Text | StrictInt    # `true` is no 1
 Ids = Annotated[list[Id], Field(fail_fast=True)]    # the first fault is enough
 
+# %% ../../nbs/59d_server.ipynb #1e5690cd
 class Question(BaseModel):
     "A name that is not known here is a mistake, and not ignored."
     model_config = ConfigDict(extra='forbid')
@@ -62,6 +63,7 @@ class Recommend(Question):
     cold: dict[str, str] = Field({}, description='titles of items that nobody has met, by id; needs a language model')
     rank: bool = Field(True, description="False: the retriever's order")
 
+# %% ../../nbs/59d_server.ipynb #b0e9bfdb
 class Score(Question):
     "Whether somebody will like the targets."
     history: list[tuple[Id, bool]] = Field(fail_fast=True,
@@ -95,6 +97,7 @@ def one_by_one(answer, several: list) -> list:
         except LlmrecError as e: out.append(e)
     return out
 
+# %% ../../nbs/59d_server.ipynb #f1727c96
 def history_for(r: Recommender, q: Recommend) -> list:
     "Raw ids of the asker's items; an `LlmrecError` when the question cannot be answered."
     if q.user is not None: who = dict(user=typed(r, [q.user], r.users)[0])
@@ -103,6 +106,7 @@ def history_for(r: Recommender, q: Recommend) -> list:
     _, (items,) = histories_of(r, **who)
     return [r.items[i - 1] for i in items]
 
+# %% ../../nbs/59d_server.ipynb #bb6a4f2c
 def alike(q: Recommend) -> tuple:
     "What questions must have in common to be answered in one pass."
     return q.rank, frozenset(q.leave_out), None if q.candidates is None else frozenset(q.candidates), tuple(q.cold.items())
@@ -132,6 +136,7 @@ def recommended(r: Recommender, several: list[Recommend]) -> list:
         for (i, *_), a in zip(group, answers): out[i] = a
     return out
 
+# %% ../../nbs/59d_server.ipynb #0321add9
 def scored(r: Rater, several: list[Score]) -> list:
     "The scored targets of each question, or the complaint about it."
     def together(group):
@@ -369,10 +374,12 @@ def serve_parser() -> argparse.ArgumentParser:
         p.add_argument(f'--max-{name}', type=kind, default=usual, metavar='N', help=f'most {what} (default: {usual:,})')
     return p
 
+# %% ../../nbs/59d_server.ipynb #8f70c346
 def allowed_by(args: argparse.Namespace) -> RequestLimits:
     "The limits on the command line."
     return from_dict(RequestLimits, {f.name: getattr(args, f'max_{f.name}') for f in fields(RequestLimits)})
 
+# %% ../../nbs/59d_server.ipynb #ee0c3492
 def opened(folders: list) -> dict:
     "The recommender and the rater in the folders."
     out = {}
@@ -385,6 +392,7 @@ def opened(folders: list) -> dict:
         out[what] = (Recommender if what == 'recommender' else Rater).load(folder)
     return out
 
+# %% ../../nbs/59d_server.ipynb #0eb8fe5c
 def listening(host: str, port: int) -> socket.socket:
     "A socket at the address; an `LlmrecError` when it is not available."
     try:
