@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -243,6 +244,21 @@ def test_slow_clients_hold_up_nobody_and_are_not_waited_for(strict):
         statuses = list(crowd.map(lambda n: post(strict, '/recommend', of_length(100))[0], range(30)))
     assert statuses == [200] * 30
     assert [a and a[0] for a in map(said, slow)] == [None, 408, None] * 20
+
+
+def test_a_second_request_may_not_dawdle_either(strict):
+    with connected(strict) as s:
+        for part in (SEND + b'Content-Length: 100\r\n\r\n', of_length(100)): s.sendall(part)
+        assert s.recv(10_000).startswith(b'HTTP/1.1 200')
+        start = time.monotonic()
+        s.settimeout(.2)
+        while time.monotonic() - start < 15:
+            try: s.sendall(SEND[:1])    # a byte now and then, never a head
+            except OSError: break
+            try:
+                if s.recv(100) == b'': break
+            except TimeoutError: pass
+        assert time.monotonic() - start < 12
 
 
 @pytest.mark.parametrize('path, body, words', [

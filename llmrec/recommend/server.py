@@ -60,7 +60,8 @@ class Recommend(Question):
     k: int = Field(10, ge=1, le=1000, description='items in the list')
     leave_out: Ids = Field([], description='items that are not recommended')
     candidates: Ids | None = Field(None, description='the only items that may be recommended')
-    cold: dict[str, str] = Field({}, description='titles of items that nobody has met, by id; needs a language model')
+    cold: dict[str, str] = Field(
+        {}, description='titles of items that nobody has met, by id; needs a language model')
     rank: bool = Field(True, description="False: the retriever's order")
 
 # %% ../../nbs/59d_server.ipynb #b0e9bfdb
@@ -90,7 +91,7 @@ class Fault(BaseModel): detail: str
 
 # %% ../../nbs/59d_server.ipynb #51749659
 def one_by_one(answer, several: list) -> list:
-    "The answers of `answer` to each question by itself, with the error in place of an answer where there is one."
+    "The answer of `answer` to each question by itself, or the error in its place."
     out = []
     for one in several:
         try: out += answer([one])
@@ -109,17 +110,20 @@ def history_for(r: Recommender, q: Recommend) -> list:
 # %% ../../nbs/59d_server.ipynb #bb6a4f2c
 def alike(q: Recommend) -> tuple:
     "What questions must have in common to be answered in one pass."
-    return q.rank, frozenset(q.leave_out), None if q.candidates is None else frozenset(q.candidates), tuple(q.cold.items())
+    candidates = None if q.candidates is None else frozenset(q.candidates)
+    return q.rank, frozenset(q.leave_out), candidates, tuple(q.cold.items())
 
 def lists_for(r: Recommender, group: list) -> list:  # of (question, history), alike but for history and k
     "The list of each question of the group."
     first, k = group[0][0], max(q.k for q, _ in group)
     def own(given): return typed(r, list(given), r.items)
-    which = dict(leave_out=own(first.leave_out), cold=dict(zip(own(first.cold), first.cold.values())), rank=first.rank)
+    cold = dict(zip(own(first.cold), first.cold.values()))
+    which = dict(leave_out=own(first.leave_out), cold=cold, rank=first.rank)
     if first.candidates is not None: which |= dict(candidates=own(first.candidates))
     lists = r.recommend(history=[h for _, h in group], k=k, **which)
     mine = lists.partition_by(USER, as_dict=True, include_key=False)
-    return [mine[place,].head(q.k).to_dicts() if (place,) in mine else [] for place, (q, _) in enumerate(group)]
+    return [mine[place,].head(q.k).to_dicts() if (place,) in mine else []
+            for place, (q, _) in enumerate(group)]
 
 # %% ../../nbs/59d_server.ipynb #bc057686
 def recommended(r: Recommender, several: list[Recommend]) -> list:
@@ -201,11 +205,11 @@ class RequestLimits:
 
 # %% ../../nbs/59d_server.ipynb #0070bb5d
 def too_large(most: int) -> HTTPException:
-    return HTTPException(413, f'The body of the request is larger than {most:,} bytes, the most that this server '
-                              'reads; send less at a time.')
+    return HTTPException(413, f'The body of the request is larger than {most:,} bytes, the most that this '
+                              'server reads; send less at a time.')
 
 async def whole_body(scope: dict, receive, allowed: RequestLimits) -> bytes:
-    "The body of an ASGI request; an `HTTPException` with status 413 when it is too large, 408 when it is too slow."
+    "The body of an ASGI request; an `HTTPException` if it is too large (413) or too slow (408)."
     declared = dict(scope['headers']).get(b'content-length', b'')
     if declared.isdigit() and int(declared) > allowed.body: raise too_large(allowed.body)
     body, more = bytearray(), True
@@ -224,10 +228,11 @@ async def whole_body(scope: dict, receive, allowed: RequestLimits) -> bytes:
 
 # %% ../../nbs/59d_server.ipynb #d01c2fb0
 async def refuse(e: HTTPException, receive, send, most: int, seconds: float = 2) -> None:
-    "Answer with the fault, discard up to `most` bytes that still arrive within `seconds`, and close the connection."
+    "Answer with the fault, discard up to `most` bytes for at most `seconds`, and close the connection."
     body = json.dumps(dict(detail=e.detail)).encode()
-    headers = {b'content-type': b'application/json', b'content-length': b'%d' % len(body), b'connection': b'close'}
-    await send(dict(type='http.response.start', status=e.status_code, headers=list(headers.items())))
+    headers = [(b'content-type', b'application/json'), (b'content-length', b'%d' % len(body)),
+               (b'connection', b'close')]
+    await send(dict(type='http.response.start', status=e.status_code, headers=headers))
     await send(dict(type='http.response.body', body=body, more_body=True))
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
@@ -263,23 +268,39 @@ def counted(allowed: RequestLimits):
         items, targets = max(sum(several.values()), len(asked)), several.get('targets', 0)
         for n, most, what in ((items, allowed.items, 'items'), (targets, allowed.targets, 'targets')):
             if n > most:
-                raise HTTPException(413, f'The request names {n:,} {what}, and this server takes at most {most:,} '
-                                         'at a time; split it.')
+                raise HTTPException(413, f'The request names {n:,} {what}, and this server takes at most '
+                                         f'{most:,} at a time; split it.')
     return count
 
 # %% ../../nbs/59d_server.ipynb #4883c001
 def protocol(seconds: float) -> type:
-    "uvicorn's HTTP protocol, which closes a connection that has not sent the head of a first request in time."
+    "uvicorn's protocol, which closes a connection on which the head of a request takes longer."
     class Impatient(H11Protocol):
+        patience = None    # runs while a head is awaited
+
         def connection_made(self, transport) -> None:
             super().connection_made(transport)
-            self.patience = self.loop.call_later(seconds, self.give_up)
+            self.watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self.watch()
+
+        def waiting(self) -> bool: return self.cycle is None or self.cycle.response_complete
+
+        def watch(self) -> None:
+            if self.waiting(): self.patience = self.patience or self.loop.call_later(seconds, self.give_up)
+            else: self.relax()
 
         def give_up(self) -> None:
-            if self.cycle is None: self.transport.close()
+            if self.waiting(): self.transport.close()
+
+        def relax(self) -> None:
+            if self.patience: self.patience.cancel()
+            self.patience = None
 
         def connection_lost(self, exc) -> None:
-            self.patience.cancel()
+            self.relax()
             super().connection_lost(exc)
     return Impatient
 
@@ -289,7 +310,8 @@ def sentence_of(e: RequestValidationError) -> str:
     first, *more = e.errors()
     where = '.'.join(str(part) for part in first['loc'] if part != 'body')
     also = f' (and {len(more)} more)' if more else ''
-    return f"{where + ': ' if where else ''}{first['msg'].rstrip('.')}{also}; /docs shows what a request looks like."
+    said = first['msg'].rstrip('.') + also
+    return f"{where + ': ' if where else ''}{said}; /docs shows what a request looks like."
 
 def without(what: str):
     async def ask(question):
@@ -307,7 +329,8 @@ def make_app(
     check_types(allowed)
     pool = ThreadPoolExecutor(1)
     models = dict(recommender=(recommended, recommender), rater=(scored, rater))
-    queues = {what: Batches(partial(f, r), most, pool=pool) for what, (f, r) in models.items() if r is not None}
+    queues = {what: Batches(partial(f, r), most, pool=pool)
+              for what, (f, r) in models.items() if r is not None}
     asks = {what: queues[what].ask if what in queues else without(what) for what in models}
 
     @contextlib.asynccontextmanager
@@ -317,9 +340,9 @@ def make_app(
         for w in workers: w.cancel()
         pool.shutdown(wait=True)
 
-    app = FastAPI(title='llmrec', lifespan=working,
-                  description='Lists of items, and answers to whether somebody will like one. A request has at most '
-                              f'{allowed.body:,} bytes and names at most {allowed.items:,} items.')
+    about = ('Lists of items, and answers to whether somebody will like one. A request has at most '
+             f'{allowed.body:,} bytes and names at most {allowed.items:,} items.')
+    app = FastAPI(title='llmrec', lifespan=working, description=about)
     app.add_middleware(BodyLimit, allowed=allowed)
     complaints(app)
     routes(app, asks, health_of(recommender, rater), allowed)
@@ -340,7 +363,8 @@ def complaints(app: FastAPI) -> None:
 
     @app.exception_handler(400)
     async def unreadable(request: Request, e: Exception):
-        return JSONResponse(dict(detail='The request is no JSON in UTF-8; /docs shows what it looks like.'), 422)
+        said = 'The request is not JSON in UTF-8; /docs shows what it looks like.'
+        return JSONResponse(dict(detail=said), 422)
 
     @app.exception_handler(LlmrecError)
     async def unanswerable(request: Request, e: LlmrecError): return JSONResponse(dict(detail=str(e)), 422)
@@ -362,16 +386,20 @@ def routes(app: FastAPI, asks: dict, health: dict, allowed: RequestLimits) -> No
 # %% ../../nbs/59d_server.ipynb #83d38bed
 def serve_parser() -> argparse.ArgumentParser:
     "The command line of `llmrec_serve`."
-    p = argparse.ArgumentParser('llmrec_serve', description='Answer over HTTP what a recommender and a rater answer.')
-    p.add_argument('folders', nargs='+', help='a recommender, a rater, or one of each')
+    p = argparse.ArgumentParser('llmrec_serve', description='Serve a recommender, a rater or both over HTTP.')
+    p.add_argument('folders', nargs='+', help='the folder of a recommender or a rater, or one of each')
     p.add_argument('--host', default='127.0.0.1', help='address to listen on (default: this machine only)')
-    p.add_argument('--port', type=int, default=8000, help='port to listen on; 0 picks a free one (default: 8000)')
-    p.add_argument('--batch', type=int, default=64, help='most questions to answer in one pass (default: 64)')
-    for name, kind, what in (('body', int, 'bytes in the body of a request'), ('items', int, 'items in one request'),
+    p.add_argument('--port', type=int, default=8000,
+                   help='port to listen on; 0 picks a free one (default: 8000)')
+    p.add_argument('--batch', type=int, default=64,
+                   help='maximum number of questions answered in one pass (default: 64)')
+    for name, kind, what in (('body', int, 'bytes in the body of a request'),
+                             ('items', int, 'items in one request'),
                              ('targets', int, 'targets in one request to a rater'),
                              ('seconds', float, 'seconds that a request may take to arrive')):
         usual = getattr(RequestLimits(), name)
-        p.add_argument(f'--max-{name}', type=kind, default=usual, metavar='N', help=f'most {what} (default: {usual:,})')
+        p.add_argument(f'--max-{name}', type=kind, default=usual, metavar='N',
+                       help=f'maximum number of {what} (default: {usual:,})')
     return p
 
 # %% ../../nbs/59d_server.ipynb #8f70c346
@@ -419,7 +447,8 @@ def run_serve(args: argparse.Namespace) -> None:
         # uvicorn ends by raising the signal again
         for name in (signal.SIGTERM, signal.SIGINT): signal.signal(name, lambda *_: None)
         host, port = s.getsockname()[:2]
-        print(f'http://{host}:{port} answers, http://{host}:{port}/docs describes it.', file=sys.stderr, flush=True)
+        at = f'http://{host}:{port}'
+        print(f'{at} answers, {at}/docs describes it.', file=sys.stderr, flush=True)
         server.run(sockets=[s])
 
 def serve_main(argv=None) -> int: return complaining(serve_parser(), run_serve, argv)
