@@ -146,3 +146,78 @@ def test_public_baselines_name_a_source_that_can_be_found_again():
     assert rows['artefact'].str.contains(source).all() and rows['value'].is_between(.01, .2).all()
     pairs = rows.group_by('artefact', 'method', 'setting').agg(pl.col('metric').sort())
     assert all(metrics == ['NDCG@10', 'Recall@10'] for metrics in pairs['metric'].to_list())
+
+
+TOY = pl.DataFrame({'dataset': ['films', 'films', 'books'], 'method': ['Popularity', 'LRU_Rec & more', 'LRU_Rec & more'],
+                    'ours': [.05, .1234567, None], 'paper': [None, .1426, .0916], 'users': [1610, 1610, 22332]})
+
+
+def test_a_cell_as_a_person_reads_it():
+    assert [ar.cell_text(v) for v in (.13442, 90274, None, float('nan'), True, 'LRURec')] == ['0.1344', '90,274', '–', 'failed', 'yes', 'LRURec']
+    assert ar.cell_text(56.16, '.1f') == '56.2'
+
+
+def test_the_best_of_a_column_a_group_and_a_row():
+    assert ar.best_in_column(TOY, ['ours']) == [(1, 'ours')] and ar.best_in_column(TOY, ['ours'], largest=False) == [(0, 'ours')]
+    assert ar.best_in_column(TOY, ['paper'], by='dataset') == [(1, 'paper'), (2, 'paper')]
+    assert ar.best_in_row(TOY, ['ours', 'paper']) == [(0, 'ours'), (1, 'paper'), (2, 'paper')]
+
+
+def test_markdown_and_tex_of_a_table_in_groups():
+    lines = ar.table_md(TOY, 'c', bold=ar.best_in_column(TOY, ['ours'])).splitlines()
+    assert lines[3:5] == ['| films | LRU_Rec & more | **0.1235** | 0.1426 | 1,610 |', '| books | LRU_Rec & more | – | 0.0916 | 22,332 |']
+    groups = ar.table_md(TOY, 'c', by='dataset').splitlines()
+    assert [row for row in groups if row.startswith('| **')] == ['| **films** |  |  |  |', '| **books** |  |  |  |']
+    assert ar.table_md(pl.DataFrame({'a|b': ['x|y']}), '').splitlines()[2] == '| x\\|y |'
+    text = ar.table_tex(TOY, 'A 95 % interval', 'tab:toy', bold=[(1, 'ours')])
+    assert r'films & LRU\_Rec \& more & \textbf{0.1235} & 0.1426 & 1,610 \\' in text and r'\caption{A 95 \% interval}' in text and r'{llrrr}' in text
+    assert r'\multicolumn{4}{l}{\textit{films}} \\' in ar.table_tex(TOY, 'x', 'tab:toy', by='dataset')
+    assert ar._escape_tex('a\\b{c}^~<') == r'a\textbackslash{}b\{c\}\textasciicircum{}\textasciitilde{}\textless{}'
+
+
+def test_nothing_is_bold_where_nothing_competes():
+    row = lambda method, value: dict(group='a', method=method, column='AUC', value=value, low=None, high=None, paper=.1426)
+    long = pl.DataFrame([row('x', .05), row('y', .135)])
+    assert ar.beside(long)[1] == [(1, 'AUC')] and ar.beside(long.with_columns(competes=pl.lit(False)))[1] == []
+    assert ar.beside(long)[0]['difference'][1] == '-0.0076'
+
+
+def test_a_table_twice_where_its_files_lie_and_where_its_numbers_come_from(out):
+    save = lambda **how: ar.save_table(TOY, 'llamarec', 'table1', 'c', 'miniature', bold=[(1, 'ours')], **how)
+    first = {kind: path.read_bytes() for kind, path in save().items()}
+    paths = save()
+    assert first == {kind: path.read_bytes() for kind, path in paths.items()} and paths['tex'] == out / 'table1.tex'
+    assert pl.read_csv(paths['csv']).equals(TOY)
+    origin = pl.read_csv(save(source=lambda row, column: f"toy-{row['method']}" if column == 'ours' else '')['sources.csv'])
+    assert origin.filter(row=1)['source'][0] == 'toy-LRU_Rec & more' and set(origin['source']) >= {'*', 'paper'}
+    assert set(origin['column']) <= set(TOY.columns)
+    with pytest.raises(LlmrecError, match="Did you mean 'ours'"): save(formats={'our': '.2f'})
+    with pytest.raises(LlmrecError, match='cannot name a file'): ar.save_table(TOY, 'llamarec', '../table1', 'c', 'miniature')
+
+
+def test_a_figure_tells_neither_date_nor_version_and_is_closed(out):
+    with ar.figure_style(): fig, ax = ar.plt.subplots()
+    ax.fill_between([1, 20], .01, .02, alpha=.3)
+    made = {kind: path.read_bytes() for kind, path in ar.save_figure(fig, 'llamarec', 'figure3', 'c', 'miniature').items()}
+    assert list(made) == ['svg', 'pdf', 'png', 'caption'] and ar.plt.get_fignums() == []
+    assert b'matplotlib v' not in made['svg'].lower() and b'CreationDate' not in made['pdf'] and b'Software' not in made['png']
+
+
+def test_a_published_number_is_looked_up_by_name():
+    assert ar.paper_numbers('llamarec').columns == ['paper', 'artefact', 'dataset', 'method', 'setting', 'metric', 'value', 'printed']
+    assert ar.paper_number('llamarec', 'table1', 'ml-100k', 'LRURec', 'Recall@10') == .1426
+    assert ar.paper_number('llamarec', 'table2', 'beauty', '', 'interactions') == 198_000
+    assert ar.paper_number('tallrec', 'table3', 'movie', 'TALLRec', 'AUCx100', 'K=16') == 67.24
+    with pytest.raises(LlmrecError, match='K=16, K=64, K=256'): ar.paper_number('tallrec', 'table3', 'movie', 'TALLRec', 'AUCx100')
+    with pytest.raises(LlmrecError, match="Did you mean 'LRURec'"): ar.paper_number('llamarec', 'table1', 'ml-100k', 'LRUrec', 'Recall@10')
+    with pytest.raises(LlmrecError, match="Did you mean 'llamarec'"): ar.paper_numbers('llamrec')
+
+
+def test_beside_the_paper_every_row_of_ours_stays_and_theirs_are_added():
+    ours = pl.DataFrame({'dataset': ['ml-100k'] * 3, 'method': ['Popularity', 'LRURec', 'LRURec'], 'metric': ['Recall@10', 'Recall@10', 'Recall@5'],
+                         'value': [.05, .135, .07], 'low': [.03, .11, float('nan')], 'high': [.07, .165, float('nan')]})
+    table = ar.beside_paper(ours, 'llamarec', 'table1')
+    assert table['paper'].to_list() == [None, .1426, .0705] and table['covered'].to_list() == [None, True, None]
+    assert table['difference'][1] == pytest.approx(.135 - .1426)
+    full = ar.beside_paper(ours, 'llamarec', 'table1', missing=True)
+    assert full.head(3)['value'].to_list() == ours['value'].to_list() and full.tail(-3)['value'].null_count() == len(full) - 3 > 0

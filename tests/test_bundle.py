@@ -218,3 +218,34 @@ def test_a_notebook_runs_from_the_unpacked_bundle(made, unpacked, tmp_path):
     done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     for kind in ('csv', 'md', 'tex'): assert (before.with_suffix(f'.{kind}')).read_bytes() == (made / f'figures/miniature/llamarec/table2.{kind}').read_bytes()
+
+
+# --- small parts
+
+def test_media_types_do_not_depend_on_the_machine():
+    assert [module.encoding(f'a.{k}') for k in ('csv', 'svg', 'caption.md', 'png', 'pdf', 'lock')] == [
+        'text/csv', 'image/svg+xml', 'text/markdown', 'image/png', 'application/pdf', 'text/plain']
+
+
+def test_a_zip_does_not_depend_on_order_or_clock():
+    assert module.zipped({'b': b'2', 'a': b'1'}) == module.zipped({'a': b'1', 'b': b'2'})
+
+
+@pytest.mark.parametrize('row', ['1,17,4.0,964982703', '1\\t17\\t4\\t881250949', '│ 1 ┆ 17 ┆ 4.5 ┆ 964982703 │'])
+def test_rows_of_movielens_are_refused(row):
+    with pytest.raises(LlmrecError, match='rating rows'): check_no_data({'figures/p/a.md': f'first\n{row}\n'.encode()})
+    check_no_data({'figures/p/a.csv': b'films,LRURec,.5,0.1426,6738415616\n'})
+
+
+def test_the_tree_runs_and_has_no_data():
+    tree = module.tree_files()
+    assert {'nbs/90_paths.ipynb', 'llmrec/data/raw.py', 'profiles/miniature.yaml', 'requirements.lock'} <= set(tree)
+    check_no_data(tree)
+
+
+def test_a_caption_without_a_file_is_the_last_paragraph_of_the_table(copy):
+    path = stamp_path('llamarec/table2', 'miniature')
+    path.with_suffix('.caption.md').unlink(missing_ok=True)
+    path.with_suffix('.md').write_text('| a |\n|---|\n| 1 |\n\nProfile miniature\\_x.\n')
+    assert module.caption(module.made('llamarec/table2', 'miniature')) == 'Profile miniature_x.'
+    assert module.settings()['lib_name'] == 'llmrec' and module.citation()['license'] == 'Apache-2.0'

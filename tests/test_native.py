@@ -1,4 +1,5 @@
 "Asked in its own prose: the text, the token that decides, the score, and the reader's oracle, on made-up data and tiny models."
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -75,3 +76,104 @@ def test_the_reader_knows_the_world_and_no_other(out):
     assert auc(labels, n.reader_scores(lied_to, make_world())) < .3
     with pytest.raises(LlmrecError, match='title in films'): n.catalogue_places(films, make_world(WorldConfig(seed=1)))
     assert np.array_equal(np.sort(n.catalogue_places(films, make_world())[1:]), np.arange(films.n_items))
+
+
+TOLD = [('Alora', True), ('Corin', False), ('Besuto', True)]
+
+
+@pytest.mark.parametrize('name, words, text', [
+    ('in turn', ('loved', 'hated'), 'loved Alora, hated Corin, loved Besuto, then Delmi '),
+    ('headings', ('liked', 'disliked'), 'Liked: "Alora", "Besuto".\nDisliked: "Corin".\nThen came "Delmi": ')])
+def test_a_phrasing_as_text(name, words, text): assert n.prose(TOLD, 'Delmi', words, n.PHRASINGS[name]) == text
+
+
+def test_an_empty_side_and_an_empty_history_are_left_out():
+    assert n.prose(TOLD[:1], 'Delmi', ('loved', 'hated'), n.PHRASINGS['plain']) == 'loved Alora; then Delmi '
+    assert n.prose([], 'De{l}mi', ('loved', 'hated'), n.PHRASINGS['verdict last']) == 'De{l}mi '
+
+
+def test_misspelt_settings_are_named():
+    with pytest.raises(LlmrecError, match="Did you mean 'words'"): n.native(word=('good', 'bad'))
+    with pytest.raises(LlmrecError, match="Did you mean 'plain'"): n.native('plane')
+
+
+@pytest.mark.parametrize('name', ['films', 'books'])
+def test_every_title_of_every_test_row_stands_once_and_on_its_side(name):
+    data = load_yesno(name)
+    plain = re.compile(r'(?:loved (?P<liked>.*?); )?(?:hated (?P<disliked>.*?); )?then (?P<target>.*) ')
+    joined = lambda title: title.replace(', The', '|The')    # a film's article stands behind a comma
+    spoken = [''] + [n.spoken(data, i, n.native()) for i in range(1, data.n_items + 1)]
+    for row in data.splits['test'].iter_rows(named=True):
+        found = plain.fullmatch(n.native_prompt(data, row, n.native()))
+        got = [joined(found[side]).split(', ') if found[side] else [] for side in ('liked', 'disliked')]
+        want = [[joined(spoken[i]) for i, y in zip(row['history'], row['history_labels']) if y == label] for label in (1, 0)]
+        assert (got, found['target']) == (want, spoken[row['item']])
+    assert '&amp;' not in ''.join(spoken) and (name == 'films' or '&amp;' in ''.join(data.titles))
+    assert name == 'books' or not any(n.YEAR.search(title) for title in spoken)
+
+
+class Letters:
+    "A token for each letter; the space before a word is part of its first letter."
+    eos_token_id = None
+
+    def __call__(self, text, split_special_tokens=True):
+        return dict(input_ids=[ord(c) + 1000 * (i > 0 and text[i - 1] == ' ') for i, c in enumerate(text) if c != ' '])
+
+
+def test_the_token_that_decides():
+    ids, deciding = n.parted(Letters(), 'then Delmi ', ('loved', 'hated'))
+    assert (len(ids), deciding) == (9, (1000 + ord('l'), 1000 + ord('h')))
+    ids, deciding = n.parted(Letters(), 'then Delmi ', ('loved', 'loathed'))
+    assert (len(ids), deciding) == (11, (ord('v'), ord('a')))
+    with pytest.raises(LlmrecError, match='Row 1'): n.encode_native(Letters(), ['then Delmi ', 'then Delmi:'], ('loved', 'hated'))
+
+
+def test_ids_lead_back_to_the_text():
+    tiny, films = load_backbone(BackboneConfig()), load_yesno('films')
+    texts = [n.native_prompt(films, row, n.native()) for row in films.splits['test'][:6].iter_rows(named=True)]
+    prompts, ids = n.encode_native(tiny.tokenizer, texts, ('loved', 'hated'))
+    assert [tiny.tokenizer.decode(p, skip_special_tokens=True).strip() for p in prompts] == [t.strip() for t in texts]
+    for word, i in zip(('loved', 'hated'), ids): assert word.startswith(tiny.tokenizer.decode([i]).strip())
+
+
+def test_a_run_is_kept_and_a_bad_one_is_not(out):
+    cfg, films = n.native(rows=12), load_yesno('films')
+    record, again = (n.run(cfg, 'films', BackboneConfig(), 'test', False) for _ in range(2))
+    assert (record.metrics, record.key) == (again.metrics, again.key)
+    labels = films.splits['test'][record.arrays['row']]['label'].to_numpy()
+    assert record.arrays['label'].tolist() == labels.tolist()
+    assert record.metrics['auc'] == pytest.approx(auc(labels, record.arrays['score']))
+    for none in (lambda: n.run(n.native(rows=0), 'films', BackboneConfig(), 'test'),
+                 lambda: n.run_crowd(n.native(rows=0), 'books', BackboneConfig(), 'test')):
+        with pytest.raises(LlmrecError, match='at least one row'): none()
+
+
+@pytest.mark.parametrize('protocol, least', [('as_published', .78), ('corrected', .8)])
+def test_the_reader_of_books(protocol, least):
+    data, world = load_yesno('books', protocol), make_world()
+    scores = n.reader_scores(data, world)
+    assert auc(data.splits['test']['label'].to_numpy(), scores) > least
+    assert n.reader_scores(data, world, np.array([3, 5])).tolist() == scores[[3, 5]].tolist()
+
+
+@pytest.mark.parametrize('name, least', [('films', .92), ('books', .86)])
+def test_a_crowd_is_new_and_like_the_others(name, least):
+    def told_of(data):
+        long = [s for split in data.splits.values() for s in split.iter_rows(named=True) if len(s['history']) > 4]
+        return {(*(data.titles[i] for i in s['history']), *s['history_labels'], data.titles[s['item']]) for s in long}
+    (data, theirs), whole = n.crowd(name, 'corrected', 300, 0), load_yesno(name, 'corrected')
+    labels = data.splits['test']['label'].to_numpy()
+    assert told_of(data) and told_of(data).isdisjoint(told_of(whole))
+    assert abs(labels.mean() - pl.concat(whole.splits.values())['label'].mean()) < .08
+    assert auc(labels, n.reader_scores(data, theirs)) > least
+
+
+def test_the_record_of_a_crowd_is_of_its_rows(out):
+    cfg = n.native(rows=9, protocol='corrected')
+    record, (data, theirs) = n.run_crowd(cfg, 'books', BackboneConfig(), 'test', 300, progress=False), n.crowd('books', 'corrected', 300, 0)
+    samples, tiny = data.splits['test'][record.arrays['row']], load_backbone(BackboneConfig())
+    assert record.arrays['label'].tolist() == samples['label'].to_list()
+    texts = [n.native_prompt(data, s, cfg) for s in samples.iter_rows(named=True)]
+    prompts, ids = n.encode_native(tiny.tokenizer, texts, cfg.words)
+    assert record.arrays['score'].tolist() == pytest.approx([float(n.score_answers(tiny, [p], ids, progress=False)[0]) for p in prompts], abs=1e-3)
+    assert record.arrays['reader'].tolist() == n.reader_scores(data, theirs, record.arrays['row']).tolist()

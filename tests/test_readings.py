@@ -2,15 +2,17 @@
 import shutil
 
 import numpy as np
+import polars as pl
 import pytest
 
 from llmrec.config import values_of
 from llmrec.data.changes import CHANGES, changed, numbered_titles
 from llmrec.data.yesno import load_yesno
-from llmrec.evaluation.auc import auc, auc_summary, within_between
+from llmrec.evaluation.auc import auc, auc_summary, compare, within_between
+from llmrec.evaluation.intervals import holm
 from llmrec.evaluation.matched import matched_auc, matched_compare
 from llmrec.experiments import readings, tallrec
-from llmrec.experiments.readings import Answers, ReadingRun, finding, long_table, study_answers
+from llmrec.experiments.readings import Answers, ReadingRun, counted, facts, finding, flipped, long_table, study_answers
 from llmrec.experiments.tallrec_study import study
 from llmrec.llm.backbones import BackboneConfig, backbone_identity
 from llmrec.paths import LlmrecError, checkpoints_dir, records_dir
@@ -229,3 +231,46 @@ def test_what_cannot_be_changed_or_asked_is_said():
     with pytest.raises(LlmrecError, match="Did you mean 'titles numbered'"): changed(load_yesno('films'), 'title numbered')
     with pytest.raises(LlmrecError, match="Did you mean 'test'"): changed(load_yesno('films'), 'target replaced', splits=('tests',))
     with pytest.raises(LlmrecError, match="Did you mean 'as they are'"): readings.run(ReadingRun(model(), 'films', ('as the are',)), 'example', False)
+
+
+def test_what_could_be_counted_in_a_history():
+    few = pl.DataFrame(dict(user=[5, 5, 9], label=[1, 0, 1], history_labels=[[1, 0, 0], [1], []]))
+    found = {name: values.tolist() for name, values in facts(few, np.array([0, 4, 8])).items()}
+    assert found == dict(row=[0, 4, 8], user=[0, 0, 1], label=[1, 0, 1], likes=[1, 1, 0], dislikes=[2, 0, 0])
+
+
+def test_the_flipped_sign_and_the_like_rate():
+    a = invented(CHANGES[0], lambda likes, labels: np.random.default_rng(1).normal(size=300) + likes)
+    assert auc(a.labels, flipped(a).scores) == pytest.approx(1 - auc(a.labels, a.scores), abs=1e-12)
+    assert counted(a).scores.tolist() == [(a.likes / 10).tolist()]
+
+
+def two_models():
+    "One that counts likes, and one that counts and knows the label while the titles are its own."
+    rng = np.random.default_rng(2)
+    def told(change, likes, labels):
+        own = 4 * labels + 2 * rng.normal(size=300)
+        return {CHANGES[0]: likes + own, 'history emptied': own}.get(change, likes + rng.normal(size=300))
+    counter = [invented(c, lambda likes, labels: (c != 'history emptied') * likes + rng.normal(size=300)) for c in CHANGES]
+    reader = [readings.replace(invented(c, lambda likes, labels: told(c, likes, labels)), model='Reader') for c in CHANGES]
+    return counter, reader
+
+
+def test_the_long_table_and_its_correction():
+    counter, reader = two_models()
+    long = long_table(counter + reader)
+    rows = {(r['model'], r['change']): r for r in long.iter_rows(named=True)}
+    assert rows['Reader', CHANGES[0]]['AUC'] == pytest.approx(100 * auc(reader[0].labels, reader[0].scores), abs=1e-9)
+    assert rows['History like-rate', '']['matched'] == 50
+    assert rows['Reader', 'titles exchanged']['effect_high'] < 0 < rows['Model', 'titles exchanged']['effect_high']
+    assert rows['Reader', CHANGES[0]]['effect'] is None and rows['Reader', CHANGES[0]]['over_low'] > 0
+    p = lambda a, b: compare(a.users, a.labels, a.scores, b.scores, n=readings.RESAMPLES)['p_bootstrap']
+    raw = [p(a, b) for c in (counter, reader) for a, b in [(a, c[0]) for a in c[1:]] + [(a, counted(a)) for a in c]]
+    assert sorted([*long['effect_p'].drop_nulls(), *long['over_p'].drop_nulls()]) == pytest.approx(sorted(holm(raw)), abs=1e-12)
+
+
+def test_a_blind_model_and_a_table_without_what_a_finding_needs():
+    rng = np.random.default_rng(3)
+    blind = [invented(change, lambda likes, labels: rng.normal(size=300)) for change in CHANGES]
+    assert 'not clearly better than chance' in finding(long_table(blind), 'corrected', 'films', 'Model', 'K=64')
+    with pytest.raises(LlmrecError, match='titles numbered'): finding(long_table(blind[:2]), 'corrected', 'films', 'Model', 'K=64')

@@ -20,7 +20,8 @@ import yaml
 from llmrec.runs.records import records_of
 from llmrec.data.miniature import world_checksum
 from llmrec.experiments.retrieval import METHODS
-from llmrec.paths import root
+from llmrec.paths import LlmrecError, root
+from llmrec.repro import reproduce as module
 from llmrec.repro.reproduce import manifest, parameters, profiles
 from llmrec.sequential.binary import BINARY
 from llmrec.sequential.counting import SIMPLE
@@ -319,3 +320,68 @@ def test_figure3_measures_a_fresh_llama_length_by_length_and_goes_on(tmp_path):
 def test_figure3_says_how_much_memory_a_large_llama_needs(tmp_path):
     said = complaint(tmp_path, 'llamarec/figure3', *pairs([*LLAMA, 'shape={hidden_size: 65536, intermediate_size: 131072}']))
     assert 'GiB of memory are needed' in said and 'switch measure_7b off' in said
+
+
+def test_names_of_artefacts():
+    assert module.chosen([]) == list(manifest()) and module.chosen(['llamarec/table2', 'figure4']) == ['llamarec/table2', 'tallrec/figure4']
+    for notebook in manifest().values(): assert (ROOT / 'nbs' / notebook).exists(), notebook
+    with pytest.raises(LlmrecError, match="Did you mean 'llamarec/table2'"): module.chosen(['llamarec/tabel2'])
+    for name in profiles(): module.check_profile(name)
+
+
+def test_a_variant_is_known_by_its_name(out):
+    assert module.variant('miniature', {}) == ('miniature', {})
+    module.write_atomic(module.variant_path('miniature+short'), 'training.epochs: 2\n')
+    assert module.variant('miniature+short', {}) == ('miniature+short', {'training.epochs': 2})
+    assert parameters('llamarec/table1', 'miniature+short', {})['training']['epochs'] == 2
+    with pytest.raises(LlmrecError, match='another name'): module.variant('miniature', {'seeds': [1]}, 'short')
+    with pytest.raises(LlmrecError, match='There is no variant'): module.variant('miniature+shrt', {})
+
+
+def test_what_counts_of_source():
+    assert module.code_of('def f():\n    "What."\n    return 1  # why') == module.code_of('def f(): return 1')
+    assert module.imported('from llmrec.experiments import study\nimport os\nfrom llmrec.paths import root') == [
+        'llmrec.experiments', 'llmrec.experiments.study', 'llmrec.paths']
+    assert module.imported('from ..runs.records import Record', 'llmrec.experiments') == ['llmrec.runs.records']
+    assert module.imported('def f():\n    import llmrec.paths') == []
+
+
+def test_the_states_of_an_artefact(out):
+    values = parameters('llamarec/table2', 'miniature', {})
+    used = module.inputs('llamarec/table2', values)
+    assert 'films' in used['data'] and 'llmrec.llm.tuning' not in used['library']
+    assert module.state('llamarec/table2', 'miniature', values)[0] == 'missing'
+    path, whole = module.stamp_path('llamarec/table2', 'miniature'), dict(parameters=values, inputs=used, records={}, files={})
+    module.write_atomic(path, json.dumps(whole))
+    assert module.state('llamarec/table2', 'miniature', values) == ('fresh', [])
+    assert module.state('llamarec/table2', 'miniature', values | {'datasets': ['films']})[1][0] == 'parameters changed: datasets'
+    for damaged in (dict(records=[]), dict(files={'a': 1}), dict(inputs={}), dict(runs={'computed': 'x'})):
+        module.write_atomic(path, json.dumps(whole | damaged))
+        assert module.state('llamarec/table2', 'miniature', values) == ('stale', ['its stamp cannot be read'])
+    module.write_atomic(module.failure_path('llamarec/table2', 'miniature'), 'no memory')
+    assert module.state('llamarec/table2', 'miniature', values) == ('failed', ['no memory'])
+
+
+def test_what_the_notebook_reports_and_what_is_left(out):
+    module.write_atomic(module.events_path('llamarec/table1', 'miniature'),
+                        '{"planned": 3}\n{"finished": "runs", "seconds": 4}\n{"read": "x-1", "sha256": "0"}\n{"fini')
+    told = module.happened('llamarec/table1', 'miniature')
+    assert told['records'] == {'x-1': '0'} and module.left({'llamarec/table1': told}, 'miniature') == (3, 1, 8.)
+    assert [module.minutes(s) for s in (12, 600, 7200)] == ['12 s', '10 min', '2.0 h']
+
+
+def test_the_command_line_and_the_plan(capsys):
+    assert module.overrides(['seeds=[0, 1]', 'preset=corrected']) == {'seeds': [0, 1], 'preset': 'corrected'}
+    with pytest.raises(LlmrecError, match='NAME=VALUE'): module.overrides(['seeds'])
+    args = module.parse(['table1', '-p', 'a=1', '--change', 'b=2', '--only', 'stale', '--jobs', '3', '--keep-going'])
+    assert (args.artefacts, args.parameter, args.only, args.jobs, args.keep_going, args.force) == (['table1'], ['a=1', 'b=2'], ['stale'], 3, True, False)
+    states = {'llamarec/table1': ('fresh', []), 'llamarec/table3': ('stale', ['data changed: films']), 'tallrec/table3': ('missing', [])}
+    assert module.wanted(list(states), states, ['missing', 'llamarec/table1']) == ['llamarec/table1', 'tallrec/table3']
+    assert module.wanted(list(states), states, []) == list(states)
+    assert 'stale (data changed: films); time unknown' in module.describe('llamarec/table3', 'no-such', {}, states['llamarec/table3'], 'cost')
+    assert [module.carried(1000, 4, 9000), module.carried(1000, 4, 2500), module.carried(3, 4, 9000), module.carried(0, 4, 9000),
+            module.carried(8, 4, 100)] == [8, 3, 3, 1, 1]
+    for argv, said in ((['--profile', 'real-cup'], "Did you mean 'real-cpu'?"), (['llamarec/table9'], 'Unknown artefact'),
+                       (['llamarec/table1', '-p', 'epoch=3'], 'Unknown parameter')):
+        capsys.readouterr()
+        assert module.main(argv) == 1 and said in capsys.readouterr().err

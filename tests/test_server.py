@@ -3,8 +3,10 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,8 @@ from llmrec.data.datasets import load_dataset
 from llmrec.data.yesno import load_yesno
 from llmrec.recommend.rater import Rater
 from llmrec.recommend.recommender import Recommender
-from llmrec.recommend.server import Recommend, make_app, recommended, serve_main
+from llmrec.paths import LlmrecError
+from llmrec.recommend.server import Recommend, RequestLimits, make_app, recommended, serve_main
 
 ROOT = Path(__file__).resolve().parent.parent
 START = 'import sys; from llmrec.recommend.server import serve_main; sys.exit(serve_main())'
@@ -36,15 +39,17 @@ def rater(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def serving(folder):
+def serving(folder, *options):
     "A server in a process of its own, and its address; it is told to stop at the end, and must stop cleanly."
-    p = subprocess.Popen([sys.executable, '-c', START, str(folder), '--port', '0'], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen([sys.executable, '-c', START, str(folder), '--port', '0', *options], cwd=ROOT,
+                         stderr=subprocess.PIPE, text=True)
     try:
         line = p.stderr.readline()
         assert line.startswith('http://127.0.0.1:'), line + p.stderr.read()
         yield p, line.split()[0]
         if p.poll() is None: p.send_signal(signal.SIGTERM)
-        assert p.wait(60) == 0 and p.stderr.read() == ''
+        assert p.wait(60) == 0
+        assert p.stderr.read().replace('WARNING:  Invalid HTTP request received.\n', '') == ''
     finally:
         if p.poll() is None: p.kill()
         p.wait(); p.stderr.close()
@@ -157,3 +162,124 @@ def test_it_does_not_start_without_a_folder_or_an_address(recommender, tmp_path,
     assert 'second recommender' in capsys.readouterr().err
     assert serve_main([folder, '--port', '-1']) == 1
     assert 'cannot be listened on' in capsys.readouterr().err
+
+
+MOST = dict(body=1000, items=12, targets=3, seconds=2.)
+SEND = b'POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n'
+
+
+@pytest.fixture(scope='module')
+def strict(recommender, tmp_path_factory):
+    "The address of a server with small limits."
+    options = [text for name, value in MOST.items() for text in (f'--max-{name}', str(value))]
+    with serving(recommender.save(tmp_path_factory.mktemp('strict') / 'mine'), *options) as (_, address): yield address
+
+
+def connected(address):
+    host, port = address.removeprefix('http://').split(':')
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def said(s) -> tuple:
+    "Status and detail of the first answer on a socket; None when the server hung up without one."
+    with s, s.makefile('rb') as f:
+        status, headers = f.readline(), {}
+        if not status: return None
+        while (line := f.readline().strip()): headers.update([line.lower().split(b': ')])
+        return int(status.split()[1]), json.loads(f.read(int(headers[b'content-length']))).get('detail')
+
+
+def sent(address, *parts):
+    s = connected(address)
+    for part in parts: s.sendall(part)
+    return said(s)
+
+
+def in_chunks(body: bytes, size: int = 100) -> bytes:
+    pieces = [body[i:i + size] for i in range(0, len(body), size)]
+    return b''.join(b'%x\r\n%b\r\n' % (len(p), p) for p in pieces) + b'0\r\n\r\n'
+
+
+def of_length(n: int) -> bytes:
+    "A good question of n bytes."
+    body = b'{"history": [1, 2], "k": 2}'
+    return body + b' ' * (n - len(body))
+
+
+def test_a_body_may_have_as_many_bytes_as_the_limit_and_no_more(strict):
+    declared = SEND + b'Content-Length: %d\r\n\r\n'
+    chunked = SEND + b'Transfer-Encoding: chunked\r\n\r\n'
+    assert sent(strict, declared % 1000, of_length(1000)) == sent(strict, chunked, in_chunks(of_length(1000))) == (200, None)
+    for status, detail in (sent(strict, declared % 1001, of_length(1001)), sent(strict, chunked, in_chunks(of_length(1001)))):
+        assert status == 413 and '1,000 bytes' in detail and detail.endswith('.')
+
+
+def test_a_client_that_is_still_writing_reads_the_refusal(strict):
+    for n in (5_000, 15_000): assert post(strict, '/recommend', of_length(n))[0] == 413
+
+
+def test_a_content_length_that_lies(strict):
+    head = SEND + b'Content-Length: %d\r\n\r\n'
+    assert sent(strict, head % 10**15, b'{}')[0] == 413                        # nothing is waited for
+    status, detail = sent(strict, head % 900, of_length(100))                  # the rest never comes
+    assert status == 408 and '2 seconds' in detail
+    assert sent(strict, head % 10, of_length(100))[0] == 422                   # the rest is no request
+    assert sent(strict, SEND + b'\r\n')[0] == 422                              # none: an empty body
+    assert sent(strict, SEND + b'Expect: 100-continue\r\nContent-Length: 2000\r\n\r\n')[0] == 413    # no 100 before it
+    assert post(strict, '/recommend', of_length(100))[0] == 200
+
+
+def test_chunks_without_end_are_cut_off(strict):
+    with connected(strict) as s:
+        s.sendall(SEND + b'Transfer-Encoding: chunked\r\n\r\n')
+        with pytest.raises(OSError):
+            for _ in range(100_000): s.sendall(in_chunks(b' ' * 1000, 1000)[:-5])
+
+
+def test_slow_clients_hold_up_nobody_and_are_not_waited_for(strict):
+    half = [SEND[:30], SEND + b'Content-Length: 100\r\n\r\n{"user"', b'']
+    slow = [connected(strict) for _ in range(60)]
+    for i, s in enumerate(slow): s.sendall(half[i % 3])
+    with ThreadPoolExecutor(10) as crowd:
+        statuses = list(crowd.map(lambda n: post(strict, '/recommend', of_length(100))[0], range(30)))
+    assert statuses == [200] * 30
+    assert [a and a[0] for a in map(said, slow)] == [None, 408, None] * 20
+
+
+def test_a_second_request_may_not_dawdle_either(strict):
+    with connected(strict) as s:
+        for part in (SEND + b'Content-Length: 100\r\n\r\n', of_length(100)): s.sendall(part)
+        assert s.recv(10_000).startswith(b'HTTP/1.1 200')
+        start = time.monotonic()
+        s.settimeout(.2)
+        while time.monotonic() - start < 15:
+            try: s.sendall(SEND[:1])    # a byte now and then, never a head
+            except OSError: break
+            try:
+                if s.recv(100) == b'': break
+            except TimeoutError: pass
+        assert time.monotonic() - start < 12
+
+
+@pytest.mark.parametrize('path, body, words', [
+    ('/recommend', dict(history=[1] * 6, leave_out=[2] * 7), '13 items'),     # all lists together
+    ('/recommend', dict(history=[1], cold={str(n): 'x' for n in range(12)}), '13 items'),
+    ('/recommend', {str(n): 1 for n in range(13)}, '13 items'),
+    ('/score', dict(history=[[1, 1]], targets=[1, 2, 3, 4]), '4 targets'),
+    ('/score', dict(history=[], targets=[1], titles={str(n): 'x' for n in range(12)}), '13 items'),
+])
+def test_a_request_names_a_limited_number_of_items(recommender, rater, path, body, words):
+    with TestClient(make_app(recommender, rater, allowed=RequestLimits(**MOST))) as client:
+        answer = client.post(path, json=body)
+        assert answer.status_code == 413 and words in answer.json()['detail'], answer.text
+        assert 'at most 12' in answer.json()['detail'] or 'at most 3' in answer.json()['detail']
+        assert client.post('/recommend', json=dict(history=[1] * 6, leave_out=[2] * 6)).status_code == 200
+        assert client.post('/recommend', content='hello', headers={'Content-Type': 'text/plain'}).status_code == 422
+        assert client.post('/recommend', json=[[1] * 20]).status_code == 422
+
+
+def test_limits_are_checked_before_anything_is_loaded(capsys):
+    for name, wrong in (('body', '0'), ('items', '-1'), ('seconds', '0'), ('seconds', 'nan')):
+        assert serve_main(['nowhere', f'--max-{name}', wrong]) == 1
+        assert f'RequestLimits.{name} must be' in capsys.readouterr().err
+    with pytest.raises(LlmrecError, match='RequestLimits.items'): make_app(allowed=RequestLimits(items=0))

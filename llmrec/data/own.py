@@ -64,6 +64,7 @@ def unzipped(path: Path) -> bytes:
         raise LlmrecError(f'{path}: byte {place} is NUL, which no text holds; save the file as UTF-8.')
     return content.removeprefix(b'\xef\xbb\xbf')
 
+# %% ../../nbs/18a_own_data.ipynb #9bc0fe74
 def read_separated(path: Path, separator: str) -> pl.DataFrame:
     "A table with a header line, every field as text; a line with too many or too few fields is an error."
     content = unzipped(path)
@@ -76,6 +77,7 @@ def read_separated(path: Path, separator: str) -> pl.DataFrame:
         raise pl.exceptions.SchemaError(f'its first line is not a line of names: {frame.columns}')
     return frame
 
+# %% ../../nbs/18a_own_data.ipynb #0489c179
 def as_text(frame: pl.DataFrame) -> pl.DataFrame:
     "Plain columns as text, empty ones as null; lists and structures are left out."
     nested = [c for c, kind in frame.schema.items() if kind.is_nested()]
@@ -107,7 +109,7 @@ class OwnData:
     least_rating: float | None = None  # interactions with a lower rating are left out
     rating_range: tuple[float, ...] = ()  # (lowest, highest) possible rating; others are left out
     core: int = 5                 # minimum number of interactions per user and per item
-    ties: Literal['item', 'items', 'file', 'random'] = 'file'  # for equal times, see `interactions.order_in_time`
+    ties: Literal['item', 'items', 'file', 'random'] = 'file'  # of equal times, see `order_in_time`
     max_length: int = 50          # items that a retriever sees
     batch_size: int = 64          # batch size of a retriever's training in an experiment
     ranker_batch: int = 12        # batch size of a ranker's training
@@ -115,13 +117,14 @@ class OwnData:
     thing: str = 'item'           # what an item is called in a Yes/No question: 'film', 'song'
 
 # %% ../../nbs/18a_own_data.ipynb #69984c96
-TAKEN = ('ml-100k', 'beauty', 'games', 'films', 'books', 'movie', 'book')  # see `llmrec.data.datasets`, `yesno`
+TAKEN = ('ml-100k', 'beauty', 'games', 'films', 'books', 'movie', 'book')  # see `datasets`, `yesno`
 
 def check_own(own: OwnData) -> None:
     "Check the types, and that the name is not taken."
     check_types(own)
     if own.name in TAKEN:
-        raise LlmrecError(f"The name '{own.name}' belongs to a registered dataset; give your data another one.")
+        raise LlmrecError(f"The name '{own.name}' belongs to a registered dataset; give your data another "
+                          "one.")
     hidden = own.name.startswith('.') or not own.name.isprintable()
     if not own.name or Path(own.name).name != own.name or hidden or len(own.name) > 100:
         raise LlmrecError('A dataset is named by a single word that can be part of a file name, got '
@@ -148,6 +151,7 @@ def column(
     except LlmrecError as e: raise LlmrecError(f'{path}: {e}') from None
     return values.str.strip_chars()
 
+# %% ../../nbs/18a_own_data.ipynb #f237f4f3
 def ids(table: pl.DataFrame, name: str, path) -> pl.Series:
     "A column of ids; an `LlmrecError` if two differ only by the spaces around them."
     plain = column(table, name, path)
@@ -184,13 +188,14 @@ def parse_times(
                           'use seconds or milliseconds since 1970, or ISO dates, the same in every row.')
     return moments.dt.timestamp('us') / 1e6
 
+# %% ../../nbs/18a_own_data.ipynb #35eadff2
 def parse_ratings(values: pl.Series, where: str) -> pl.Series:
     "The ratings of a column as numbers; nan where one is not finite."
     numbers = values.cast(pl.Float64, strict=False)
     bad = (values.is_not_null() & numbers.is_null()).arg_true()
     if len(bad):
-        raise LlmrecError(f'{where}, row {bad[0] + 1}: {values[bad[0]]!r} is not a number; repair it, or leave '
-                          'OwnData.rating out.')
+        raise LlmrecError(f'{where}, row {bad[0] + 1}: {values[bad[0]]!r} is not a number; repair it, or '
+                          'leave OwnData.rating out.')
     return pl.select(pl.when(numbers.is_finite()).then(numbers)).to_series()
 
 # %% ../../nbs/18a_own_data.ipynb #ac9dfee7
@@ -282,9 +287,9 @@ def content_of(path) -> str | None:
     if not path.is_file(): raise LlmrecError(f'There is no file {path}; give the path of a table.')
     return _content(path, path.stat().st_size, path.stat().st_mtime_ns)
 
-# no part of how
+# %% ../../nbs/18a_own_data.ipynb #644e1caf
 NOT_READ = ('name', 'label', 'interactions', 'items', 'max_length', 'batch_size', 'ranker_batch',
-            'like_from', 'thing')
+            'like_from', 'thing')    # no part of how the files are read
 
 def own_checksum(own: OwnData) -> str:
     "Twelve hexadecimal digits that identify the content of the files and how they are read."
@@ -301,6 +306,7 @@ def titled(own: OwnData) -> tuple[pl.DataFrame, dict | None, dict]:
     kept = listed.filter(pl.col(ITEM).is_in([i for i, title in titles.items() if title]))
     return kept, titles, out | dict(unknown=len(interactions) - len(listed), untitled=len(listed) - len(kept))
 
+# %% ../../nbs/18a_own_data.ipynb #8adf3317
 def load_own(
     own: OwnData,
     tie_seed: int = 0,  # for the random rules of ties

@@ -32,6 +32,7 @@ def check_targets(model, cfg: TuningConfig) -> None:
                               "vectors into logits; the loss reads these weights directly, so name "
                               "attention or feed-forward modules, or 'all-linear'.")
 
+# %% ../../nbs/35c_adapter.ipynb #807da2e0
 def add_lora(
     backbone: Backbone,
     cfg: TuningConfig,
@@ -77,6 +78,7 @@ def base_name(identity: str) -> str:
     "A backbone's identity without quantisation, type of computation and adapter."
     return identity.split('+')[0].removesuffix('@main')
 
+# %% ../../nbs/35c_adapter.ipynb #87fd8188
 def own_identity(name: str) -> bool:
     "Whether `name` is an identity made by this project and not a hub id or a path."
     return '/' not in name and re.search(r'-[0-9a-f]{16}$', name) is not None
@@ -102,6 +104,7 @@ def layer_sizes(layer) -> tuple[int, int]:
     if hasattr(layer, 'in_features'): return layer.in_features, layer.out_features
     return tuple(layer.weight.shape)
 
+# %% ../../nbs/35c_adapter.ipynb #a15be900
 def misfit(
     model,           # without an adapter
     weights: dict,   # an adapter's tensors, from `read_adapter`

@@ -64,7 +64,7 @@ class Made:
 
 # %% ../../nbs/99_bundle.ipynb #0cc01325
 def state_here(artefact: str, profile: str) -> tuple[str, list]:
-    "State of the artefact under the profile's parameters, and why; 'unknown' when its data are not on this machine."
+    "State under the profile's parameters, and why; 'unknown' if the data are not on this machine."
     try: return state(artefact, profile, parameters(artefact, profile, {}))
     except LlmrecError as e: return 'unknown', [str(e)]
 
@@ -117,7 +117,7 @@ def is_isbn(code: str) -> bool:
     return sum(w * (10 if c in 'Xx' else int(c)) for w, c in zip(range(10, 0, -1), code)) % 11 == 0
 
 def rating_row(text: str) -> str:
-    "The first row of `text` that says who rated what, in the format of MovieLens, Amazon or BookCrossing; '' when none does."
+    "The first row of `text` in a format of MovieLens, Amazon or BookCrossing ratings; '' if none."
     found = RATING.search(text) or next((row for row in BOOK.finditer(text) if is_isbn(row[1])), None)
     return found[0] if found else ''
 
@@ -196,7 +196,7 @@ def add_file(crate: ROCrate, name: str, inside: bytes, **more):
 
 # %% ../../nbs/99_bundle.ipynb #4fcc9537
 def add_thing(crate: ROCrate, identifier: str, kind, **properties):
-    "An entity that is no file, unless there is one: a person, a package, a licence, an action. A list of one is that one."
+    "An entity that is no file (a person, a package, an action), unless there is one; [x] becomes x."
     known = crate.get(identifier)
     properties = {k: v[0] if isinstance(v, list) and len(v) == 1 else v
                   for k, v in properties.items() if v != []}
@@ -241,7 +241,7 @@ def add_software(crate: ROCrate, versions: dict) -> list:
 
 # %% ../../nbs/99_bundle.ipynb #597da940
 def times(m: Made) -> dict:
-    "startTime and endTime (UTC) of the artefact's execution, from its executed notebook; {} when that was not kept."
+    "startTime and endTime (UTC), from the executed notebook; {} if that was not kept."
     for name, inside in m.files.items():
         if name.endswith('.ipynb'):
             noted = json.loads(inside)['metadata'].get('papermill', {})
@@ -456,10 +456,11 @@ def bundle(profile: str, path=None) -> tuple[Path, list[str]]:
 # %% ../../nbs/99_bundle.ipynb #bc1c2072
 def parse(argv=None) -> argparse.Namespace:
     "The command line of `llmrec_bundle`."
-    p = argparse.ArgumentParser('llmrec_bundle', description='Write one zip with the tables, figures, '
-                                'records, notebooks and provenance of a profile.')
+    p = argparse.ArgumentParser(
+        'llmrec_bundle', description='Pack the tables, figures, records, notebooks and provenance of a profile '
+                                     'into one zip file.')
     p.add_argument('--profile', default='miniature',
-                   help='a file of profiles/ without .yaml (default: miniature)')
+                   help='the name of a file in profiles/, without .yaml (default: miniature)')
     p.add_argument('-o', '--output', metavar='FILE.zip',
                    help='the file to write (default: llmrec-<profile>.zip)')
     return p.parse_args(argv)

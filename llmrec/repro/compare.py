@@ -40,6 +40,7 @@ def columns_of(columns: list) -> tuple[list, list]:
     before = [c for c in columns[:columns.index(end)] if c != 'seeds']
     return before + [c for c in AFTER if c in columns and c not in before], bounded
 
+# %% ../../nbs/98a_compare.ipynb #6143c6cd
 def labelled(row: dict, columns: list) -> dict:
     "The labels of a row but for its metric; what has no place of its own is in `setting`."
     found = {c: row[c] or '' for c in columns}
@@ -58,9 +59,11 @@ class Number:
 def number(text: str, where: str) -> float | None:
     "The number in a cell, None for nan."
     try: value = float(text)
-    except ValueError: raise LlmrecError(f'{where} has {text!r} for a number; make the artefact anew.') from None
+    except ValueError:
+        raise LlmrecError(f'{where} has {text!r} for a number; make the artefact anew.') from None
     return value if math.isfinite(value) else None
 
+# %% ../../nbs/98a_compare.ipynb #231685d6
 def long_rows(artefact: str, profile: str) -> dict[tuple, Number]:
     "`LABELS` -> number, for the long table of an artefact; {} where it has none."
     paper, name = artefact.split('/')
@@ -74,7 +77,8 @@ def long_rows(artefact: str, profile: str) -> dict[tuple, Number]:
         for metric, text in (cells | {c: row[c] for c in bounded}).items():
             if not text: continue
             key = tuple((labels | dict(metric=metric))[c] for c in LABELS)
-            if key in out: raise LlmrecError(f'{path}, row {n} is called like a row before it; make the artefact anew.')
+            if key in out:
+                raise LlmrecError(f'{path}, row {n} is called like a row before it; make the artefact anew.')
             out[key] = Number(number(text, f'{path}, row {n}'), names)
     return out
 
@@ -103,6 +107,7 @@ class Ranks:
         "(users,) values whose mean is the metric, see `contributions`."
         return contributions(np.stack([per_user(r)[metric] for r in self.ranks]), self.inside)
 
+# %% ../../nbs/98a_compare.ipynb #c1bed3cd
 RANKS = ('test_rank', 'rank', 'retrieved_rank', 'test_rank_window')
 
 def several_ranks(found: list[Record]):
@@ -116,7 +121,8 @@ def several_ranks(found: list[Record]):
         yield Ranks(found[0].data, ranks, ranks >= 0)
         kept = stacked(found, 'retrieved_rank') if name in ('rank', 'retrieved_rank') else ranks
         if kept is not None: yield Ranks(found[0].data, ranks, kept > 0)
-        for n in {1, len(found) / 2} & set(range(1, len(found))):    # one seed or each seed, then the retriever's
+        # one seed or each seed, then the retriever's
+        for n in {1, len(found) / 2} & set(range(1, len(found))):
             mine, kept = stacked(found[:int(n)], name), stacked(found[int(n):], name)
             if kept is not None: yield Ranks(found[0].data, np.broadcast_to(mine, kept.shape), kept > 0)
 
@@ -125,7 +131,7 @@ def contributions(
     values: np.ndarray,  # (seeds, users)
     inside: np.ndarray,  # (seeds, users) who counts
 ) -> np.ndarray:         # (users,)
-    "One number a user, whose mean is the mean over seeds of the means of those who count; nan where nobody does."
+    "A number for each user; their mean is the mean over seeds of those who count, nan if nobody does."
     n = inside.sum(1, keepdims=True)
     with np.errstate(invalid='ignore', divide='ignore'):
         mean = (values * inside).sum(1, keepdims=True) / n
@@ -142,9 +148,11 @@ def several_scores(found: list[Record]):
     "All that the records can mean, as `Scores`."
     for name in found[0].arrays:
         start = name.removesuffix('score')
-        if name == start or not all({name, f'{start}label', f'{start}user'} <= set(r.arrays) for r in found): continue
+        wanted = {name, f'{start}label', f'{start}user'}
+        if name == start or not all(wanted <= set(r.arrays) for r in found): continue
         whats = [tuple(r.arrays.get(start + c) for c in ('user', 'label', 'row')) for r in found]
-        if all(same(whats[0], w) for w in whats): yield Scores(whats[0], np.stack([r.arrays[name] for r in found]))
+        if all(same(whats[0], w) for w in whats):
+            yield Scores(whats[0], np.stack([r.arrays[name] for r in found]))
 
 def same(one: tuple, other: tuple) -> bool:
     "Whether two tuples hold equal arrays."
@@ -160,8 +168,10 @@ def explains(evidence, numbers: dict) -> bool:
         printed = [v for m, v in numbers.items() if m.startswith('AUC')]
         return bool(printed) and agrees(100 * yesno.auc(evidence.what[1], evidence.scores), printed[0])
     have = per_user(np.array([1]))
-    return all(m in have for m in numbers) and all(agrees(evidence.users(m).mean(), v) for m, v in numbers.items())
+    if not all(m in have for m in numbers): return False
+    return all(agrees(evidence.users(m).mean(), v) for m, v in numbers.items())
 
+# %% ../../nbs/98a_compare.ipynb #a2a4b89a
 def evidence_of(numbers: dict, names: tuple, profile: str) -> Ranks | Scores | None:
     "What the numbers of a row (metric -> value) were made from; None where no record says."
     paths = [records_of(profile) / f'{n}.json' for n in names]
@@ -172,18 +182,21 @@ def evidence_of(numbers: dict, names: tuple, profile: str) -> Ranks | Scores | N
     return next((e for e in each if explains(e, numbers)), None)
 
 # %% ../../nbs/98a_compare.ipynb #7c2dcde4
-SCHEMA = dict(artefact=pl.String) | dict.fromkeys(LABELS, pl.String) | dict.fromkeys(('a', 'b', 'difference', 'low', 'high'), pl.Float64)
+SCHEMA = (dict(artefact=pl.String) | dict.fromkeys(LABELS, pl.String)
+          | dict.fromkeys(('a', 'b', 'difference', 'low', 'high'), pl.Float64))
 
 def paired(metric: str, one: Ranks | Scores | None, other: Ranks | Scores | None) -> tuple:
     "95 % bounds of `other` - `one` over users; (None, None) where they are not of the same users."
     if isinstance(one, Ranks) and isinstance(other, Ranks):
         if one.data != other.data or one.ranks.shape[1] != other.ranks.shape[1]: return None, None
         return bootstrap_interval(other.users(metric) - one.users(metric))[1:]
-    if isinstance(one, Scores) and isinstance(other, Scores) and metric.startswith('AUC') and same(one.what, other.what):
+    scores = isinstance(one, Scores) and isinstance(other, Scores)
+    if scores and metric.startswith('AUC') and same(one.what, other.what):
         found = yesno.compare(*one.what[:2], other.scores, one.scores)
         return tuple(100 * v if math.isfinite(v) else None for v in (found['low'], found['high']))
     return None, None
 
+# %% ../../nbs/98a_compare.ipynb #b7ff543e
 class Side:
     "The long table of one profile, with the evidence behind its rows."
     def __init__(self, artefact: str, profile: str):
@@ -208,6 +221,7 @@ def bounds(left: Side, right: Side, mine: tuple, theirs: tuple) -> tuple:
     if one.records == other.records and one.value == other.value: return 0., 0.    # one run, in both tables
     return paired(mine[-1], found, right.evidence(theirs))
 
+# %% ../../nbs/98a_compare.ipynb #f6c33630
 def rows_of(artefact: str, a: str, b: str) -> list[dict]:
     "The rows of the comparison of one artefact."
     left, right = Side(artefact, a), Side(artefact, b)
@@ -215,7 +229,7 @@ def rows_of(artefact: str, a: str, b: str) -> list[dict]:
     only_right = {k: k for k in right.numbers if k not in both.values()}
     for mine in tqdm([*left.numbers, *only_right], desc=artefact, leave=False, disable=None):
         theirs = both.get(mine, mine if mine in only_right else None)
-        row = dict(artefact=artefact) | dict(zip(LABELS, mine)) | dict(a=left.value(mine), b=right.value(theirs))
+        row = dict(artefact=artefact, a=left.value(mine), b=right.value(theirs)) | dict(zip(LABELS, mine))
         if theirs and theirs[2] != mine[2]: row['method'] = f'{mine[2]} / {theirs[2]}'
         if None not in (row['a'], row['b']):
             row['difference'] = row['b'] - row['a']
@@ -223,8 +237,9 @@ def rows_of(artefact: str, a: str, b: str) -> list[dict]:
         out.append(row)
     return out
 
+# %% ../../nbs/98a_compare.ipynb #6477eb51
 def compare(a: str, b: str, artefacts=()) -> pl.DataFrame:
-    "artefact, what the number is, the values in `a` and in `b`, b - a, and its 95 % bounds; null where one has no such number."
+    "artefact, labels, the values in `a` and in `b`, b - a and its 95 % bounds; null where there is none."
     named, have = chosen(list(artefacts)), [made_artefacts(p) for p in (a, b)]
     every = [x for x in named if x in have[0] and x in have[1]]
     if not every:
@@ -232,7 +247,8 @@ def compare(a: str, b: str, artefacts=()) -> pl.DataFrame:
         raise LlmrecError(f'{a} and {b} have not made {which}; llmrec_reproduce makes it.')
     out = [row for artefact in every for row in rows_of(artefact, a, b)]
     if not out:
-        raise LlmrecError(f'The artefacts that {a} and {b} have in common ({", ".join(every)}) hold no long table of numbers.')
+        raise LlmrecError(f'The artefacts that {a} and {b} have in common ({", ".join(every)}) hold no '
+                          'long table of numbers.')
     return pl.DataFrame(out, schema=SCHEMA)
 
 # %% ../../nbs/98a_compare.ipynb #a82295e2
@@ -240,26 +256,35 @@ def markdown(table: pl.DataFrame, a: str, b: str) -> str:
     "The comparison as a table in Markdown."
     def text(v): return '' if v is None else f'{v:.4f}' if isinstance(v, float) else str(v).replace('|', '\\|')
     kept = [c for c in table.columns if table[c].dtype != pl.String or (table[c] != '').any()]
-    lines = [[dict(a=a, b=b).get(c, c) for c in kept], ['---'] * len(kept), *([text(v) for v in r] for r in table.select(kept).iter_rows())]
+    head = [dict(a=a, b=b).get(c, c) for c in kept]
+    lines = [head, ['---'] * len(kept), *([text(v) for v in r] for r in table.select(kept).iter_rows())]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
+# %% ../../nbs/98a_compare.ipynb #c45a981c
 def counted(table: pl.DataFrame, a: str, b: str) -> str:
     "How much of the two is comparable, in one sentence."
     def n(*present): return table.select(pl.all_horizontal(present).sum()).item()
     one, other, both = (pl.col(c).is_not_null() for c in ('a', 'b', 'difference'))
-    return (f'{n(both):,} numbers are in both, {n(both, pl.col("low").is_not_null()):,} of them with an interval; '
+    with_bounds = n(both, pl.col('low').is_not_null())
+    return (f'{n(both):,} numbers are in both, {with_bounds:,} of them with an interval; '
             f'{n(one, ~other):,} only in {a}, {n(other, ~one):,} only in {b}.')
 
 # %% ../../nbs/98a_compare.ipynb #0a2b9357
 def parser() -> argparse.ArgumentParser:
     "The command line of `llmrec_compare`."
-    p = argparse.ArgumentParser('llmrec_compare', description='Two profiles or variants side by side, with paired 95 % intervals where records allow.')
+    p = argparse.ArgumentParser(
+        'llmrec_compare',
+        description='Compare the tables of two profiles or variants, with paired 95 % intervals where the '
+                    'records allow them.')
     p.add_argument('a', help='a profile or variant that has artefacts')
-    p.add_argument('b', help='another')
-    p.add_argument('artefacts', nargs='*', metavar='ARTEFACT', help='e.g. llamarec/table1; all that both have when none is named')
-    p.add_argument('--out', metavar='FILE', help='.csv or .md (default: CSV on standard output)')
+    p.add_argument('b', help='the one to compare it with')
+    p.add_argument('artefacts', nargs='*', metavar='ARTEFACT',
+                   help='what to compare, for example llamarec/table1 (default: everything that both have)')
+    p.add_argument('--out', metavar='FILE',
+                   help='a .csv or .md file to write (default: CSV on standard output)')
     return p
 
+# %% ../../nbs/98a_compare.ipynb #091eaed2
 def run(args: argparse.Namespace) -> None:
     "Compare, write, and say how much was comparable."
     if args.out and not args.out.endswith(('.csv', '.md')):
@@ -275,6 +300,9 @@ def main(argv=None) -> int:
     "Entry point of `llmrec_compare`; a complaint is one sentence on standard error and exit status 1."
     args = parser().parse_args(argv)
     try: run(args)
-    except LlmrecError as e: print(f'llmrec_compare: {e}', file=sys.stderr); return 1
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())    # `| head` has seen enough
+    except LlmrecError as e:
+        print(f'llmrec_compare: {e}', file=sys.stderr)
+        return 1
+    except BrokenPipeError:    # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

@@ -112,15 +112,15 @@ def lead(experiment: str, cfg, profile: str, wait: bool) -> None:
 def parse(argv=None) -> argparse.Namespace:
     "The command line of `python -m llmrec.repro.launch`."
     p = argparse.ArgumentParser('llmrec_launch', description='Compute one run in the processes that '
-                                'accelerate or torchrun has started.')
+                                'accelerate or torchrun have started.')
     p.add_argument('experiment', metavar='EXPERIMENT',
-                   help=f"what kind of run it is: {' or '.join(EXPERIMENTS)}")
+                   help=f"the kind of run: {' or '.join(EXPERIMENTS)}")
     p.add_argument('config', metavar='CONFIG.json',
-                   help="the run's configuration as plain values, or a record")
+                   help="a file with the run's configuration, or its record")
     p.add_argument('--profile', default='miniature',
-                   help='where record and adapter are kept (default: miniature)')
+                   help='the profile whose folders keep the record and the adapter (default: miniature)')
     p.add_argument('--said', metavar='FILE', help='write the outcome to FILE, and do not wait for another '
-                   'command that computes the run')
+                   'command that is computing the same run')
     return p.parse_args(argv)
 
 # %% ../../nbs/93a_launch.ipynb #75810e48

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['SECTIONS', 'MOST_VALUES', 'OF_MAPPINGS', 'NEVER_EMPTY', 'STAMP', 'INPUTS', 'STATES', 'WORKER_MIB', 'QUIET',
            'parse_yaml', 'read_yaml', 'manifest', 'chosen', 'profiles', 'mapping', 'size_of', 'plain', 'checked',
-           'load_profile', 'own_of', 'own_data', 'check_own_data', 'read_notebook', 'notebook_parameters', 'kind_of',
-           'check_inside', 'check_kinds', 'change_entry', 'parameters', 'check_names', 'variant_path', 'load_variant',
-           'variant_name', 'variant', 'code_of', 'no_python', 'module_path', 'imported', 'library_used', 'data_used',
-           'inputs', 'check_datasets', 'stamp_path', 'load_stamp', 'sha256', 'outputs', 'changes', 'reasons',
-           'executed_path', 'failure_path', 'state', 'QuietKernel', 'keep_executed', 'run_notebook', 'events_path',
-           'happened', 'write_stamp', 'execute', 'end_with', 'pool', 'in_process', 'side_by_side', 'minutes', 'left',
-           'progress', 'parse', 'overrides', 'check_profile', 'wanted', 'spent', 'cost', 'cost_of_all', 'looked_at',
-           'describe', 'check_writable', 'report', 'make', 'reproduce', 'planned', 'finding', 'carried', 'main']
+           'load_profile', 'check_sections', 'own_of', 'own_data', 'check_own_data', 'read_notebook',
+           'notebook_parameters', 'kind_of', 'check_inside', 'check_kinds', 'change_entry', 'parameters', 'check_names',
+           'variant_path', 'load_variant', 'variant_name', 'variant', 'code_of', 'no_python', 'module_path', 'imported',
+           'library_used', 'data_used', 'inputs', 'check_datasets', 'stamp_path', 'load_stamp', 'is_whole', 'sha256',
+           'outputs', 'changes', 'reasons', 'executed_path', 'failure_path', 'state', 'QuietKernel', 'keep_executed',
+           'run_notebook', 'events_path', 'happened', 'write_stamp', 'execute', 'end_with', 'pool', 'in_process',
+           'side_by_side', 'minutes', 'left', 'progress', 'parse', 'what_is_made', 'how_it_is_made', 'overrides',
+           'check_profile', 'wanted', 'spent', 'cost', 'cost_of_all', 'looked_at', 'describe', 'check_writable',
+           'report', 'make', 'reproduce', 'planned', 'finding', 'carried', 'main']
 
 # %% ../../nbs/97_reproduce.ipynb #6aa59258
 import sys
@@ -67,7 +68,7 @@ from ..runs.records import ill_told, lock, provenance, provenance_of, records_of
 def _yaml(path: Path, changed: int): return parse_yaml(path.read_text(encoding='utf-8'))
 
 def parse_yaml(text: str):
-    "The value in a YAML text; a `ValueError` for all that the parser and its constructors of dates and numbers raise."
+    "The value in a YAML text; a `ValueError` whatever the parser complains of."
     try: return yaml.safe_load(text)
     except RecursionError: raise ValueError('it nests too deep') from None
     except Exception as e: raise ValueError(' '.join(f'{e}'.split()) or type(e).__name__) from None
@@ -76,6 +77,7 @@ def read_yaml(path: Path) -> dict:
     "The content of a YAML file, parsed again only when the file has changed."
     return copy.deepcopy(_yaml(path, path.stat().st_mtime_ns))
 
+# %% ../../nbs/97_reproduce.ipynb #7b865171
 def manifest() -> dict:
     "Artefact ('paper/name') -> notebook file, in the order in which they are made."
     path = root() / 'artefacts.yaml'
@@ -92,8 +94,9 @@ def manifest() -> dict:
                               'as "paper/artefact: notebook.ipynb".')
     return found
 
+# %% ../../nbs/97_reproduce.ipynb #f8e0509e
 def chosen(names: list) -> list:
-    "The artefacts asked for, all of them when none is named; a bare name like 'table1' is found when it is unique."
+    "The artefacts asked for, by whole or bare name ('table1'); all of them when none is named."
     every = list(manifest())
     def full(name):
         same = [a for a in every if a.split('/')[-1] == name]
@@ -101,14 +104,14 @@ def chosen(names: list) -> list:
     return [full(name) for name in names] or every
 
 # %% ../../nbs/97_reproduce.ipynb #6c3a8e6d
-# of a profile
 SECTIONS = {'about': str, 'data': dict, 'parameters': dict, 'papers': dict, 'artefacts': dict,
-            'without': dict}
+            'without': dict}    # of a profile
 
 def profiles() -> list[str]: return sorted(p.stem for p in (root() / 'profiles').glob('*.yaml'))
 
+# %% ../../nbs/97_reproduce.ipynb #296964f3
 def mapping(value, where: str) -> dict:
-    "`value` when it is a mapping with names for keys, {} when it is nothing; an `LlmrecError` for anything else."
+    "`value` if it maps names to values, {} if it is None; an `LlmrecError` for anything else."
     if value is None: return {}
     if not isinstance(value, dict):
         raise LlmrecError(f'{where} must hold names and values (name: value), got {type(value).__name__} '
@@ -118,18 +121,20 @@ def mapping(value, where: str) -> dict:
             raise LlmrecError(f'{where}: {name!r} is no name; write a word before the colon.')
     return value
 
+# %% ../../nbs/97_reproduce.ipynb #6565a0fe
 MOST_VALUES = 100_000    # of a profile, each anchor counted wherever it stands
 
 def size_of(value, seen: dict) -> int:
-    "How many values there are in `value` when all its anchors are written out; `seen` has what was counted already."
+    "The number of values in `value` with its anchors written out; `seen` has what was counted already."
     if not isinstance(value, (dict, list)): return 1
     if id(value) not in seen:
         inner = value.values() if isinstance(value, dict) else value
         seen[id(value)] = 1 + sum(size_of(v, seen) for v in inner)
     return seen[id(value)]
 
+# %% ../../nbs/97_reproduce.ipynb #0174ded0
 def plain(value, where: str):
-    "`value` when it is made of texts, numbers, true, false, null, lists and mappings; an `LlmrecError` for dates and the like."
+    "`value` if it consists of texts, numbers, truth values, lists and mappings; else an `LlmrecError`."
     try: n = size_of(value, {})
     except RecursionError:
         raise LlmrecError(f'{where} holds an anchor that contains itself; write the values out.') from None
@@ -138,6 +143,7 @@ def plain(value, where: str):
                           f'{MOST_VALUES:,} are allowed.')
     return checked(value, where, secret_values())
 
+# %% ../../nbs/97_reproduce.ipynb #97e786a2
 def checked(value, where: str, secrets: list):
     "`plain`, for a value of a reasonable size."
     if isinstance(value, dict):
@@ -154,7 +160,7 @@ def checked(value, where: str, secrets: list):
 
 # %% ../../nbs/97_reproduce.ipynb #abff64dd
 def load_profile(name: str) -> dict:
-    "The profile, or that of a variant, as plain values: `about`, `data`, `parameters`, `papers`, `artefacts`; its shape is checked."
+    "The profile, or that of a variant, checked: a mapping for each of `SECTIONS`, and `about`."
     known('profile', base_profile(name), profiles())
     path = root() / 'profiles' / f'{base_profile(name)}.yaml'
     try: profile = mapping(read_yaml(path), path.name)
@@ -166,18 +172,21 @@ def load_profile(name: str) -> dict:
     for key in profile: known(f'section in {path.name}', key, SECTIONS)
     for key in ('data', 'parameters', 'papers', 'artefacts', 'without'):
         profile[key] = mapping(profile.get(key), f'{path.name}, {key}')
-    for artefact, values in profile['artefacts'].items():
-        known(f'artefact in {path.name}', artefact, list(manifest()))
-        profile['artefacts'][artefact] = mapping(values, f'{path.name}, {artefact}')
-    for artefact, why in profile['without'].items():
-        known(f'artefact in {path.name}', artefact, list(manifest()))
-        if not isinstance(why, str) or not why.strip():
-            raise LlmrecError(f"{path.name}, without, {artefact}: say in words why this profile "
-                              "leaves it out.")
-    for paper, values in profile['papers'].items():
-        known(f'paper in {path.name}', paper, [a.split('/')[0] for a in manifest()])
-        profile['papers'][paper] = mapping(values, f'{path.name}, {paper}')
+    check_sections(profile, path.name)
     return profile
+
+# %% ../../nbs/97_reproduce.ipynb #48dbc368
+def check_sections(profile: dict, file: str) -> None:
+    "An `LlmrecError` for an artefact or paper that does not exist, or one that is left out without a reason."
+    every, papers = list(manifest()), [a.split('/')[0] for a in manifest()]
+    for section, what, there in (('artefacts', 'artefact', every), ('without', 'artefact', every),
+                                 ('papers', 'paper', papers)):
+        for name in profile[section]: known(f'{what} in {file}', name, there)
+    for section in ('artefacts', 'papers'):
+        profile[section] = {name: mapping(v, f'{file}, {name}') for name, v in profile[section].items()}
+    for artefact, why in profile['without'].items():
+        if not isinstance(why, str) or not why.strip():
+            raise LlmrecError(f'{file}, without, {artefact}: say in words why this profile leaves it out.')
 
 # %% ../../nbs/97_reproduce.ipynb #1b0c9505
 def own_of(profile: str) -> list[OwnData]:
@@ -187,9 +196,8 @@ def own_of(profile: str) -> list[OwnData]:
         values = mapping(values, f'{where}, {name}')
         if 'interactions' not in values:
             raise LlmrecError(f"{where}, {name}: name a file of interactions (interactions: log.csv).")
-        try:
-            out.append(absolute(from_dict(OwnData, {k: v for k, v in values.items() if k != 'name'}
-                                          | dict(name=name)), root()))
+        fields = {k: v for k, v in values.items() if k != 'name'} | dict(name=name)
+        try: out.append(absolute(from_dict(OwnData, fields), root()))
         except (LlmrecError, OSError, ValueError) as e: raise LlmrecError(f'{where}, {name}: {e}') from None
     return out
 
@@ -197,8 +205,9 @@ def own_data(profile: str):
     "A context in which the profile's datasets are registered, and no others of one's own."
     return only_own(own_of(profile))
 
+# %% ../../nbs/97_reproduce.ipynb #8b454e78
 def check_own_data(names) -> list[str]:
-    "Read the registered datasets in `names` whole; for each a sentence on what was read, or an `LlmrecError`."
+    "Read the registered datasets in `names`; a sentence on each, or an `LlmrecError`."
     said = []
     for own in (o for n, o in registered().items() if n in names):
         data, read = load_own(own)
@@ -225,6 +234,7 @@ def read_notebook(path: Path):    # a notebook of nbformat
         raise LlmrecError(f'{path} cannot be read as a notebook ({why}); repair it, or get it again from the '
                           'repository.') from None
 
+# %% ../../nbs/97_reproduce.ipynb #e3aa965f
 def notebook_parameters(notebook: str) -> dict:
     "The notebook's parameters and their default values as source text."
     read_notebook(root() / 'nbs' / notebook)
@@ -241,15 +251,16 @@ def notebook_parameters(notebook: str) -> dict:
 
 # %% ../../nbs/97_reproduce.ipynb #a72af998
 OF_MAPPINGS = ('choices', 'further_backbones', 'systems')    # name -> names and values
-# lists with something to run
-NEVER_EMPTY = ('datasets', 'methods', 'seeds', 'ks', 'llm_ks', 'llm_seeds', 'variants')
+NEVER_EMPTY = ('datasets', 'methods', 'seeds', 'ks', 'llm_ks', 'llm_seeds', 'variants')    # lists
 
+# %% ../../nbs/97_reproduce.ipynb #61eb8855
 def kind_of(value) -> str:
     "What a parameter's value is, in the words of a complaint."
     names = {bool: 'true or false', int: 'a number', float: 'a number', str: 'text', list: 'a list',
              tuple: 'a list', dict: 'a mapping'}
     return names.get(type(value), type(value).__name__)
 
+# %% ../../nbs/97_reproduce.ipynb #9dd1e442
 def check_inside(value, default, what: str) -> None:
     "An `LlmrecError` for what stands in a list and is another kind of thing than everything in the default."
     if not (isinstance(value, list) and isinstance(default, list)): return
@@ -263,8 +274,9 @@ def check_inside(value, default, what: str) -> None:
             raise LlmrecError(f'{what} must be a list of whole numbers, and {v!r} is none.')
         check_inside(v, default[0], what)
 
+# %% ../../nbs/97_reproduce.ipynb #310d188a
 def check_kinds(values: dict, defaults: dict, where: str) -> None:
-    "An `LlmrecError` for the first value that is another kind of thing than the notebook's default (source text)."
+    "An `LlmrecError` for the first value of another kind than the notebook's default (source text)."
     for name, value in values.items():
         default = ast.literal_eval(defaults[name])
         if default is None or value is None: continue
@@ -278,7 +290,8 @@ def check_kinds(values: dict, defaults: dict, where: str) -> None:
         if name in OF_MAPPINGS and isinstance(value, dict):    # of changes to the other parameters
             for what, change in value.items():
                 inner = mapping(change, f"Parameter '{name}' of {where}, {what}")
-                check_kinds({k: v for k, v in inner.items() if k in defaults}, defaults, f"{where}, {name}, {what},")
+                inner = {k: v for k, v in inner.items() if k in defaults}
+                check_kinds(inner, defaults, f'{where}, {name}, {what},')
 
 # %% ../../nbs/97_reproduce.ipynb #f1f7764b
 def change_entry(values: dict, defaults: dict, name: str, value) -> None:
@@ -292,12 +305,13 @@ def change_entry(values: dict, defaults: dict, name: str, value) -> None:
                               f"the whole value, {outer}=VALUE.")
     inside[last] = value
 
+# %% ../../nbs/97_reproduce.ipynb #cfb6b313
 def parameters(
     artefact: str,
     profile: str,
     given: dict,  # from the command line, for every artefact that has them; a variant's own are known
 ) -> dict:
-    "The values for `artefact`'s notebook: the profile's for all, for its paper, for itself, then the command line."
+    "The values for `artefact`'s notebook."
     values, have = load_profile(profile), notebook_parameters(manifest()[artefact])
     given = load_variant(profile) | given if '+' in profile and not given else given
     general = values['parameters'] | values['papers'].get(artefact.split('/')[0], {})
@@ -313,6 +327,7 @@ def parameters(
     check_kinds(merged, have, f'{artefact} in profile {profile}')
     return {'profile': profile} | merged
 
+# %% ../../nbs/97_reproduce.ipynb #b058855e
 def check_names(names, artefacts: list, where: str) -> None:
     "Every parameter named must exist in at least one of the notebooks."
     if 'profile' in names:
@@ -338,6 +353,7 @@ def load_variant(profile: str) -> dict:
         if isinstance(e, LlmrecError): raise
         raise LlmrecError(f'{path} is not valid YAML; make the variant anew under another name.') from None
 
+# %% ../../nbs/97_reproduce.ipynb #a3a54e5d
 def variant_name(given: dict) -> str:
     "A name for changes: their text where it is short, else a fingerprint."
     text = '-'.join(f'{k}={v}' if isinstance(v, str) else f'{k}={canonical(v)}'
@@ -347,7 +363,7 @@ def variant_name(given: dict) -> str:
 
 # %% ../../nbs/97_reproduce.ipynb #1e5fe8e1
 def variant(profile: str, given: dict, name: str = '') -> tuple[str, dict]:
-    "(where results go, parameters that are changed) for a profile, changes of the command line, and perhaps a name for them."
+    "(where results go, changed parameters) for a profile, changes, and perhaps a name for them."
     if name and not re.fullmatch('[A-Za-z0-9][A-Za-z0-9._-]*', name):
         raise LlmrecError(f'--variant takes a name of letters, digits, points and hyphens, got {name!r}.')
     if name and '+' in profile: raise LlmrecError(f'{profile} is a variant already; leave --variant away.')
@@ -381,16 +397,18 @@ def code_of(text: str) -> str:
 def no_python(text: str) -> str:
     "Why Python source cannot be parsed; '' when it can."
     try: ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError) as e: return ' '.join(str(e).split()) or 'it nests too deep'
+    except (SyntaxError, ValueError, RecursionError) as e:
+        return ' '.join(str(e).split()) or 'it nests too deep'
     return ''
 
+# %% ../../nbs/97_reproduce.ipynb #0b89471d
 def module_path(name: str) -> Path | None:
     "The file of the module `llmrec.x.y`; None when there is none."
     stem = root().joinpath(*name.split('.'))
     return next((p for p in (stem.with_suffix('.py'), stem / '__init__.py') if p.exists()), None)
 
 def imported(text: str, package: str = 'llmrec') -> list[str]:
-    "The modules of llmrec that Python source in `package` imports when it is loaded; what a function imports for itself does not count."
+    "The modules of llmrec that source in `package` imports when it is loaded, outside of functions."
     found = []
     for node in ast.parse(text).body:
         if isinstance(node, ast.Import): found += [a.name for a in node.names]
@@ -402,7 +420,7 @@ def imported(text: str, package: str = 'llmrec') -> list[str]:
 # %% ../../nbs/97_reproduce.ipynb #52c11fbe
 @lru_cache(None)
 def _module(path: Path, changed: int) -> tuple[str, list]:
-    "Fingerprint of a module's code and the modules that it imports; `changed` is the file's time, for the cache."
+    "Fingerprint of a module's code, and what it imports; `changed`, the file's time, is for the cache."
     text, folder = path.read_text(encoding='utf-8'), path.parent.relative_to(root()).parts
     return digest(code_of(text)), imported(text, '.'.join(folder))
 
@@ -429,6 +447,7 @@ def data_used(values: dict) -> dict[str, str]:
             | {f'yes/no {n}': yesno_checksum(n) for n in named if n in YESNO_DATASETS}
             | {'paper numbers': digest([p.read_text(encoding='utf-8') for p in printed])})
 
+# %% ../../nbs/97_reproduce.ipynb #b3dc0c18
 def inputs(artefact: str, values: dict) -> dict:
     "Fingerprints of all that determines `artefact` but the records: notebook, parameters, library, data."
     cells = read_notebook(root() / 'nbs' / manifest()[artefact]).cells
@@ -441,7 +460,7 @@ def inputs(artefact: str, values: dict) -> dict:
 
 # %% ../../nbs/97_reproduce.ipynb #4bd0eb10
 def check_datasets(artefact: str, values: dict) -> None:
-    "An `LlmrecError` for a dataset that is none, with the near miss, and for a ranker that would have no titles to read."
+    "An `LlmrecError` for an unknown dataset, and for one without titles where a ranker needs them."
     every = dict.fromkeys([*DATASETS, *YESNO_DATASETS])
     for key in ('dataset', 'datasets', 'ranker_datasets', 'llm_tests'):
         named = values[key] if isinstance(values.get(key), list) else [values[key]] if key in values else []
@@ -461,20 +480,23 @@ def stamp_path(artefact: str, profile: str) -> Path:
     return figures_dir(profile, paper) / f'{name}.json'
 
 def load_stamp(artefact: str, profile: str) -> dict | None:
-    "The stamp of an artefact; None when there is none that can be read. One of an older llmrec may lack fields."
+    "The stamp of an artefact; None if none can be read. That of an older llmrec may lack fields."
     stamp = json_or_none(stamp_path(artefact, profile))
     if stamp is None: return None
-    if any(name in stamp and not isinstance(stamp[name], kind) for name, kind in STAMP.items()): return None
-    if ill_told(stamp): return None
-    texts = (v for name in ('records', 'files', 'failed') for v in stamp.get(name, {}).values())
-    if not all(v is None or isinstance(v, str) for v in texts): return None
-    if not all(isinstance(v, (int, float)) for v in stamp.get('runs', {}).values()): return None
-    if 'records' not in stamp: return stamp
-    inner = stamp.get('inputs')
-    whole = isinstance(inner, dict) and all(isinstance(inner.get(name), type(value))
-                                            for name, value in INPUTS.items())
-    return stamp if whole else None
+    return stamp if is_whole(stamp) and not ill_told(stamp) else None
 
+# %% ../../nbs/97_reproduce.ipynb #c292eaab
+def is_whole(stamp: dict) -> bool:
+    "Whether every field of a stamp has its type."
+    if any(name in stamp and not isinstance(stamp[name], kind) for name, kind in STAMP.items()): return False
+    texts = [v for name in ('records', 'files', 'failed') for v in stamp.get(name, {}).values()]
+    if not all(v is None or isinstance(v, str) for v in texts): return False
+    if not all(isinstance(v, (int, float)) for v in stamp.get('runs', {}).values()): return False
+    if 'records' not in stamp: return True
+    inner = stamp.get('inputs')
+    return isinstance(inner, dict) and all(isinstance(inner.get(k), type(v)) for k, v in INPUTS.items())
+
+# %% ../../nbs/97_reproduce.ipynb #ef0b2705
 def sha256(path: Path) -> str | None:
     "Checksum of a file, None when it is not there."
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
@@ -489,10 +511,10 @@ def outputs(artefact: str, profile: str) -> dict:
 def changes(what: str, was: dict, now: dict) -> list[str]:
     "A sentence that names what differs between `was` and `now`; nothing when nothing does."
     names = [n for n in dict.fromkeys([*was, *now]) if was.get(n) != now.get(n)]
-    return ([f"{what} changed: "
-             f"{', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"]
-            if names else [])
+    more = f' and {len(names) - 4} more' if len(names) > 4 else ''
+    return [f"{what} changed: {', '.join(names[:4])}{more}"] if names else []
 
+# %% ../../nbs/97_reproduce.ipynb #214bb75c
 def reasons(artefact: str, profile: str, values: dict) -> list[str]:
     "Why the artefact has to be made; nothing when it is fresh."
     stamp = load_stamp(artefact, profile)
@@ -502,11 +524,11 @@ def reasons(artefact: str, profile: str, values: dict) -> list[str]:
         return ['it was made by an older llmrec']
     records = {name: sha256(records_of(profile) / f'{name}.json') for name in stamp['records']}
     out = [] if was['notebook'] == now['notebook'] else [f'nbs/{manifest()[artefact]} changed']
-    for what, before, after in (('parameters', stamp['parameters'], json.loads(json.dumps(values))),
-                                ('library', was['library'], now['library']),
-                                ('data', was['data'], now['data']), ('records', stamp['records'], records),
-                                ('files', stamp['files'], outputs(artefact, profile))):
-        out += changes(what, before, after)
+    plain_values = json.loads(json.dumps(values))
+    for what, before, after in (
+            ('parameters', stamp['parameters'], plain_values), ('library', was['library'], now['library']),
+            ('data', was['data'], now['data']), ('records', stamp['records'], records),
+            ('files', stamp['files'], outputs(artefact, profile))): out += changes(what, before, after)
     return out + [f'{name} failed: {said}' for name, said in stamp.get('failed', {}).items()]
 
 # %% ../../nbs/97_reproduce.ipynb #f3398465
@@ -529,7 +551,7 @@ def state(artefact: str, profile: str, values: dict) -> tuple[str, list[str]]:
 
 # %% ../../nbs/97_reproduce.ipynb #3632fc87
 class QuietKernel(AsyncKernelManager):
-    "A kernel whose own messages (not those of the cells) go nowhere, and whose processes end when its notebook does."
+    "A kernel that is silent (its cells are not), and whose processes end when its notebook does."
     async def start_kernel(self, **how): return await super().start_kernel(**how, stderr=subprocess.DEVNULL)
 
     def end_processes(self):
@@ -558,8 +580,9 @@ def keep_executed(aside: Path, executed: Path) -> None:
     if (clean := redacted(text)) != text: aside.write_text(clean, encoding='utf-8')
     os.replace(aside, executed)
 
+# %% ../../nbs/97_reproduce.ipynb #9a5c1a28
 def run_notebook(artefact: str, values: dict, executed: Path) -> None:
-    "Execute the artefact's notebook with papermill; what was executed is kept as `executed`, also when a cell fails."
+    "Execute the artefact's notebook; `executed` keeps what was executed, also when a cell fails."
     logging.getLogger('papermill').setLevel(logging.CRITICAL)
     for old in executed.parent.glob(f'{executed.stem}.tmp-*'): old.unlink()    # of a command that was killed
     aside = executed.with_name(f'{executed.stem}.tmp-{os.getpid()}.ipynb')
@@ -615,8 +638,9 @@ def write_stamp(artefact: str, profile: str, values: dict, seconds: float) -> di
     write_atomic(stamp_path(artefact, profile), json.dumps(how | what, indent=1, sort_keys=True) + '\n')
     return told
 
+# %% ../../nbs/97_reproduce.ipynb #28b28f90
 def execute(artefact: str, profile: str, values: dict, force: bool = False) -> dict:
-    "Make an artefact; what happened, with the seconds. One that another command has made meanwhile is left alone."
+    "Make an artefact unless another command has just done so; what happened, with the seconds."
     start = time.perf_counter()
     executed = executed_path(artefact, profile)
     failed = failure_path(artefact, profile)
@@ -644,9 +668,10 @@ def end_with(pid: int) -> None:
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
+# %% ../../nbs/97_reproduce.ipynb #1b12f11b
 @contextlib.contextmanager
 def pool(jobs: int, notebooks: int, scheduler: str = '') -> Iterator[dict]:
-    "The environment in which notebooks find their workers: those of `scheduler`, or `jobs` processes of this machine."
+    "The environment in which notebooks find their workers: `scheduler`'s, or `jobs` processes here."
     if scheduler: connect(scheduler).close()    # a wrong address is noticed here
     if scheduler or jobs == 1 or notebooks == 1:
         yield dict(LLMREC_SCHEDULER=scheduler) if scheduler else dict(LLMREC_JOBS=str(jobs))
@@ -669,14 +694,14 @@ def pool(jobs: int, notebooks: int, scheduler: str = '') -> Iterator[dict]:
 # %% ../../nbs/97_reproduce.ipynb #fe9fdc51
 def in_process(artefact: str, profile: str, values: dict, force: bool, environment: dict,
                command: int) -> tuple:
-    "Make an artefact in this process for the process `command`; (name, what happened or None, the error or '')."
+    "Make an artefact here, for the process `command`; (name, what happened or None, error or '')."
     if command != os.getpid(): end_with(command)
     os.environ |= environment
     try: return artefact, execute(artefact, profile, values, force), ''
     except LlmrecError as e: return artefact, None, str(e)
 
 def side_by_side(plan: dict, profile: str, jobs: int, force: bool, environment: dict):
-    "Make the artefacts of `plan`, each with its parameters; yields (name, what happened, error) as they finish."
+    "Make the artefacts of `plan`; yields (name, what happened, error) as they finish."
     calls = (joblib.delayed(in_process)(a, profile, values, force, environment, os.getpid())
              for a, values in plan.items())
     together = jobs + 1 if 'LLMREC_SCHEDULER' in environment else 1
@@ -690,7 +715,7 @@ def minutes(seconds: float) -> str:
             else f'{seconds / 3600:.1f} h')
 
 def left(told: dict, profile: str) -> tuple[int, int, float]:
-    "Runs planned, runs finished, and an estimate of the seconds of work that are left; `told` has what happened for each artefact."
+    "Runs planned, runs finished, and about how many seconds of work are left; `told` is by artefact."
     planned, finished, seconds = (sum(t[k] for t in told.values())
                                   for k in ('planned', 'finished', 'seconds'))
     not_begun = [a for a, t in told.items() if not t['planned'] and not t['records']]
@@ -723,34 +748,47 @@ def progress(todo: list, profile: str, jobs: int) -> Iterator[dict]:
 # %% ../../nbs/97_reproduce.ipynb #452d1914
 def parse(argv=None) -> argparse.Namespace:
     "The command line of `llmrec_reproduce`."
-    p = argparse.ArgumentParser('llmrec_reproduce', description='Execute the result notebooks and write '
-                                'tables and figures to figures/<profile>/.',
-                                epilog='Exit status: 0 all is made; 1 a complaint before anything ran; 3 '
-                                'something failed while running; 130 interrupted.')
-    p.add_argument('artefacts', nargs='*', metavar='ARTEFACT',
-                   help="e.g. llamarec/table1; all when none is named")
-    p.add_argument('--profile', default='miniature',
-                   help='a file of profiles/ without .yaml (default: miniature)')
-    p.add_argument('-p', '--parameter', '--change', action='append', default=[], metavar='NAME=VALUE',
-                   help='change a parameter, or with NAME.ENTRY an entry of one; VALUE is YAML. The results '
-                   'are a variant, figures/<profile>+<name>/')
-    p.add_argument('--variant', default='', metavar='NAME',
-                   help='a name for what -p changes (default: made from it), or one that is there')
-    p.add_argument('--only', action='append', default=[], metavar='WHAT',
-                   help="only artefacts like 'llamarec/*', or in a state: missing, stale, failed")
-    p.add_argument('--jobs', type=int, default=os.cpu_count(),
-                   help='runs and notebooks at a time (default: one a core)')
-    p.add_argument('--scheduler', default='', metavar='ADDRESS',
-                   help='a Dask scheduler (tcp://…) whose workers compute the runs')
-    p.add_argument('--force', action='store_true',
-                   help='execute notebooks even when nothing changed; records are still not recomputed')
-    p.add_argument('--keep-going', action='store_true', help='when a notebook fails, go on with the others')
-    p.add_argument('--list', action='store_true',
-                   help='only say what is fresh, stale, missing or failed, and what it is made from')
-    p.add_argument('--dry-run', action='store_true',
-                   help='only say what would be made, why, and how long it took before')
+    p = argparse.ArgumentParser(
+        'llmrec_reproduce',
+        description='Run the result notebooks and write their tables and figures to figures/<profile>/.',
+        epilog='Exit status: 0 if everything was made, 1 if something was wrong before anything ran, 3 if '
+               'something failed while running, 130 if interrupted.')
+    what_is_made(p)
+    how_it_is_made(p)
     return p.parse_args(argv)
 
+# %% ../../nbs/97_reproduce.ipynb #0c1642ae
+def what_is_made(p: argparse.ArgumentParser) -> None:
+    "Arguments that choose artefacts and parameters."
+    p.add_argument('artefacts', nargs='*', metavar='ARTEFACT',
+                   help='what to make, for example llamarec/table1 (default: everything)')
+    p.add_argument('--profile', default='miniature',
+                   help='the name of a file in profiles/, without .yaml (default: miniature)')
+    p.add_argument('-p', '--parameter', '--change', action='append', default=[], metavar='NAME=VALUE',
+                   help='change a parameter, or one entry of it with NAME.ENTRY=VALUE; VALUE is YAML. The '
+                        'results go to figures/<profile>+<name>/, a variant of the profile')
+    p.add_argument('--variant', default='', metavar='NAME',
+                   help='name the variant, or use an existing one (default: a name made from the changes)')
+    p.add_argument('--only', action='append', default=[], metavar='WHAT',
+                   help="make only artefacts in this state (missing, stale or failed) or with a name like "
+                        "this ('llamarec/*')")
+
+# %% ../../nbs/97_reproduce.ipynb #e3c20c49
+def how_it_is_made(p: argparse.ArgumentParser) -> None:
+    "Arguments that change no number."
+    p.add_argument('--jobs', type=int, default=os.cpu_count(), metavar='N',
+                   help='number of runs to compute in parallel (default: the number of cores)')
+    p.add_argument('--scheduler', default='', metavar='ADDRESS',
+                   help='compute the runs on the workers of this Dask scheduler (tcp://...)')
+    p.add_argument('--force', action='store_true',
+                   help='run notebooks even if nothing has changed; finished runs are still not repeated')
+    p.add_argument('--keep-going', action='store_true', help='if a notebook fails, go on with the others')
+    p.add_argument('--list', action='store_true',
+                   help='only list the artefacts with their state and what they are made from')
+    p.add_argument('--dry-run', action='store_true',
+                   help='only list what would be made, why, and how long it took last time')
+
+# %% ../../nbs/97_reproduce.ipynb #6dae2c52
 def overrides(pairs: list) -> dict:
     "`NAME=VALUE` pairs as a dictionary of YAML values."
     out, example = {}, 'for example -p seeds=[0,1].'
@@ -782,8 +820,9 @@ def wanted(names: list, states: dict, only: list) -> list:
     return [a for a in names
             if not only or states[a][0] in only or any(fnmatch.fnmatch(a, word) for word in only)]
 
+# %% ../../nbs/97_reproduce.ipynb #0b78c1e2
 def spent(artefact: str, profile: str) -> tuple[float, dict] | None:
-    "Seconds of the notebook, and of each of its records that is here (name -> seconds); None where it was not made."
+    "Seconds of the notebook, and of its records that are here by name; None if it was not made."
     stamp = load_stamp(artefact, profile)
     if not stamp or 'records' not in stamp: return None
     folder = records_of(profile)
@@ -791,8 +830,9 @@ def spent(artefact: str, profile: str) -> tuple[float, dict] | None:
     seconds = {name: (side.get('seconds') or {}).get('total', 0) for name, side in told.items()}
     return max(0, stamp.get('seconds', 0) - stamp.get('runs', {}).get('seconds', 0)), seconds
 
+# %% ../../nbs/97_reproduce.ipynb #6289edd8
 def cost(artefact: str, profile: str) -> str:
-    "How long the artefact and its records took when they were made, as far as is known; else how long with another profile."
+    "How long the artefact and its records took, here or else with another profile."
     found = spent(artefact, profile)
     if found is None:
         others = [(p, s) for p in profiles() if p != profile and (s := spent(artefact, p))]
@@ -805,8 +845,9 @@ def cost(artefact: str, profile: str) -> str:
     return f'notebook {minutes(notebook)}' + (f', {len(seconds)} of its {records} records are here and took '
                                               f'{minutes(sum(seconds.values()))}' if records else '')
 
+# %% ../../nbs/97_reproduce.ipynb #1138bbce
 def cost_of_all(artefacts: list, profile: str) -> str:
-    "What the artefacts took together, a record that several share counted once; '' where none was made before."
+    "How long the artefacts took together, shared records counted once; '' if none was made before."
     found = [s for a in artefacts if (s := spent(a, profile))]
     if not found: return ''
     seconds = {name: s for _, of in found for name, s in of.items()}
@@ -822,7 +863,7 @@ def looked_at(artefact: str, profile: str, values: dict) -> tuple[str, list[str]
         except LlmrecError as e: return 'unchecked', [str(e)]
 
 def describe(artefact: str, profile: str, values: dict, found: tuple, detail: str) -> str:
-    "A line on an artefact: its state, why, and for `detail` 'inputs' what it is made from or 'cost' how long it took."
+    "A line on an artefact: its state, why, and its 'inputs' or its 'cost', as `detail` says."
     what, why = found
     said = f'{artefact}: {what}' + (f" ({'; '.join(why)})" if why and what != 'missing' else '')
     if detail == 'cost': said += f'; {cost(artefact, profile)}'
@@ -849,6 +890,7 @@ def report(n: str, artefact: str, told: dict | None, error: str) -> list[str]:
     sys.stdout.flush()
     return [f'{artefact}: {text}' for text in problems]
 
+# %% ../../nbs/97_reproduce.ipynb #65b7bc51
 def make(plan: dict, profile: str, jobs: int = 1, scheduler: str = '', force: bool = False,
          keep_going: bool = False) -> list[str]:
     "Make the artefacts of `plan`, each with its parameters; returns what failed, as sentences."
@@ -885,6 +927,7 @@ def reproduce(
         print(f'{artefact}: not made by profile {profile}: {why}', flush=True)
     with own_data(profile): return planned(names, profile, given, only, show, force, **how)
 
+# %% ../../nbs/97_reproduce.ipynb #2749b9f4
 def planned(names: list, profile: str, given: dict, only, show: str, force: bool, **how) -> list[str]:
     "`reproduce` for names and parameters that exist."
     plan = {a: parameters(a, profile, given) for a in names}
@@ -908,7 +951,7 @@ def planned(names: list, profile: str, given: dict, only, show: str, force: bool
 
 # %% ../../nbs/97_reproduce.ipynb #236606bd
 def finding(artefact: str, profile: str) -> str:
-    "The sentence with which the artefact's caption begins; '' where there is no caption, or only one of identities."
+    "The first paragraph of the artefact's caption; '' if there is none, or only one of identities."
     path = stamp_path(artefact, profile).with_suffix('.caption.md')
     parts = path.read_text(encoding='utf-8').strip().split('\n\n') if path.exists() else []
     return parts[0] if len(parts) > 2 else ''
@@ -928,10 +971,9 @@ def carried(jobs: int, cores: int | None = None, free_mib: float | None = None) 
     return most
 
 # %% ../../nbs/97_reproduce.ipynb #db8835da
-# for the notebooks' processes
 QUIET = dict(TRANSFORMERS_VERBOSITY='error', HF_HUB_DISABLE_PROGRESS_BARS='1',
-             TQDM_DISABLE='0' if sys.stderr.isatty() else '1',
-             PYTHONWARNINGS='ignore', TOKENIZERS_PARALLELISM='false', PYDEVD_DISABLE_FILE_VALIDATION='1')
+             TQDM_DISABLE='0' if sys.stderr.isatty() else '1', PYTHONWARNINGS='ignore',
+             TOKENIZERS_PARALLELISM='false', PYDEVD_DISABLE_FILE_VALIDATION='1')    # for the notebooks' processes
 
 def main(argv=None) -> int:
     "Entry point of `llmrec_reproduce`; a complaint is one sentence on standard error and exit status 1."

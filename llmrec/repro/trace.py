@@ -564,11 +564,11 @@ def verify(artefacts: list, profile: str, again: bool = False,
 # %% ../../nbs/98_trace.ipynb #ccd65072
 def run_trace(argv=None) -> int:
     "Entry point of `llmrec_trace`."
-    p = argparse.ArgumentParser('llmrec_trace', description='Say where the numbers of a table or figure come '
+    p = argparse.ArgumentParser('llmrec_trace', description='Show where the numbers of a table or figure come '
                                 'from, down to records and seeds.')
-    p.add_argument('file', metavar='FILE', help='a file of figures/<profile>/<paper>/')
-    p.add_argument('--row', help="a row's number, counted from 0, or a part of its text")
-    p.add_argument('--column', help='a column with numbers')
+    p.add_argument('file', metavar='FILE', help='a file in figures/<profile>/<paper>/')
+    p.add_argument('--row', help="the row's number, counted from 0, or part of its text")
+    p.add_argument('--column', help='the name of a column with numbers')
     args = p.parse_args(argv)
     try:
         for line in trace(args.file, args.row, args.column): print(line)
@@ -584,14 +584,14 @@ def parse(argv=None) -> argparse.Namespace:
     "The command line of `llmrec_verify`."
     p = argparse.ArgumentParser('llmrec_verify', description='Check artefacts against '
                                 'their stamps and records, and records against their checksums.',
-                                epilog='Exit status: 0 all matches; 1 something does not, or a complaint.')
+                                epilog='Exit status: 0 if everything matches, 1 if something does not.')
     p.add_argument('artefacts', nargs='*', metavar='ARTEFACT',
-                   help='e.g. llamarec/table1; all that were made, and all records, when none is named')
+                   help='what to check, for example llamarec/table1 (default: everything that was made, and all records)')
     p.add_argument('--profile', action='append', default=[],
-                   help='a profile that has artefacts (default: all of them); may be repeated')
+                   help='check the artefacts of this profile (default: of all profiles); may be repeated')
     p.add_argument('--again', action='store_true',
-                   help='also execute the notebooks in a folder of their own, and compare what they write')
-    p.add_argument('--strict', action='store_true', help='let what is stale make the exit status 1, too')
+                   help='also run the notebooks again, in another folder, and compare what they write')
+    p.add_argument('--strict', action='store_true', help='treat stale artefacts as errors')
     return p.parse_args(argv)
 
 # %% ../../nbs/98_trace.ipynb #e89b24d7

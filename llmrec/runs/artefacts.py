@@ -75,6 +75,7 @@ def best_in_column(frame: pl.DataFrame, columns, by=None, largest: bool = True) 
         pairs += [(row, column) for row in hit.arg_true().to_list()]
     return pairs
 
+# %% ../../nbs/92a_artefacts.ipynb #c344a75c
 def best_in_row(frame: pl.DataFrame, columns, largest: bool = True) -> list[tuple[int, str]]:
     "(row, column) of the best value among `columns` in each row."
     pairs = []
@@ -92,6 +93,7 @@ def _cells(frame: pl.DataFrame, formats: dict, bold, escape, strong: str) -> lis
              ((name, escape(cell_text(value, formats.get(name, '')))) for name, value in row.items())]
             for i, row in enumerate(frame.iter_rows(named=True))]
 
+# %% ../../nbs/92a_artefacts.ipynb #20e05df6
 def _right(frame: pl.DataFrame) -> list[bool]:
     "Which columns stand on the right: numbers, and text that is one in every cell, with or without its interval."
     one = r'^[-+<]?\d[\d.,]*( ?%)?( \[.*\]| to [-+]?\d[\d.,]*)?$'
@@ -99,6 +101,7 @@ def _right(frame: pl.DataFrame) -> list[bool]:
         return column.dtype == pl.String and len(x := column.drop_nulls()) and x.str.contains(one).all()
     return [column.dtype.is_numeric() or bool(numeral(column)) for column in frame]
 
+# %% ../../nbs/92a_artefacts.ipynb #f0000aeb
 def _grouped(frame: pl.DataFrame, rows: list, by: str, line: Callable) -> list:
     "`rows` (of cells) without the column `by`, and before each new value of it what `line` makes of the value."
     if not by: return rows
@@ -117,6 +120,7 @@ def _escape_md(text: str) -> str:
     "`text` on one line, such that Markdown (with tables, formulas, strikethrough and HTML) shows it as it is."
     return ' '.join(_MARKUP.sub(r'\\\g<0>', text.replace('\0', '')).split())
 
+# %% ../../nbs/92a_artefacts.ipynb #4bbb94a7
 def table_md(frame: pl.DataFrame, caption: str, formats: dict = {}, bold=(), by: str = '') -> str:
     "`frame` as a Markdown table with the caption below, in groups of the column `by`."
     kept = frame.drop(by) if by else frame
@@ -133,12 +137,14 @@ TEX = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciici
        DASH: '--', '\n': ' ', '\r': ' ', '\0': '', '|': r'\textbar{}', '`': r'\textasciigrave{}',
        **{c: f'\\{c}' for c in '&%$#_{}'}}
 
+# %% ../../nbs/92a_artefacts.ipynb #bce25ae8
 def _escape_tex(text: str) -> str:
     "`text` such that TeX prints it; a bracket or star at the beginning would belong to the row's end before it."
     text = text.strip()
     out = ''.join(TEX.get(c, c) for c in text)
     return f'{{{out[0]}}}{out[1:]}' if text[:1] in ('[', '*') and out else out
 
+# %% ../../nbs/92a_artefacts.ipynb #ea50fa75
 def table_tex(frame: pl.DataFrame, caption: str, label: str, formats: dict = {}, bold=(),
               by: str = '') -> str:
     "`frame` as a TeX table (booktabs, adjustbox) that fits a page, with caption and label, in groups of the column `by`."
@@ -166,6 +172,7 @@ def value_text(value, low=None, high=None, spec: str = '.4f') -> str | None:
     known_interval = low is not None and high is not None and np.isfinite([low, high]).all()
     return f'{value:{spec}} [{low:{spec}}, {high:{spec}}]' if known_interval else f'{value:{spec}}'
 
+# %% ../../nbs/92a_artefacts.ipynb #e92f6284
 def beside(
     long: pl.DataFrame,   # group, method, column, value, low, high, paper; competes (boolean) where not all rows do
     spec: str = '.4f',
@@ -256,9 +263,9 @@ SINGLE, DOUBLE = 3.4, 7.  # figure widths in inches: one and two journal columns
 PALETTE = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#F0E442')
 ROLES = dict(ours=PALETTE[1], alternative=PALETTE[0], third=PALETTE[2], simple='#000000', baseline='#767676',
              untuned=PALETTE[3], light='#d5d5d5')
-# the mark of a published value
 PAPER = dict(marker='D', ms=4.6, mfc='white', mec='black', mew=.9, ls='none', color='black', zorder=6)
 
+# %% ../../nbs/92a_artefacts.ipynb #c507a8e7
 def figure_style(width: float = SINGLE, height: float | None = None):
     "A context in which matplotlib makes figures of the compendium's style, `width` inches wide."
     return plt.rc_context({
@@ -271,6 +278,7 @@ def figure_style(width: float = SINGLE, height: float | None = None):
         'grid.color': '#d9d9d9', 'grid.linewidth': .6, 'axes.edgecolor': '#555555', 'axes.linewidth': .6,
         'axes.spines.top': False, 'axes.spines.right': False, 'lines.linewidth': 1.4, 'lines.markersize': 4})
 
+# %% ../../nbs/92a_artefacts.ipynb #9c083a3a
 def with_interval(ax, x, value, low, high, colour, across: bool = False, **how) -> None:
     "Points with their intervals: `x`, `value`, `low` and `high` are numbers or lists; `across` lays them along the x axis."
     x, value, low, high = (np.atleast_1d(np.asarray(v, float)) for v in (x, value, low, high))
@@ -280,6 +288,7 @@ def with_interval(ax, x, value, low, high, colour, across: bool = False, **how) 
     draw = ax.hlines if across else ax.vlines
     draw(x, low, high, color=colour, lw=.9, zorder=3)
 
+# %% ../../nbs/92a_artefacts.ipynb #211e16e1
 def spread_apart(at, gap: float) -> np.ndarray:
     "Places near `at` that keep their order and are `gap` or more apart."
     order = np.argsort(at, kind='stable')
@@ -295,6 +304,7 @@ def spread_apart(at, gap: float) -> np.ndarray:
     out[order] = flat + gap * np.arange(len(at))
     return out
 
+# %% ../../nbs/92a_artefacts.ipynb #ab8539e7
 def label_ends(
     ax,
     ends: list,               # (y in data units, text, colour)
@@ -321,6 +331,7 @@ def take_texts_literally(fig) -> None:
     for text in fig.findobj(Text):
         if '$' in text.get_text() and r'\mathdefault' not in text.get_text(): text.set_parse_math(False)
 
+# %% ../../nbs/92a_artefacts.ipynb #1c774b5b
 def save_figure(
     fig,                         # a matplotlib figure; it is closed
     paper: str, artefact: str,   # e.g. 'llamarec', 'figure3'
