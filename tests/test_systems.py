@@ -1,6 +1,7 @@
 "The five systems beside LlamaRec: what is written becomes a list, and nothing that goes wrong on the way is lost."
 import itertools
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import numpy as np
 import openai
 import pytest
 import torch
+from scipy import linalg, sparse
+from sklearn.metrics import adjusted_rand_score
 
 from llmrec.data.interactions import from_lists, leave_one_out
 from llmrec.evaluation.ranking import per_user
@@ -95,6 +98,67 @@ def test_only_the_published_numbering_reads_what_is_asked_for():
     assert first != second and first[4] > first[3] and second[4] < second[3]
     train = from_lists([[1, 2], [1, 2]], 4)
     assert p5.in_order(p5.reading_order(two, train, 0), 4)[1:3] == ['1001', '1002']
+
+
+def planted(items, kinds, users, seed=0, loose=5):
+    "Training histories of communities without an order of ids, the last `loose` items without users; and where an item belongs."
+    rng = np.random.default_rng(seed)
+    home = np.append(rng.integers(kinds, size=items - loose), [-1] * loose)
+    def visit(kind):
+        own = np.flatnonzero(home == kind)
+        return [*(rng.choice(own, 8, replace=False) + 1), int(rng.integers(items - loose)) + 1]
+    return from_lists([visit(u % kinds) for u in range(users)], items), home
+
+
+@pytest.mark.parametrize('items', (200, 1200))    # the whole matrix is held, and products only
+def test_planted_communities_are_found(items):
+    train, home = planted(items, 6, 3 * items)
+    assert (items <= p5.DENSE) == (items == 200)
+    labels = p5.cut(p5.company(train), 6)
+    assert adjusted_rand_score(home[home >= 0], labels[home >= 0]) > .95
+    tree = p5.paths(p5.company(train), np.arange(items), 6, 30)
+    assert len(set(tree.values())) == items and max(map(len, tree.values())) <= 6
+
+
+@pytest.mark.parametrize('items', (60, 700))
+def test_products_give_the_eigenvectors_of_the_whole_matrix(items):
+    train, _ = planted(items, 4, 2 * items)
+    shared = p5.company(train)
+    whole = shared.toarray() + 1 / items
+    scale = whole.sum(1) ** -.5
+    vectors = np.linalg.eigh(np.eye(items) - scale[:, None] * whole * scale)[1][:, :4]    # of the Laplacian
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    found = p5.embedding(shared, 4)
+    np.testing.assert_allclose(found @ found.T, vectors @ vectors.T, atol=1e-2)    # up to a rotation
+
+
+def test_no_large_group_is_written_out_as_a_matrix(monkeypatch):
+    held = []
+    monkeypatch.setattr(p5, 'eigh', lambda m, **k: (held.append(len(m)), linalg.eigh(m, **k))[1])
+    train, _ = planted(4000, 8, 4000)
+    shared = p5.company(train)
+    tracemalloc.start()
+    tree = p5.paths(shared, np.arange(4000), 8, 50)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(tree) == 4000 and held and max(held) <= p5.DENSE
+    assert peak < 4000 ** 2 * 8 / 4    # a whole matrix would be four times as much
+
+
+def test_graphs_that_say_little_are_cut_all_the_same():
+    "No edges, one clique, one centre, twins: every item has a path of its own, of few steps."
+    def graph(edges, n):
+        i, j = np.array(edges or [(0, 0)]).T
+        a = sparse.coo_array((np.ones(len(i)) * (i != j), (i, j)), (n, n)).tocsr()
+        return a + a.T
+    for n in (60, 700):
+        star = [(0, j) for j in range(1, n)]
+        for edges in ([], star, list(itertools.combinations(range(60), 2)), [(2 * i, 2 * i + 1) for i in range(n // 2)]):
+            shared = graph(edges, n)
+            shared.eliminate_zeros()
+            tree = p5.paths(shared, np.arange(n), 4, 10)
+            assert len(set(tree.values())) == n and max(map(len, tree.values())) < 20
+            assert tree == p5.paths(shared, np.arange(n), 4, 10)
 
 
 def test_numbers_have_equally_many_digits():
