@@ -579,3 +579,42 @@ def test_without_computing_only_records_are_shown(tmp_path):
     table = systems.system_rows('films', found)
     assert next(r for r in table if r['metric'] == 'NDCG@10')['value'] == pytest.approx(per_user(own['rank'])['NDCG@10'].mean())
     assert json.dumps(record.metrics)
+
+
+# what an answer costs
+
+def test_the_cost_without_a_tuned_ranker_does_not_depend_on_the_tuning(tmp_path):
+    from llmrec.experiments.study import study
+    from llmrec.paths import output_to
+    one, other = (study(datasets=['films'], methods=['Popularity', 'LRURec'], training=dict(epochs=1), seeds=[0],
+                        ranker_datasets=[], tuning=dict(max_steps=n), max_valid_users=n) for n in (3, 40))
+    tuned = replace(one, ranker_datasets=('films',))
+    with output_to(tmp_path):
+        asked = systems.cost_run(one, 'films', 4)
+        assert asked == systems.cost_run(other, 'films', 4) and not asked.tuned
+        assert systems.cost_run(tuned, 'films', 4).tuned and 'not tuned' in systems.cost_name(asked)
+        assert systems.cost_run(one, 'films', 4, dict(dtype='bfloat16')).ranking.backbone.dtype == 'bfloat16'
+
+
+def test_the_cost_is_measured_once_and_shown_afterwards(tmp_path, monkeypatch):
+    "The ranker carries an adapter while it is timed, no adapter is tuned, and a table reads the record."
+    from llmrec.experiments import llamarec
+    from llmrec.paths import output_to
+    adapters, first = [], systems.score_candidates
+    def spy(model, prompts, ids):
+        adapters.append((sum('lora_A' in n for n, _ in model.model.named_parameters()), model.model.training))
+        return first(model, prompts, ids)
+    monkeypatch.setattr(systems, 'score_candidates', spy)
+    monkeypatch.setattr(llamarec, 'compute', lambda *a: pytest.fail('a ranker was tuned'))
+    cfg = systems.CostRun(llamarec.as_published(for_dataset('films', 'Popularity'), BackboneConfig('tiny')), 4, tuned=False)
+    with output_to(tmp_path):
+        assert systems.measured_cost(cfg, 'demo', compute=False) is None and not adapters
+        record = systems.measured_cost(cfg, 'demo')
+        assert systems.measured_cost(cfg, 'demo', compute=False).metrics == record.metrics
+    assert len(adapters) == 1 and adapters[0][0] > 0 and not adapters[0][1]
+    table = systems.costs({}, record, 'ours')
+    lru, ours = table.iter_rows(named=True)
+    spent = record.provenance['seconds']
+    assert (lru['tokens_in'], lru['calls']) == (0, 0) and ours['tokens_in'] == record.metrics['tokens_in'] > 50
+    assert lru['seconds'] == pytest.approx(spent['retrieve'] / 4)
+    assert ours['seconds'] == pytest.approx((spent['retrieve'] + spent['rank']) / 4)
