@@ -1,6 +1,7 @@
 "The five systems beside LlamaRec: what is written becomes a list, and nothing that goes wrong on the way is lost."
 import itertools
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import numpy as np
 import openai
 import pytest
 import torch
+from scipy import linalg, sparse
+from sklearn.metrics import adjusted_rand_score
 
 from llmrec.data.interactions import from_lists, leave_one_out
 from llmrec.evaluation.ranking import per_user
@@ -95,6 +98,67 @@ def test_only_the_published_numbering_reads_what_is_asked_for():
     assert first != second and first[4] > first[3] and second[4] < second[3]
     train = from_lists([[1, 2], [1, 2]], 4)
     assert p5.in_order(p5.reading_order(two, train, 0), 4)[1:3] == ['1001', '1002']
+
+
+def planted(items, kinds, users, seed=0, loose=5):
+    "Training histories of communities without an order of ids, the last `loose` items without users; and where an item belongs."
+    rng = np.random.default_rng(seed)
+    home = np.append(rng.integers(kinds, size=items - loose), [-1] * loose)
+    def visit(kind):
+        own = np.flatnonzero(home == kind)
+        return [*(rng.choice(own, 8, replace=False) + 1), int(rng.integers(items - loose)) + 1]
+    return from_lists([visit(u % kinds) for u in range(users)], items), home
+
+
+@pytest.mark.parametrize('items', (200, 1200))    # the whole matrix is held, and products only
+def test_planted_communities_are_found(items):
+    train, home = planted(items, 6, 3 * items)
+    assert (items <= p5.DENSE) == (items == 200)
+    labels = p5.cut(p5.company(train), 6)
+    assert adjusted_rand_score(home[home >= 0], labels[home >= 0]) > .95
+    tree = p5.paths(p5.company(train), np.arange(items), 6, 30)
+    assert len(set(tree.values())) == items and max(map(len, tree.values())) <= 6
+
+
+@pytest.mark.parametrize('items', (60, 700))
+def test_products_give_the_eigenvectors_of_the_whole_matrix(items):
+    train, _ = planted(items, 4, 2 * items)
+    shared = p5.company(train)
+    whole = shared.toarray() + 1 / items
+    scale = whole.sum(1) ** -.5
+    vectors = np.linalg.eigh(np.eye(items) - scale[:, None] * whole * scale)[1][:, :4]    # of the Laplacian
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    found = p5.embedding(shared, 4)
+    np.testing.assert_allclose(found @ found.T, vectors @ vectors.T, atol=1e-2)    # up to a rotation
+
+
+def test_no_large_group_is_written_out_as_a_matrix(monkeypatch):
+    held = []
+    monkeypatch.setattr(p5, 'eigh', lambda m, **k: (held.append(len(m)), linalg.eigh(m, **k))[1])
+    train, _ = planted(4000, 8, 4000)
+    shared = p5.company(train)
+    tracemalloc.start()
+    tree = p5.paths(shared, np.arange(4000), 8, 50)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(tree) == 4000 and held and max(held) <= p5.DENSE
+    assert peak < 4000 ** 2 * 8 / 4    # a whole matrix would be four times as much
+
+
+def test_graphs_that_say_little_are_cut_all_the_same():
+    "No edges, one clique, one centre, twins: every item has a path of its own, of few steps."
+    def graph(edges, n):
+        i, j = np.array(edges or [(0, 0)]).T
+        a = sparse.coo_array((np.ones(len(i)) * (i != j), (i, j)), (n, n)).tocsr()
+        return a + a.T
+    for n in (60, 700):
+        star = [(0, j) for j in range(1, n)]
+        for edges in ([], star, list(itertools.combinations(range(60), 2)), [(2 * i, 2 * i + 1) for i in range(n // 2)]):
+            shared = graph(edges, n)
+            shared.eliminate_zeros()
+            tree = p5.paths(shared, np.arange(n), 4, 10)
+            assert len(set(tree.values())) == n and max(map(len, tree.values())) < 20
+            assert tree == p5.paths(shared, np.arange(n), 4, 10)
 
 
 def test_numbers_have_equally_many_digits():
@@ -515,3 +579,42 @@ def test_without_computing_only_records_are_shown(tmp_path):
     table = systems.system_rows('films', found)
     assert next(r for r in table if r['metric'] == 'NDCG@10')['value'] == pytest.approx(per_user(own['rank'])['NDCG@10'].mean())
     assert json.dumps(record.metrics)
+
+
+# what an answer costs
+
+def test_the_cost_without_a_tuned_ranker_does_not_depend_on_the_tuning(tmp_path):
+    from llmrec.experiments.study import study
+    from llmrec.paths import output_to
+    one, other = (study(datasets=['films'], methods=['Popularity', 'LRURec'], training=dict(epochs=1), seeds=[0],
+                        ranker_datasets=[], tuning=dict(max_steps=n), max_valid_users=n) for n in (3, 40))
+    tuned = replace(one, ranker_datasets=('films',))
+    with output_to(tmp_path):
+        asked = systems.cost_run(one, 'films', 4)
+        assert asked == systems.cost_run(other, 'films', 4) and not asked.tuned
+        assert systems.cost_run(tuned, 'films', 4).tuned and 'not tuned' in systems.cost_name(asked)
+        assert systems.cost_run(one, 'films', 4, dict(dtype='bfloat16')).ranking.backbone.dtype == 'bfloat16'
+
+
+def test_the_cost_is_measured_once_and_shown_afterwards(tmp_path, monkeypatch):
+    "The ranker carries an adapter while it is timed, no adapter is tuned, and a table reads the record."
+    from llmrec.experiments import llamarec
+    from llmrec.paths import output_to
+    adapters, first = [], systems.score_candidates
+    def spy(model, prompts, ids):
+        adapters.append((sum('lora_A' in n for n, _ in model.model.named_parameters()), model.model.training))
+        return first(model, prompts, ids)
+    monkeypatch.setattr(systems, 'score_candidates', spy)
+    monkeypatch.setattr(llamarec, 'compute', lambda *a: pytest.fail('a ranker was tuned'))
+    cfg = systems.CostRun(llamarec.as_published(for_dataset('films', 'Popularity'), BackboneConfig('tiny')), 4, tuned=False)
+    with output_to(tmp_path):
+        assert systems.measured_cost(cfg, 'demo', compute=False) is None and not adapters
+        record = systems.measured_cost(cfg, 'demo')
+        assert systems.measured_cost(cfg, 'demo', compute=False).metrics == record.metrics
+    assert len(adapters) == 1 and adapters[0][0] > 0 and not adapters[0][1]
+    table = systems.costs({}, record, 'ours')
+    lru, ours = table.iter_rows(named=True)
+    spent = record.provenance['seconds']
+    assert (lru['tokens_in'], lru['calls']) == (0, 0) and ours['tokens_in'] == record.metrics['tokens_in'] > 50
+    assert lru['seconds'] == pytest.approx(spent['retrieve'] / 4)
+    assert ours['seconds'] == pytest.approx((spent['retrieve'] + spent['rank']) / 4)

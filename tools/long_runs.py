@@ -69,10 +69,16 @@ def read(s: TallrecStudy, k: int) -> None:
     say(readings.run, [readings.ReadingRun(r, d, seed=r.seed, rows=rows) for r in draws(s, k) if r.variant == 'TALLRec'], f'{d} read')
 
 
+def table4_study(**changes) -> tuple[llamarec_study.LlamaRecStudy, dict]:
+    "The study of LlamaRec's Table 4, with `changes`, and all of the table's parameters."
+    values = SETTINGS['parameters'] | SETTINGS['artefacts']['llamarec/table4'] | dict(profile=PROFILE) | changes
+    names = {f.name for f in fields(llamarec_study.LlamaRecStudy)}
+    return llamarec_study.study(**{k: v for k, v in values.items() if k in names}), values
+
+
 def table4() -> dict:
     "(dataset, name) -> run of the five systems of LlamaRec's Table 4, P5 once a numbering, the cheapest first."
-    values = SETTINGS['parameters'] | SETTINGS['artefacts']['llamarec/table4'] | dict(profile=PROFILE)
-    s = llamarec_study.study(**{k: v for k, v in values.items() if k in {f.name for f in fields(llamarec_study.LlamaRecStudy)}})
+    s, values = table4_study()
     named = values['systems']
     order = {'P5': named['P5']} | systems.numbered(named['P5'], p5.NUMBERINGS) | {n: named[n] for n in ('POD', 'GPT4Rec', 'PALR', 'RecMind')}
     return {(d, name): run for d in values['system_datasets']
@@ -87,6 +93,15 @@ def five(*names: str) -> None:
         print(f'{d} {name}: {record.error if isinstance(record, Failed) else record.metrics}', flush=True)
 
 
+def stages() -> None:
+    "What the retriever and the ranker cost a person, with a fresh adapter, so that no ranker need be tuned."
+    s, values = table4_study(ranker_datasets=[])
+    for d in values['system_datasets']:
+        cfg = systems.cost_run(s, d, values['cost_users'], values['system_backbone'])
+        record = systems.measured_cost(cfg, PROFILE)
+        print(f'{d} {systems.cost_name(cfg)}: {record.metrics}, {record.provenance["seconds"]}', flush=True)
+
+
 def parts() -> dict:
     "Name -> function without arguments."
     out = {}
@@ -97,7 +112,7 @@ def parts() -> dict:
             out[f'{d}-{k}-read'] = lambda d=d, k=k: [read(s, k) for s in protocols(d)]
         out[f'{d}-AT'] = lambda d=d: [say(tallrec.run, [llm_run(s, (d,), 'AT', 0, s.llm_seeds[0])], f'{d} AT') for s in protocols(d)[1:]]
     out |= {f'systems-{name}': lambda name=name: five(name) for name in SYSTEM_ROWS}
-    return out | dict(systems=five)
+    return out | {'systems': five, 'systems-stages': stages}
 
 
 if __name__ == '__main__':
