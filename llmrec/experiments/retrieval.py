@@ -82,16 +82,19 @@ def for_dataset(
     known('retriever', method, METHODS)
     info, (model, own) = DATASETS[dataset], METHODS[method]
     read = dict(core=info.core, ties=info.ties)
-    if model in COUNTED: return RetrievalConfig(dataset, model, training=TrainingConfig(seed=0), **read)
+    if model in COUNTED:
+        return RetrievalConfig(dataset, model, training=TrainingConfig(seed=0), **read)
     values = dict(max_length=info.max_length) | own
-    if (method, dataset) in MASKED: values['mask_probability'] = MASKED[method, dataset]
+    if (method, dataset) in MASKED:
+        values['mask_probability'] = MASKED[method, dataset]
     arch = from_dict(MODELS[model][1], values | architecture)
     return RetrievalConfig(dataset, model, arch, replace(training, batch_size=info.batch_size), **read)
 
 # %% ../../nbs/51_retrieval.ipynb #3cbda44c
 def make_split(cfg: RetrievalConfig, data: Dataset) -> Split:
     "The split that `cfg` asks for."
-    if cfg.split == 'leave-one-out': return leave_one_out(data.indexed.sequences, data.indexed.users)
+    if cfg.split == 'leave-one-out':
+        return leave_one_out(data.indexed.sequences, data.indexed.users)
     if cfg.ties == 'guessed':
         raise LlmrecError("split is 'global-time' and ties is 'guessed', but guessed days compare within a "
                           'user only; take another rule for ties, or leave-one-out.')
@@ -105,8 +108,10 @@ def device() -> torch.device:
 def loss_maker(cfg: RetrievalConfig):
     "The function that makes the loss of `cfg`, whole or in the two parts that updates by rows need."
     module = MODELS[cfg.model][0]
-    if cfg.training.updates == 'dense': return module.make_loss
-    if hasattr(module, 'make_row_loss'): return module.make_row_loss
+    if cfg.training.updates == 'dense':
+        return module.make_loss
+    if hasattr(module, 'make_row_loss'):
+        return module.make_row_loss
     able = ', '.join(name for name, (m, _) in MODELS.items() if hasattr(m, 'make_row_loss'))
     raise LlmrecError(f"TrainingConfig.updates is 'rows', but {cfg.model} scores every item; take {able}, "
                       "or 'dense'.")
@@ -142,7 +147,8 @@ def retriever(
     progress: bool = True,
 ):                          # (score function, training summary as plain values, seconds of training)
     "The fitted recommender; trained when no finished checkpoint of this run lies on this machine."
-    if cfg.model in COUNTED: return COUNTED[cfg.model](split.train), {}, 0.
+    if cfg.model in COUNTED:
+        return COUNTED[cfg.model](split.train), {}, 0.
     model, state = fit_model(cfg, split, checkpoints_dir(profile) / f'retrieval-{key}.pt', progress)
     summary = dict(
         curve=[list(point) for point in state.curve],

@@ -61,7 +61,8 @@ def optimiser(
         spared.append('params_log')
     decayed, kept = [], []
     for name, p in model.named_parameters():
-        if name in without: continue
+        if name in without:
+            continue
         (kept if any(s in name for s in spared) else decayed).append(p)
     groups = [dict(params=decayed, weight_decay=cfg.weight_decay), dict(params=kept, weight_decay=0.)]
     return torch.optim.AdamW(groups, lr=cfg.lr, eps=cfg.adam_eps, fused=True)
@@ -215,7 +216,8 @@ def fit(
     losses, n = 0., 0    # since the last validation
     while not state.done:
         if due(state, cfg, last):
-            if by_rows: settle(opt.rows)
+            if by_rows:
+                settle(opt.rows)
             best = validated(state, model, best, validate(model), float(losses) / max(1, n), cfg, last)
             losses, n = 0., 0
             state.seconds = time.perf_counter() - start
