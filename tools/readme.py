@@ -69,11 +69,11 @@ def span(rows: list[dict], name: str) -> str:
     return f'{min(found):.1f} to {max(found):.1f}' if found else '–'
 
 
-def tallrec(root: Path) -> str:
-    "AUC x 100 on films over the number of training examples: the six baselines, two simple rows, the language models."
+def tallrec(root: Path, dataset: str = 'movie') -> str:
+    "AUC x 100 on one dataset over the number of training examples: the six baselines, two simple rows, the language models."
     path = root / 'figures' / f'{TALLREC}.long.csv'
     if not path.exists(): return 'not yet computed'
-    rows = [r for r in long_rows(path) if r['protocol'] == 'as_published' and r['dataset'] == 'movie']
+    rows = [r for r in long_rows(path) if r['protocol'] == 'as_published' and r['dataset'] == dataset]
     settings = sorted({r['setting'] for r in rows} - {'K=0'}, key=lambda x: int(x[2:]))
     at = {(r['method'], r['setting']): r for r in rows}
     tuned = [m for m in dict.fromkeys(r['method'] for r in rows) if m.startswith('TALLRec')]
@@ -103,10 +103,23 @@ def bounds(row: dict, spec: str) -> str:
     return cell(row | dict(paper=''), spec).removesuffix(' / –')
 
 
+def on_books(rows: list[dict]) -> str:
+    "A sentence on the language model that was tuned on books, '' where none was."
+    asked = [r for r in rows if r['protocol'] == 'as_published' and r['dataset'] == 'book']
+    tuned = [r for r in asked if r['method'].startswith('TALLRec') and r['value'] not in ('', 'NaN', 'nan')]
+    counter = next((r for r in asked if r['method'] == 'History like-rate'), None)
+    if not tuned or counter is None: return ''
+    last = max(tuned, key=lambda r: int(r['setting'][2:]))
+    paper = f", where the paper has {float(last['paper']):.1f}" if last['paper'] else ''
+    return (f" On books it has {bounds(last, '.1f')} after {last['setting'][2:]} examples{paper},"
+            f" and the share of likes has {bounds(counter, '.1f')}.")
+
+
 def liked(root: Path) -> list[str]:
     "What TALLRec's table says, in plain words."
     path = root / 'figures' / f'{TALLREC}.long.csv'
-    rows = [r for r in long_rows(path) if r['protocol'] == 'as_published' and r['dataset'] == 'movie'] if path.exists() else []
+    every = long_rows(path) if path.exists() else []
+    rows = [r for r in every if r['protocol'] == 'as_published' and r['dataset'] == 'movie']
     counter = next((r for r in rows if r['method'] == 'History like-rate'), None)
     if counter is None: return []
     base = [r for r in rows if r['method'] in BASELINES and r['paper']]
@@ -119,7 +132,7 @@ def liked(root: Path) -> list[str]:
     most = max((int(r['setting'][2:]) for r in tuned), default=0)
     last = [f"{bounds(r, '.1f')} with {r['method'].partition(' (')[2].removesuffix(')') or 'the model'}" for r in tuned if r['setting'] == f'K={most}']
     if last: said += f" Tuned here on {most} examples, TALLRec has {', '.join(last)}."
-    return [said]
+    return [said + on_books(every)]
 
 
 def ordered(root: Path) -> list[str]:
@@ -160,10 +173,12 @@ def published(root: Path, paper: str, **wanted) -> list[float]:
 
 
 def expected_numbers(root: Path) -> str:
-    "The two tables, each with its measure and the file from which it was read."
+    "The tables, each with its measure and the file from which it was read; books where a model was tuned on them."
+    path = root / 'figures' / f'{TALLREC}.long.csv'
+    books = ['The same on the books that it published, whose training rows are lost and were rebuilt:', tallrec(root, 'book')] if path.exists() and on_books(long_rows(path)) else []
     return '\n\n'.join((
         f'**Will this person like this film?** AUC x 100 (50 is guessing) on the films that TALLRec published, from `figures/{TALLREC}.csv`. ' +
-        'The brackets after TALLRec name the language model tuned here; *loss on the answer* means that it is trained on the answer alone, as in the equations of the paper, where the public code trains on the prompt as well.', tallrec(root),
+        'The brackets after TALLRec name the language model tuned here; *loss on the answer* means that it is trained on the answer alone, as in the equations of the paper, where the public code trains on the prompt as well.', tallrec(root), *books,
         f'**What comes next?** Everybody\'s last item is hidden and has to be found among all items. NDCG@10 is 1 when it is ranked first, less at each later place, and 0 from ' +
         f'the eleventh place on. From `figures/{LLAMAREC}.csv`.', llamarec(root)))
 
