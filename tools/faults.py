@@ -25,7 +25,7 @@ KINDS = {
         ['paths.redacted'], [('test_secrets', ''), ('test_faults_records', 'redacted|what_is_not')]),
     'A profile, a parameter or a setting that is none': (
         ['repro.reproduce.parse_yaml', 'repro.reproduce.plain', 'repro.reproduce.check_kinds', 'config.check_types', 'config.from_dict'],
-        [('test_profiles', 'profile|parameter|command'), ('test_faults_outside', 'number|settings|yaml|profile|variant|stands|ones_own|default|parameter|study'), ('test_fuzz', 'profiles|parameters|studies|json')]),
+        [('test_profiles', 'profile|parameter|command'), ('test_faults_outside', 'number|settings|yaml|profile|variant|stands|ones_own|default|parameter|study'), ('test_fuzz', 'profiles|parameters|studies|json'), ('test_study', 'refused|right_kind|above_0')]),
     'A name or a parameter that leads elsewhere': (
         ['paths.below', 'recommend.recommender.check_free'], [('test_profiles', 'outside'), ('test_faults_outside', 'section|names_that'), ('test_recommender', 'written_over')]),
     'A file of data with faults': (
@@ -40,7 +40,8 @@ KINDS = {
     'A server that answers in its own way': (
         ['llm.chat.request', 'llm.chat.complaint'], [('test_faults_outside', 'answer|numbers_that|half'), ('test_chat', 'failures|hangs|nobody|keys|busy|refusals|damaged')]),
     'A request that cannot be answered': (
-        ['recommend.server.complaints'], [('test_server', 'bad_request|fault'), ('test_rater', 'no_question')]),
+        ['recommend.server.complaints', 'recommend.server.BodyLimit', 'recommend.server.counted'],
+        [('test_server', 'bad_request|fault|body|refusal|content_length|chunks|slow|dawdle|limited|limits'), ('test_rater', 'no_question')]),
     'A command that is stopped, and a machine without room': (
         ['recommend.commands.complaining', 'repro.reproduce.carried', 'runs.records.write_atomic'],
         [('test_recommender', 'stopped|pipe'), ('test_faults_tuning', 'jobs|disk|finite')]),
