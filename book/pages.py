@@ -47,9 +47,12 @@ def library() -> tuple[dict, dict, dict]:
     modules, homes, names = {}, {}, {}
     for path in sorted((ROOT / 'llmrec').rglob('[a-z]*.py')):
         module = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
-        for notebook, cell, code in re.findall(r'^# %% \S*nbs/(\S+)\.ipynb #(\w+)\n(.*?)(?=^# %% |\Z)', path.read_text(encoding='utf-8'), flags=re.M | re.S):
+        text = path.read_text(encoding='utf-8')
+        listed = re.search(r'^__all__ = (\[.*?\])', text, flags=re.M | re.S)
+        public = set(ast.literal_eval(listed[1])) if listed else set()    # what the page on the module shows
+        for notebook, cell, code in re.findall(r'^# %% \S*nbs/(\S+)\.ipynb #(\w+)\n(.*?)(?=^# %% |\Z)', text, flags=re.M | re.S):
             modules[module] = notebook
-            for name in re.findall(r'^(?:def|class) ([A-Za-z]\w*)', code, flags=re.M):
+            for name in public.intersection(re.findall(r'^(?:def|class) ([A-Za-z]\w*)', code, flags=re.M)):
                 homes[f'{module}.{name}'] = titled(ROOT / 'nbs' / f'{notebook}.ipynb')[0], cell
                 names[notebook, name] = f'{module}.{name}'
     known = Counter(name for _, name in names)
@@ -77,7 +80,7 @@ def shown(nb, number: str, target: str = ''):
         cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M) if directives else cell.source
         if cell.source.startswith('# '): cell.source = f'# {number} · {cell.source[2:]}'
         if cell.cell_type == 'code' and only_imports(cell.source): cell.metadata['tags'] = ['hide-input']
-        if target and 'export' in directives: cells.append(nbformat.v4.new_markdown_cell(f'({target}-{cell.id})='))
+        if target and {'export', 'exporti'} & set(directives): cells.append(nbformat.v4.new_markdown_cell(f'({target}-{cell.id})='))
         cells.append(cell)
     return nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
 
