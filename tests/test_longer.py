@@ -1,4 +1,6 @@
 "The longer search of Table 1: one list for every method, validation alone decides, nothing is computed unasked."
+import importlib.util
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +12,7 @@ from llmrec.experiments import study as st
 from llmrec.experiments.tables import METRICS
 from llmrec.paths import LlmrecError
 
+ROOT = Path(__file__).resolve().parent.parent
 LIST = [{}, {'lr': .0005}, {'heads': 1}, {'weight_decay': 0}, {'batch_size': 512}, {'batch_size': 512, 'heads': 1}]
 
 
@@ -136,3 +139,27 @@ def test_a_caption_names_patience_and_heads_that_are_not_the_presets(s):
     said = longer.beside_preset(s)
     assert 'Patience is 5, in the preset 20.' in said and 'SASRec: 2, in the preset 1.' in said and 'NARM' not in said
     assert longer.beside_preset(st.study(methods=['LRURec'], ranker_datasets=[])) == ''
+
+
+@pytest.fixture
+def tool():
+    spec = importlib.util.spec_from_file_location('longer_search', ROOT / 'tools' / 'longer_search.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+def test_the_lists_of_the_real_data_are_valid_and_change_one_thing_at_a_time(tool):
+    s, searches = tool.table1('real-cpu')
+    assert set(searches) == set(s.datasets)
+    for search in searches.values():
+        assert {} in search.settings and sum(len(x) == 1 for x in search.settings) >= 4
+        assert all(search.settings.count(x) == 1 for x in search.settings)
+
+
+@pytest.mark.parametrize('words, named', [(['music', 'SASRec'], 'ml-100k'), (['games', 'Popularity'], 'LRURec'), (['games', 'SASRec', '--settings', '8'], '0 to 7')])
+def test_the_tool_names_what_it_does_not_know_before_it_runs_anything(tool, monkeypatch, capsys, words, named):
+    monkeypatch.setattr('sys.argv', ['longer_search', *words])
+    monkeypatch.setattr(tool, 'compute', lambda *_: pytest.fail('something was run'))
+    with pytest.raises(SystemExit): tool.main()
+    assert named in capsys.readouterr().err
