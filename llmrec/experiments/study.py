@@ -78,7 +78,8 @@ def retrieval_config(
     "The run of one retriever."
     if dropout is not None:
         architecture['dropout'] = dropout
-        if method == 'LRURec': architecture['lru_dropout'] = dropout
+        if method == 'LRURec':
+            architecture['lru_dropout'] = dropout
     preset = asdict(getattr(TrainingConfig, s.preset)(seed=seed))
     decay = {} if weight_decay is None else dict(weight_decay=weight_decay)
     training = from_dict(TrainingConfig, preset | s.training | decay)
@@ -116,29 +117,37 @@ def study(**values) -> LlamaRecStudy:
     check_runs(out)
     return out
 
+# %% ../../nbs/53_llamarec_study.ipynb #9ca85faf
 def check_names(s: LlamaRecStudy) -> None:
     "Refuse unknown datasets, methods and settings to search, and entries for a dataset outside the study."
-    for name in (*s.datasets, *s.ranker_datasets): known('dataset', name, DATASETS)
+    for name in (*s.datasets, *s.ranker_datasets):
+        known('dataset', name, DATASETS)
     for name in itertools.chain(s.methods, *s.methods_by_dataset.values()):
         known('retriever', name, retrieval.METHODS)
     for d, lists in s.search.items():
-        for name in lists: known(f'setting to search on {d}', name, SEARCHED)
+        for name in lists:
+            known(f'setting to search on {d}', name, SEARCHED)
     for which in BY_DATASET:
         what = f"dataset in '{which}', which may hold those of 'datasets' only:"
-        for name in getattr(s, which): known(what, name, s.datasets)
+        for name in getattr(s, which):
+            known(what, name, s.datasets)
     for d in s.datasets:
         if not s.seeds_of(d): raise LlmrecError(f"A LlamaRecStudy has no seeds for {d}; name at least one.")
     for name in s.ranker_datasets:
-        for seed in s.ranker_seeds_of(name): known(f'retriever seed on {name}', seed, s.seeds_of(name))
+        for seed in s.ranker_seeds_of(name):
+            known(f'retriever seed on {name}', seed, s.seeds_of(name))
 
 # %% ../../nbs/53_llamarec_study.ipynb #c02a3f97
 def check_runs(s: LlamaRecStudy) -> None:
     "Build the configuration of every run, so that a misspelt setting is refused before the first one starts."
     for d in s.datasets:
         for method in s.methods_of(d):
-            for setting in settings(s, d, method): retrieval_config(s, d, method, 0, **setting)
-        for changes in s.variants.values(): retrieval_config(s, d, 'LRURec', 0, **changes)
-    for d in s.ranker_datasets: ranker_on(s, retrieval_config(s, d, 'LRURec', 0), 0)
+            for setting in settings(s, d, method):
+                retrieval_config(s, d, method, 0, **setting)
+        for changes in s.variants.values():
+            retrieval_config(s, d, 'LRURec', 0, **changes)
+    for d in s.ranker_datasets:
+        ranker_on(s, retrieval_config(s, d, 'LRURec', 0), 0)
 
 # %% ../../nbs/53_llamarec_study.ipynb #952d0f1d
 def search_records(s: LlamaRecStudy, methods: tuple | None = None) -> dict:
@@ -155,7 +164,8 @@ def best_setting(
     found: dict,  # from `search_records`, for this method at least
 ) -> dict:
     "The setting with the best validation; the first of equals, and the only one where none was searched."
-    if (dataset, method) not in found: return settings(s, dataset, method)[0]
+    if (dataset, method) not in found:
+        return settings(s, dataset, method)[0]
     valid = [r.metrics['training']['best_valid'] for r in found[dataset, method]]
     return settings(s, dataset, method)[int(np.argmax(valid))]
 
@@ -213,10 +223,12 @@ def ranked_already(s: LlamaRecStudy) -> bool:
     return True
 
 def check_ranker(s: LlamaRecStudy) -> None:
-    "Raise an `LlmrecError` before the first run if a ranker has to be tuned and its language model cannot be loaded."
-    try: check_source(BackboneConfig(s.backbone, quantisation=s.quantisation, dtype=s.dtype, label=s.label))
+    "Before the first run: raise if a ranker has to be tuned and its language model cannot be loaded."
+    try:
+        check_source(BackboneConfig(s.backbone, quantisation=s.quantisation, dtype=s.dtype, label=s.label))
     except LlmrecError:
-        if not ranked_already(s): raise
+        if not ranked_already(s):
+            raise
 
 # %% ../../nbs/53_llamarec_study.ipynb #a3e40abb
 def backbone_of(s: LlamaRecStudy) -> str:
@@ -233,12 +245,14 @@ def rows_of_retrievers(s: LlamaRecStudy, d: str, found: dict, subset: bool) -> l
     "The rows of all retrievers on one dataset; in the subset they depend on LRURec's records, too."
     runs, out = {m: [] for m in s.methods_of(d)}, []
     for (name, method, _), record in found.items():
-        if name == d and method in runs: runs[method].append(record)
+        if name == d and method in runs:
+            runs[method].append(record)
     for m in runs:
         behind = runs[m] + (runs['LRURec'] if subset else [])
         out += rows_of(d, m, behind, lambda: retriever_rows(d, m, runs, subset))
     return out
 
+# %% ../../nbs/53_llamarec_study.ipynb #e46704a0
 def frame(
     s: LlamaRecStudy,
     subset: bool = False,  # only the valid retrieval subset (Table 3) instead of all users (Table 1)
@@ -248,7 +262,8 @@ def frame(
     found, ranked, out = retrieval_records(s), ranking_records(s), []
     for d in s.datasets:
         out += rows_of_retrievers(s, d, found, subset)
-        if d not in s.ranker_datasets: continue
+        if d not in s.ranker_datasets:
+            continue
         runs = [ranked[d, seed] for seed in s.ranker_seeds_of(d)]
         for name in ('Random order', 'Retriever order', ranker_name(s)):
             out += rows_of(d, name, runs, lambda: ranker_rows(d, name, runs, subset))
@@ -262,8 +277,9 @@ def readable(
     artefact: str,                  # 'table1', 'table3' or 'table4' of the paper
     metrics=READ,
     note: dict | None = None,       # method of the paper -> what is put behind its name
+    apart: tuple = (),              # methods that are shown and cannot be the best in bold
 ) -> tuple[pl.DataFrame, list]:
-    "For `save_table`: ours with its interval, the paper's number and the difference, by dataset; and the cells in bold."
+    "For `save_table`: ours with its interval, the paper's number, the difference; and the cells in bold."
     printed, out = paper_numbers('llamarec').filter(artefact=artefact), []
     theirs = {(r['dataset'], r['method'], r['metric']): r['value'] for r in printed.iter_rows(named=True)}
     for d in long['dataset'].unique(maintain_order=True):
@@ -272,13 +288,12 @@ def readable(
         # 'LlamaRec (SmolLM2-135M)' stands beside the paper's LlamaRec
         own = {m: m.split(' (')[0] for m in ours}
         more = [m for m in dict.fromkeys(m for x, m, _ in theirs if x == d) if m not in own.values()]
-        for m in (*ours, *more):
-            for metric in metrics:
-                r = rows.get((m, metric), {})
-                out.append(dict(group=DATASETS[d].label, method=f"{m}{(note or {}).get(m, '')}",
-                                column=metric, value=r.get('value'), low=r.get('low'),
-                                high=r.get('high'), paper=theirs.get((d, own.get(m, m), metric)),
-                                competes=m not in retrieval.AFTERWARDS))
+        for m, metric in itertools.product((*ours, *more), metrics):
+            r = rows.get((m, metric), {})
+            out.append(dict(group=DATASETS[d].label, method=f"{m}{(note or {}).get(m, '')}",
+                            column=metric, value=r.get('value'), low=r.get('low'),
+                            high=r.get('high'), paper=theirs.get((d, own.get(m, m), metric)),
+                            competes=m not in (*retrieval.AFTERWARDS, *apart)))
     return beside(pl.DataFrame(out, infer_schema_length=None,
                                schema_overrides=dict.fromkeys(('value', 'low', 'high', 'paper'), pl.Float64)))
 
@@ -308,8 +323,10 @@ def how_trained(s: LlamaRecStudy) -> str:
     changed = ', '.join(f'{plain(name)} {value}' for name, value in s.training.items())
     fixed, searched = searched_lists(s, False), searched_lists(s, True)
     told = []
-    if changed: told.append(f'Training: {changed}.')
-    if fixed: told.append(f'Set for every trained model: {fixed}.')
+    if changed:
+        told.append(f'Training: {changed}.')
+    if fixed:
+        told.append(f'Set for every trained model: {fixed}.')
     if searched:
         told.append('Searched alike for every trained model with the first seed, '
                     f'chosen by validation Recall@10: {searched}.')
@@ -318,7 +335,8 @@ def how_trained(s: LlamaRecStudy) -> str:
 def afterwards(s: LlamaRecStudy) -> str:
     "For a caption: which of the study's methods were chosen with knowledge of the test; '' if none."
     late = [m for m in retrieval.AFTERWARDS if any(m in s.methods_of(d) for d in s.datasets)]
-    if not late: return ''
+    if not late:
+        return ''
     return f"Put together after such settings had been seen on the test of the real data: {', '.join(late)}."
 
 # %% ../../nbs/53_llamarec_study.ipynb #ebf451a5
