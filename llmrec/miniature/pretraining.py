@@ -612,14 +612,16 @@ def changed(cfg: PretrainingConfig, pairs: list[str]) -> PretrainingConfig:
 # %% ../../nbs/96a_pretraining.ipynb #b2f51ac4
 def parse(argv=None) -> argparse.Namespace:
     "The command line of `llmrec_pretrain`."
-    p = argparse.ArgumentParser('llmrec_pretrain', description='Pretrain the miniature Llama, or go on with '
-                                'a pretraining that was stopped.')
-    p.add_argument('folder', nargs='?', type=Path, help='where the model is written (default: '
-                   'data/miniature/llama); must not hold another one')
+    p = argparse.ArgumentParser('llmrec_pretrain', description='Pretrain the miniature Llama, or resume a '
+                                                               'pretraining that was stopped.')
+    p.add_argument('folder', nargs='?', type=Path,
+                   help='the folder to write the model to, which must not hold another one (default: '
+                        'data/miniature/llama)')
     p.add_argument('-p', '--parameter', action='append', default=[], metavar='NAME=VALUE',
-                   help='change a setting, e.g. steps=500 or wiring.on=false')
-    p.add_argument('--stop-at', type=int, metavar='N', help='stop after N steps; started again, it goes on')
-    p.add_argument('--threads', type=int, metavar='N', help="CPU threads (default: torch's)")
+                   help='change a setting, for example steps=500 or wiring.on=false; may be repeated')
+    p.add_argument('--stop-at', type=int, metavar='N',
+                   help='stop after N steps; run the command again to resume')
+    p.add_argument('--threads', type=int, metavar='N', help="number of CPU threads (default: torch's choice)")
     return p.parse_args(argv)
 
 # %% ../../nbs/96a_pretraining.ipynb #54800281
@@ -633,7 +635,7 @@ def main(argv=None) -> int:
         print(f'llmrec_pretrain: {e}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print('llmrec_pretrain: stopped; start it again to go on where it was', file=sys.stderr)
+        print('llmrec_pretrain: stopped; run it again to resume', file=sys.stderr)
         return 130
-    print(f'The model is in {done}.' if done else 'Stopped before the end; start it again to go on.')
+    print(f'The model is in {done}.' if done else 'Stopped before the end; run the command again to resume.')
     return 0
