@@ -243,7 +243,7 @@ def cells_of(r: dict, name: str) -> dict:
 
 # %% ../../nbs/59_readings.ipynb #ee2353d6
 def printed(long: pl.DataFrame) -> pl.DataFrame:
-    "A row for each version of the questions: AUC, UAUC, AUC over pairs of equal like-rate, both differences, with intervals and p."
+    "A row for each version of the questions: the three AUCs and both differences, with intervals and p."
     lines = [names_of(r) for r in long.iter_rows(named=True)]
     for cells, r in zip(lines, long.iter_rows(named=True)):
         for name in COLUMNS: cells |= cells_of(r, name)
@@ -331,7 +331,7 @@ def plot_dots(
     what: str,           # 'AUC' or 'matched'
     colours: dict,       # setting -> colour; other settings are grey
 ) -> None:
-    "Dots with intervals, a row for each version of the questions and a colour for each setting, and the like-rate as a line."
+    "Dots with intervals: a row for each version of the questions, a colour for each setting."
     rows = figure_rows(long, model)
     for rate in long.filter(model='History like-rate')[what]: ax.axvline(rate, color='#777777', lw=1, ls='--')
     for r in long.iter_rows(named=True):
