@@ -11,6 +11,7 @@ import pytest
 
 from llmrec.miniature import corpus
 from llmrec.data import miniature as mini
+from llmrec.config import digest, from_dict, to_dict
 from llmrec.miniature.corpus import FACT, KINDS, VERDICT, CorpusConfig, Now, documents, now_at, shares_at, things_of, tokenizer_texts
 from llmrec.data.tallrec import ASK, DISLIKED, LIKED, TALLREC_INSTRUCTION
 from llmrec.llm.backbones import byte_tokenizer
@@ -257,3 +258,71 @@ def test_yes_and_no_are_about_facts_also_after_lists(things):
     said = [document[k][0] for seed in range(2000) for document in [KINDS['lists'](random.Random(seed), things, Now(0., 0., 1., .8))]
             for k in range(len(document)) if document[k][0] in ('Yes', 'No')]
     assert len(said) > 400 and abs(said.count('Yes') / len(said) - .5) < .06
+
+
+def test_the_catalogue_has_twelve_equal_shelves(things, world):
+    assert (len(things.items), [len(shelf) for shelf in things.shelves.values()]) == (600, [50] * 12)
+    with pytest.raises(LlmrecError, match='at least three'): things_of(dataclasses.replace(world, films=world.films[:9]))
+
+
+def test_a_course_goes_straight_from_one_value_to_the_next():
+    course = corpus.Course((100, 300, 301), (1., .5, 0.))
+    assert [course.at(step) for step in (0, 100, 200, 300, 301, 9999)] == [1, 1, .75, .5, 0, 0]
+
+
+def test_the_numbers_of_a_step():
+    assert now_at(CFG, 0) == (1, 0, 0, 0) and tuple(now_at(CFG, 3000)) == pytest.approx((.05, .6, 1, .8))
+    for step in STEPS: assert sum(shares_at(CFG, step).values()) == pytest.approx(1)
+    assert from_dict(CorpusConfig, to_dict(CFG)) == CFG    # so a recipe can be read back
+    assert list(KINDS) == [f.name for f in dataclasses.fields(corpus.Shares)]
+
+
+def test_a_title_is_printed_in_its_style(things):
+    film, book = things.items[0], things.items[-1]
+    assert corpus.mention(film, corpus.Style()) == film.bare
+    assert corpus.mention(book, corpus.Style(('"', '"'), True, ' written by ')) == f'"{book.bare}" written by {book.author}'
+    assert corpus.mention(film, corpus.Style(('<', '>'), True)) == f'<{film.title}>'
+
+
+def test_neighbours_are_far_apart_where_there_is_a_choice(things):
+    row = corpus.drawn(corpus.drawing(random.Random(0), things, ('book',), corpus.GENRES), 200)
+    assert {i.genre for i in row} == set(corpus.GENRES) and {i.kind for i in row} == {'book'}
+    assert sum(corpus.far(a, b) for a, b in zip(row, row[1:])) > 190
+    assert len(corpus.drawn(corpus.drawing(random.Random(0), things, ('book',), ('crime',)), 5)) == 5
+    draw, liked = corpus.drawing(random.Random(0), things, ('film',), corpus.GENRES), ('crime', 'horror', 'comedy')
+    good, bad = corpus.drawn_sides(draw, liked, 40)
+    assert (len(good + bad), {i.genre in liked for i in good}, {i.genre in liked for i in bad}) == (40, {True}, {False})
+    assert sum(corpus.far(a, b) for side in (good, bad) for a, b in zip(side, side[1:])) > 34
+
+
+def test_views_follow_the_law_of_the_world():
+    rng, steps = random.Random(0), []
+    for _ in range(2000):
+        state = rng.choice(corpus.GENRES), rng.choice(corpus.MOODS)
+        then = corpus.next_state(rng, *state)
+        steps.append(((corpus.GENRES.index(then[0]) - corpus.GENRES.index(state[0])) % 6, then[1] == state[1]))
+    share = [sum(s == k for s, _ in steps) / len(steps) for k in range(6)]
+    assert share[:2] == pytest.approx([.85 * (.55 + .1 / 6) + .15 / 6, .85 * (.35 + .1 / 6) + .15 / 6], abs=.04)
+    assert sum(same for _, same in steps) / len(steps) == pytest.approx(.85 * (.8 + .2 / 4) + .15 / 4, abs=.04)
+
+
+def test_another_step_or_seed_gives_other_documents(things):
+    some = documents(things, CFG, 3000, 200)
+    assert documents(things, CFG, 3000, 50) == some[:50]
+    assert documents(things, CFG, 3001, 50) != some[:50] != documents(things, dataclasses.replace(CFG, seed=1), 3000, 50)
+    again = documents(things_of(mini.make_world()), CFG, 3000, 200)
+    assert digest([text_of(d) for d in again]) == digest([text_of(d) for d in some])
+
+
+def test_verdicts_and_names_as_words(things):
+    assert [w in corpus.verdict_words() for w in ('loved', 'Loved', 'Keepers', 'red', 'umbrella')] == [True] * 4 + [False]
+    names = set(corpus.naming_words(things))
+    assert set(things.items[0].bare.split()) < names and 'horror' in names
+    texts = tokenizer_texts(things, CFG)
+    assert tokenizer_texts(things, CFG) == texts
+    film, book = things.items[0], things.items[-1]
+    for text in (film.title, f' {film.title}', f'"{book.title}'): assert '\n'.join([text] * CFG.repeats) in texts
+
+
+def test_a_person_has_two_words_and_keeps_to_them(sample):
+    assert all(len({t for t, w in d if w == VERDICT}) <= 2 for d in sample[::10])

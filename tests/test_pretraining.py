@@ -19,6 +19,7 @@ from llmrec.miniature import pretraining
 from llmrec.llm.backbones import BackboneConfig, backbone_identity, load_backbone, miniature_llama
 from llmrec.miniature.pretraining import (Hints, PretrainingConfig, Rates, Source, Wiring, begin, changed, check_recipe, group_losses, groups, hints_of, learnt_tokenizer, main,
                                     new_model, pretrain, rate, replayed, rows_of, token_weights, train)
+from llmrec.config import from_dict, to_dict
 from llmrec.paths import LlmrecError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -274,3 +275,72 @@ def test_the_shipped_model_has_read_the_corpus(quantisation, monkeypatch):
     rows = rows_of(docs, bb.tokenizer.backend_tokenizer, cfg, cfg.steps - 1)
     with torch.no_grad(): losses = torch.cat([group_losses(bb.model, g)[0] for g in groups(rows, cfg.batch_tokens)])
     assert losses.mean() < 1.5 * check_recipe(SHIPPED)['curve']['loss'][-1] + .3
+
+
+def test_a_configuration_can_be_written_and_read(): assert from_dict(PretrainingConfig, to_dict(SHORT)) == SHORT
+
+
+def test_rows_are_cut_and_empty_documents_left_out():
+    run = begin(SHORT, learnt_tokenizer(SHORT, TOY))
+    rows = rows_of([*notes(0, 6), []], run.tokenizer, SHORT, 0)
+    assert len(rows) == 6 and max(len(r.ids) for r in rows) <= SHORT.max_tokens
+    assert all(torch.equal(a.factor, b.factor) for a, b in zip(rows, rows_of(notes(0, 6), run.tokenizer, SHORT, 0)))
+    made = list(groups(rows, 120))
+    assert sum(map(len, made)) == 6 and all(len(g) == 1 or len(g) * len(g[-1].ids) <= 120 for g in made)
+    assert [len(g) for g in groups(rows[:3], 1)] == [1, 1, 1]
+    one = rows[0]
+    with torch.no_grad():
+        losses, whole = group_losses(run.model, [one])[0], run.model(one.ids[None]).logits[0, :-1].log_softmax(-1)
+    counts = one.factor[1:] > 0
+    assert torch.allclose(losses, -whole[range(len(one.ids) - 1), one.ids[1:]][counts], atol=1e-4)
+
+
+def test_directions_and_spaces_do_not_overlap():
+    v = pretraining.directions(32, 16, torch.Generator().manual_seed(0))
+    assert torch.allclose(v @ v.T, torch.eye(16), atol=1e-5) and not v[:, :4].any()
+    assert torch.allclose(pretraining.phase(torch.tensor([1., .1]), 0), torch.tensor([1., 1., 0., 0.]))
+    four = pretraining.spaces(96, torch.arange(16) > 5, torch.Generator().manual_seed(0))
+    assert torch.allclose(four.own @ four.before.T, torch.zeros(32, 32), atol=1e-5)
+    assert torch.allclose(four.side @ four.side.T, torch.diag((torch.arange(32) % 16 > 5).float()), atol=1e-5)
+
+
+def test_every_weight_has_one_group_and_queries_and_keys_are_frozen_at_first():
+    run = begin(SHORT, learnt_tokenizer(SHORT, TOY))
+    w = pretraining.weight_groups(run.model)
+    assert {k: len(v) for k, v in w.items()} == dict(match=2 * 3, matrix=5 * 3, other=1 + 2 * 3 + 1)
+    assert sum(p.numel() for v in w.values() for p in v) == sum(p.numel() for p in run.model.parameters())
+    before = [p.detach().clone() for p in w['match']]
+    for step in range(3): pretraining.update(run, notes(step, 4))
+    assert all(torch.equal(a, b) for a, b in zip(before, w['match']))
+    for step in range(3, 6): pretraining.update(run, notes(step, 4))
+    assert not any(torch.equal(a, b) for a, b in zip(before, w['match']))
+
+
+def test_the_rates_rise_stay_and_fall():
+    cfg = PretrainingConfig(steps=1000, rates=Rates(warmup=10, decay=.2, last=.05))
+    assert [rate(s, cfg) for s in (0, 4, 10, 800, 900, 999)] == pytest.approx([.1, .5, 1, 1, .5, .05])
+
+
+def test_a_curve_is_thinned_by_means():
+    assert pretraining.thinned([[4., None], [2., 1.], [1., None]], 2) == dict(step=[2, 3], loss=[3., 1.], verdict_loss=[1., None])
+    assert len(pretraining.thinned([[1., 1.]] * 6001)['step']) == 200 and pretraining.thinned([[1., 1.]] * 3)['step'] == [1, 2, 3]
+
+
+def test_the_first_difference_of_two_recipes():
+    assert pretraining.first_difference(dict(a=1, b=dict(c=2, d=3)), dict(a=1., b=dict(c=2, d=4))) == 'b.d'
+    assert pretraining.first_difference(dict(a=1), dict(a=1, b=None)) == 'b' and pretraining.first_difference(dict(a=1), dict(a=1)) is None
+
+
+@pytest.mark.parametrize('pair, said', [('stepps=9', "Did you mean 'steps'"), ('wirin.on=1', "Did you mean 'wiring'"),
+                                        ('wiring.gain=high', 'must be float'), ('steps', 'NAME=VALUE')])
+def test_a_change_that_is_none(pair, said):
+    with pytest.raises(LlmrecError, match=said): changed(SHORT, [pair])
+
+
+def test_a_change_of_an_inner_setting():
+    assert changed(SHORT, ['steps=9', 'wiring.on=false']) == dataclasses.replace(SHORT, steps=9, wiring=dataclasses.replace(SHORT.wiring, on=False))
+
+
+def test_transformers_opens_the_folder(calm):
+    opened = AutoModelForCausalLM.from_pretrained(calm)
+    assert torch.equal(opened.lm_head.weight, opened.model.embed_tokens.weight)

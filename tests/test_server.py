@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -276,6 +277,20 @@ def test_a_request_names_a_limited_number_of_items(recommender, rater, path, bod
         assert client.post('/recommend', json=dict(history=[1] * 6, leave_out=[2] * 6)).status_code == 200
         assert client.post('/recommend', content='hello', headers={'Content-Type': 'text/plain'}).status_code == 422
         assert client.post('/recommend', json=[[1] * 20]).status_code == 422
+
+
+def test_more_clients_than_files_that_are_open_by_default(recommender, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 1000: pytest.skip('this machine allows few open files')
+    folder = recommender.save(tmp_path / 'mine')
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 300), hard))    # what the server inherits
+    try:
+        with serving(folder) as (_, address):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(1000, hard), hard))
+            idle = [connected(address) for _ in range(400)]
+            assert post(address, '/recommend', of_length(100))[0] == 200
+            for s in idle: s.close()
+    finally: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_limits_are_checked_before_anything_is_loaded(capsys):

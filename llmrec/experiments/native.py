@@ -187,7 +187,7 @@ def reader_scores(
     world: World,
     rows: np.ndarray | None = None,  # row numbers of the test split; None for all
 ) -> np.ndarray:            # (n,) probability of a like
-    "The answers of the reader, who knows the world's rules and every title, and about the person only the prompt."
+    "The answers of the reader, who knows the world's rules and titles, and of the person the prompt."
     film, zeros = data.thing == 'movie', data.thing == 'book' and data.protocol == 'as_published'
     people, place = all_people(world.config, implicit_nodes=9 if zeros else 1), catalogue_places(data, world)
     mean = opinions(people, world.films if film else world.books)

@@ -86,7 +86,7 @@ class Course:
 # %% ../../nbs/96_corpus.ipynb #c5dd8efb
 @dataclass(frozen=True)
 class Shares:
-    "How much of each kind of document there is at which step; relative to their sum. The names are those of `KINDS`."
+    "How much there is of each kind of document (see `KINDS`) by step, relative to the sum."
     brief: Course = Course((199, 200, 999, 1000), (.05, .25, .25, .08))
     facts: Course = Course((119, 120), (.02, .05))
     stream: Course = Course((0, 1500), (.1, .04))
@@ -102,9 +102,9 @@ class CorpusConfig:
     "How the corpus is written."
     seed: int = 0
     attributes: Course = Course((600, 1000), (1., .05))  # chance that an attribute stands in place of a title
-    words: Course = Course((900, 1600), (0., .6))        # chance that a pair of words or headings is any one, not one of the first few
-    wide: Course = Course((80, 400), (0., 1.))           # how far quotes, years, authors, leads and separators come in
-    gaps: Course = Course((300, 1500), (0., .8))         # chance that more than a separator stands before a verdict
+    words: Course = Course((900, 1600), (0., .6))        # chance of any pair of words, not one of the first few
+    wide: Course = Course((80, 400), (0., 1.))           # of quotes, years, authors, leads and separators
+    gaps: Course = Course((300, 1500), (0., .8))         # chance of more than a separator before a verdict
     shares: Shares = Shares()
     repeats: int = 200  # how often the tokenizer's texts hold each title
 

@@ -119,7 +119,7 @@ def token_weights(
     document: Document,
     encoding,  # of its text, from `tokenizers`
 ) -> np.ndarray:  # (T,)
-    "The weight of each token: that of the piece where its first visible character stands; 0 for special tokens."
+    "The weight of each token: that of the piece of its first visible character; 0 for special tokens."
     blank = np.array([c.isspace() for c in text_of(document)])
     ends, weights = np.cumsum([len(text) for text, _ in document]), np.array([w for _, w in document])
     start, end = np.array(encoding.offsets).T
@@ -145,7 +145,7 @@ def rows_of(docs: list[Document], tokenizer: Tokenizer, cfg: PretrainingConfig, 
 
 # %% ../../nbs/96a_pretraining.ipynb #44481ece
 def groups(rows: list[Row], batch_tokens: int) -> Iterator[list[Row]]:
-    "The rows, given shortest first, in groups of at most `batch_tokens` tokens after padding; a longer row goes alone."
+    "The rows, shortest first, in groups of up to `batch_tokens` padded tokens; a longer row goes alone."
     group = []
     for row in rows:
         if group and (len(group) + 1) * len(row.ids) > batch_tokens:
@@ -162,7 +162,7 @@ def directions(d: int, n: int, generator: torch.Generator) -> torch.Tensor:
     return F.pad(torch.linalg.qr(torch.randn(d - RESERVED, n, generator=generator))[0].T, (RESERVED, 0))
 
 def phase(frequencies: torch.Tensor, offset: float) -> torch.Tensor:
-    "(2 J,) unit vectors at the angles `offset` times each of the J rotary frequencies, in Llama's layout: all cosines, then all sines."
+    "(2 J,) cosines, then sines, of `offset` times each of the J rotary frequencies (Llama's layout)."
     return torch.cat([torch.cos(offset * frequencies), torch.sin(offset * frequencies)])
 
 # %% ../../nbs/96a_pretraining.ipynb #192abbd1
@@ -180,7 +180,7 @@ def look_for(attention, head: slice, frequencies: torch.Tensor, mark: int, wirin
 
 # %% ../../nbs/96a_pretraining.ipynb #7d219b36
 def match(attention, head: slice, asked: torch.Tensor, offered: torch.Tensor, wiring: Wiring) -> None:
-    "Make `head` compare the projection `asked` of the query's token with `offered` of the key's, both (d_h, d); without a match it attends to the start."
+    "Make `head` compare `asked` of the query with `offered` of the key, both (d_h, d), or see the start."
     attention.q_proj.weight[head] += wiring.gain * asked
     attention.k_proj.weight[head] += wiring.gain * offered
     slowest = head.start + attention.head_dim // 2 - 1
@@ -475,7 +475,7 @@ def train(
 
 # %% ../../nbs/96a_pretraining.ipynb #8c134330
 def thinned(curve: list, points: int = 200) -> dict:
-    "The curve as means over at most `points` equal stretches: 'step' (the last of each), 'loss', 'verdict_loss' (None where there were none)."
+    "Means over at most `points` equal stretches: 'step' (the last), 'loss', 'verdict_loss' (or None)."
     ends = np.unique(np.linspace(0, len(curve), min(points, len(curve)) + 1).round().astype(int))
     out = dict(step=ends[1:].tolist(), loss=[], verdict_loss=[])
     for a, b in zip(ends, ends[1:]):
@@ -538,7 +538,7 @@ def check_recipe(
     folder,
     cfg: PretrainingConfig = PretrainingConfig(),
 ) -> dict:  # the recipe
-    "Raise an `LlmrecError` unless recipe, weights, tokenizer and shape of the model in `folder` are those of `cfg`."
+    "An `LlmrecError` unless recipe, weights, tokenizer and shape in `folder` are those of `cfg`."
     folder, recipe = Path(folder), read_recipe(folder)
     again = 'get the folder again or make it with `llmrec_pretrain`'
     where = first_difference(recipe['config'], to_dict(cfg))
@@ -612,14 +612,16 @@ def changed(cfg: PretrainingConfig, pairs: list[str]) -> PretrainingConfig:
 # %% ../../nbs/96a_pretraining.ipynb #b2f51ac4
 def parse(argv=None) -> argparse.Namespace:
     "The command line of `llmrec_pretrain`."
-    p = argparse.ArgumentParser('llmrec_pretrain', description='Pretrain the miniature Llama, or go on with '
-                                'a pretraining that was stopped.')
-    p.add_argument('folder', nargs='?', type=Path, help='where the model is written (default: '
-                   'data/miniature/llama); must not hold another one')
+    p = argparse.ArgumentParser('llmrec_pretrain', description='Pretrain the miniature Llama, or resume a '
+                                                               'pretraining that was stopped.')
+    p.add_argument('folder', nargs='?', type=Path,
+                   help='the folder to write the model to, which must not hold another one (default: '
+                        'data/miniature/llama)')
     p.add_argument('-p', '--parameter', action='append', default=[], metavar='NAME=VALUE',
-                   help='change a setting, e.g. steps=500 or wiring.on=false')
-    p.add_argument('--stop-at', type=int, metavar='N', help='stop after N steps; started again, it goes on')
-    p.add_argument('--threads', type=int, metavar='N', help="CPU threads (default: torch's)")
+                   help='change a setting, for example steps=500 or wiring.on=false; may be repeated')
+    p.add_argument('--stop-at', type=int, metavar='N',
+                   help='stop after N steps; run the command again to resume')
+    p.add_argument('--threads', type=int, metavar='N', help="number of CPU threads (default: torch's choice)")
     return p.parse_args(argv)
 
 # %% ../../nbs/96a_pretraining.ipynb #54800281
@@ -633,7 +635,7 @@ def main(argv=None) -> int:
         print(f'llmrec_pretrain: {e}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print('llmrec_pretrain: stopped; start it again to go on where it was', file=sys.stderr)
+        print('llmrec_pretrain: stopped; run it again to resume', file=sys.stderr)
         return 130
-    print(f'The model is in {done}.' if done else 'Stopped before the end; start it again to go on.')
+    print(f'The model is in {done}.' if done else 'Stopped before the end; run the command again to resume.')
     return 0

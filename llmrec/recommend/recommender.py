@@ -78,6 +78,7 @@ def fitted_retriever(data: Dataset, cfg: RetrievalConfig, progress: bool) -> tor
     split = leave_one_out(data.indexed.sequences, data.indexed.users)
     with one_thread(): return fit_model(cfg, split, None, progress)[0].eval()
 
+# %% ../../nbs/59a_recommender.ipynb #7339adb4
 def fitted_adapter(
     r: Recommender,      # without a ranker
     backbone: Backbone,
@@ -90,17 +91,19 @@ def fitted_adapter(
     asked = questions(r.score, split.valid_history, split.valid, cfg, cfg.max_valid_users)
     ask = llamarec.asker(asked, split.valid_history, short, backbone, cfg)
     def evaluate(model):
-        return summary(ask(replace(backbone, model=model))[asked.users]) if len(asked.users) else {cfg.tuning.select: 0.}
+        if not len(asked.users): return {cfg.tuning.select: 0.}
+        return summary(ask(replace(backbone, model=model))[asked.users])
     rows = training_rows(cfg, split.train, short, backbone.tokenizer, r.score)
     with one_thread(): return tune(backbone, rows, evaluate, cfg.tuning, folder, progress=progress)
 
 # %% ../../nbs/59a_recommender.ipynb #9172f83b
 def unmet(data: Dataset) -> int:
-    "How many items whoever has met most of the catalogue has not met, at least 1; a small catalogue has fewer than the usual candidates."
+    "How many items are new to the person who has met the most, at least 1."
     people = data.indexed.sequences
     most = max(len(np.unique(people[u])) for u in range(len(people)))
     return max(1, len(data.indexed.items) - most)
 
+# %% ../../nbs/59a_recommender.ipynb #951e274c
 def fit(
     data: Dataset,                   # from `load_own` or `load_dataset`
     retriever: str = 'LRURec',       # one of retrieval.MODELS
@@ -117,10 +120,15 @@ def fit(
     shape = from_dict(MODELS[retriever][1], architecture or {})
     cfg = RetrievalConfig(data.name, retriever, shape, from_dict(TrainingConfig, training or {}))
     lm = BackboneConfig(backbone) if isinstance(backbone, str) else backbone
-    ranking = RankingConfig(cfg, lm or BackboneConfig(), tuning=from_dict(TuningConfig, tuning or {}), max_valid_users=max_valid_users)
+    ranking = RankingConfig(cfg, lm or BackboneConfig(), tuning=from_dict(TuningConfig, tuning or {}),
+                            max_valid_users=max_valid_users)
     ranking = replace(ranking, candidates=min(ranking.candidates, unmet(data)))
-    if lm and not any(data.titles): raise LlmrecError(f'A language model ranks titles, and {data.name} has none; name their column, or leave the backbone out.')
-    if lm and folder is None: raise LlmrecError('Tuning a language model needs a folder for its checkpoints and its adapter; give one.')
+    if lm and not any(data.titles):
+        raise LlmrecError(f'A language model ranks titles, and {data.name} has none; name their column, or '
+                          'leave the backbone out.')
+    if lm and folder is None:
+        raise LlmrecError('Tuning a language model needs a folder for its checkpoints and its adapter; '
+                          'give one.')
     if lm: reporters(ranking.tuning.report_to, folder)
     loaded = load_backbone(lm) if lm else None    # before the training, which takes longer than this can fail
     indexed, about = data.indexed, dict(data=data.name, checksum=data.checksum)
@@ -152,14 +160,17 @@ def histories_of(
     user=None,     # a user's id, or a list of them
     history=None,  # a list of raw item ids, the latest last, or a list of such lists
 ) -> tuple[list, list]:
-    "Names (for several histories their places, for a single one None) and item numbers of the people asked about; an `LlmrecError` names what is unknown."
-    if (user is None) == (history is None): raise LlmrecError('Ask about users or about histories: give one of `user` and `history`.')
+    "Names of the people (None for a single history, places for several) and the numbers of their items."
+    if (user is None) == (history is None):
+        raise LlmrecError('Ask about users or about histories: give one of `user` and `history`.')
     data = r.about['data']
     if user is not None:
         asked = list(user) if isinstance(user, (list, tuple)) else [user]
         if not asked: raise LlmrecError('The list of users is empty; name at least one.')
         unknown = [u for u in asked if u not in r.row]
-        if unknown: raise LlmrecError(f'There is no user {unknown[0]!r} in {data}; give a history, a list of item ids.')
+        if unknown:
+            raise LlmrecError(f'There is no user {unknown[0]!r} in {data}; give a history, a list of item '
+                              'ids.')
         return asked, [r.people[r.row[u]] for u in asked]
     many = bool(history) and isinstance(history[0], (list, tuple))
     several = history if many else [history]
@@ -167,8 +178,10 @@ def histories_of(
     for h in several:
         if not h: raise LlmrecError('A history is empty; a recommendation needs at least one item.')
         unknown = [i for i in h if i not in place]
-        if unknown: raise LlmrecError(f'There is no item {unknown[0]!r} in {data}; leave it out of the history.')
-    return list(range(len(several))) if many else [None], [np.array([place[i] for i in h], np.int32) for h in several]
+        if unknown:
+            raise LlmrecError(f'There is no item {unknown[0]!r} in {data}; leave it out of the history.')
+    found = [np.array([place[i] for i in h], np.int32) for h in several]
+    return list(range(len(several))) if many else [None], found
 
 # %% ../../nbs/59a_recommender.ipynb #a9cd376d
 def recommend_for(
@@ -179,9 +192,9 @@ def recommend_for(
     leave_out=(),        # raw ids of items that are not recommended
     rank: bool = True,   # False: the retriever's order
     candidates=None,     # raw ids of the only items that may be recommended; None: all
-    cold=None,           # id -> title of items that nobody has met; the language model ranks them by their titles
+    cold=None,           # id -> title of items that nobody has met; needs a language model
 ) -> pl.DataFrame:
-    "user (null for one history, its place for several), item, title, score, rank. Scores of ranked items are the letters' logits."
+    "user (null for one history, its place for several), item, title, score (ranked: a logit), rank."
     names, histories = histories_of(r, user, history)
     extended, ranks = with_cold(r, cold or {}, rank), r.backbone is not None and rank
     most = max(k, r.config.candidates) if ranks else k
@@ -189,16 +202,18 @@ def recommend_for(
     if ranks: ids, scores = reranked(extended, histories, ids, scores)
     return as_frame(extended, names, ids[:, :k], scores[:, :k])
 
+# %% ../../nbs/59a_recommender.ipynb #8395cd63
 def proposed(
     r: Recommender,
     histories: list,  # item numbers
     most: int,        # items for each history
     leave_out=(), candidates=None,  # see `recommend_for`
-    n_cold: int = 0,  # items behind the catalogue's last, which come first, so that the language model is shown them
+    n_cold: int = 0,  # further items behind the catalogue's last; they come first
 ) -> tuple[np.ndarray, np.ndarray]:
-    "Numbers and scores of the retriever's items, the best first; a score of -inf marks what may not be recommended."
+    "Numbers and scores of the retriever's items, best first; -inf for what may not be recommended."
     unknown = [i for i in leave_out if i not in r.number]
-    if unknown: raise LlmrecError(f'There is no item {unknown[0]!r} in {r.about["data"]}; take it out of leave_out.')
+    if unknown:
+        raise LlmrecError(f'There is no item {unknown[0]!r} in {r.about["data"]}; take it out of leave_out.')
     hidden = [r.number[i] for i in leave_out] + (others(r, candidates) if candidates is not None else [])
     out = []
     with one_thread(), torch.no_grad():
@@ -217,25 +232,34 @@ def others(r: Recommender, candidates) -> list[int]:
     "Numbers of the items that are no candidates; an `LlmrecError` names a candidate that is not known."
     unknown = [i for i in candidates if i not in r.number]
     if unknown:
-        raise LlmrecError(f'There is no item {unknown[0]!r} in {r.about["data"]}; take it out of candidates, or give its title in cold.')
+        raise LlmrecError(f'There is no item {unknown[0]!r} in {r.about["data"]}; take it out of '
+                          'candidates, or give its title in cold.')
     kept = {r.number[i] for i in candidates}
     return [i for i in range(1, len(r.items) + 1) if i not in kept]
 
+# %% ../../nbs/59a_recommender.ipynb #881d4697
 KINDS = {str: 'text', int: 'whole numbers'}
 
 def with_cold(r: Recommender, cold: dict, rank: bool) -> Recommender:
     "The recommender with further items at the end of its list, which have a title and nothing else."
     if not cold: return r
     if r.backbone is None or not rank:
-        raise LlmrecError('Only a language model can rank an item that nobody has met; fit the recommender with a backbone.')
+        raise LlmrecError('Only a language model can rank an item that nobody has met; fit the '
+                          'recommender with a backbone.')
     known_already = [i for i in cold if i in r.number]
-    if known_already: raise LlmrecError(f'Item {known_already[0]!r} is in {r.about["data"]}, so it is not cold; name it in candidates.')
+    if known_already:
+        raise LlmrecError(f'Item {known_already[0]!r} is in {r.about["data"]}, so it is not cold; name it '
+                          'in candidates.')
     kind = type(r.items[0])
     odd = [i for i in cold if type(i) is not kind]
-    if odd: raise LlmrecError(f'Ids in {r.about["data"]} are {KINDS.get(kind, kind.__name__)}, and that of the cold item {odd[0]!r} is not; give it one of that kind.')
+    if odd:
+        raise LlmrecError(f'Ids in {r.about["data"]} are {KINDS.get(kind, kind.__name__)}, and that of the '
+                          f'cold item {odd[0]!r} is not; give it one of that kind.')
     if len(cold) > r.config.candidates:
-        raise LlmrecError(f'The language model ranks {r.config.candidates} items at once, and {len(cold)} are cold; ask in parts.')
-    if not all(isinstance(t, str) and t.strip() for t in cold.values()): raise LlmrecError('A cold item needs a title.')
+        raise LlmrecError(f'The language model ranks {r.config.candidates} items at once, and {len(cold)} '
+                          'are cold; ask in parts.')
+    if not all(isinstance(t, str) and t.strip() for t in cold.values()):
+        raise LlmrecError('A cold item needs a title.')
     return replace(r, items=[*r.items, *cold], titles=[*r.titles, *cold.values()])
 
 # %% ../../nbs/59a_recommender.ipynb #b5d46f8f
@@ -243,14 +267,17 @@ def prompt_of(r: Recommender, history, shown) -> tuple[list, str]:
     "Token ids and text of the prompt for one history and its candidates (item numbers)."
     cfg, tokenizer = r.config.prompt, r.backbone.tokenizer
     def title(i): return truncate_title(tokenizer, r.titles[i], cfg.max_title_tokens)
-    text = fit_prompt(tokenizer, [title(i) for i in history[-cfg.max_history:]], [title(i) for i in shown], cfg)
+    seen, pool = ([title(i) for i in ids] for ids in (history[-cfg.max_history:], shown))
+    text = fit_prompt(tokenizer, seen, pool, cfg)
     return encode_prompt(tokenizer, text, cfg), text
 
+# %% ../../nbs/59a_recommender.ipynb #3e030a38
 def candidates_of(r: Recommender, ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
     "Those of a row of `proposed` that the language model is shown."
     n = min(r.config.candidates, len(ids))
     return ids[:n][np.isfinite(scores[:n])]
 
+# %% ../../nbs/59a_recommender.ipynb #758ace84
 def reranked(r: Recommender, histories: list, ids: np.ndarray, scores: np.ndarray) -> tuple:
     "The first `candidates` of each row in the language model's order, the rest as it was."
     shown = [candidates_of(r, row, s) for row, s in zip(ids, scores)]
@@ -259,7 +286,8 @@ def reranked(r: Recommender, histories: list, ids: np.ndarray, scores: np.ndarra
     prompts = [prompt_of(r, histories[row], shown[row])[0] for row in asked]
     n = min(r.config.candidates, ids.shape[1])
     letter = letter_ids(r.backbone.tokenizer, n, r.config.tuning.verbalizer, r.config.prompt)
-    with one_thread(): logits = score_candidates(r.backbone, prompts, letter, sizes=[len(shown[row]) for row in asked])
+    sizes = [len(shown[row]) for row in asked]
+    with one_thread(): logits = score_candidates(r.backbone, prompts, letter, sizes=sizes)
     ids, scores = ids.copy(), scores.copy()
     for row, found in zip(asked, logits):
         s = shown[row]
@@ -267,11 +295,13 @@ def reranked(r: Recommender, histories: list, ids: np.ndarray, scores: np.ndarra
         ids[row, :len(s)], scores[row, :len(s)] = s[order], found[:len(s)][order]
     return ids, scores
 
+# %% ../../nbs/59a_recommender.ipynb #1911b76f
 def as_frame(r: Recommender, names: list, ids: np.ndarray, scores: np.ndarray) -> pl.DataFrame:
     "The rank table; items that must not be recommended are left out."
     n, k = ids.shape
     flat = ids.ravel()
-    frame = pl.DataFrame({USER: pl.Series(np.repeat(np.arange(n), k)).replace_strict(dict(enumerate(names)), default=None),
+    users = pl.Series(np.repeat(np.arange(n), k)).replace_strict(dict(enumerate(names)), default=None)
+    frame = pl.DataFrame({USER: users,
                           ITEM: [r.items[i - 1] for i in flat], TITLE: [r.titles[i] for i in flat],
                           SCORE: scores.ravel(), RANK: np.tile(np.arange(1, k + 1), n)})
     return frame.filter(pl.col(SCORE) > -np.inf)
@@ -282,20 +312,26 @@ def explain(
     user=None, history=None, leave_out=(), candidates=None, cold=None,  # of one person, see `recommend_for`
 ) -> tuple[str, pl.DataFrame]:
     "The prompt about one person, and letter, item, title and probability of each candidate."
-    if r.backbone is None: raise LlmrecError('This recommender has no language model, so there is nothing to explain; fit it with a backbone.')
+    if r.backbone is None:
+        raise LlmrecError('This recommender has no language model, so there is nothing to explain; fit it '
+                          'with a backbone.')
     _, histories = histories_of(r, user, history)
-    if len(histories) != 1: raise LlmrecError(f'One person is explained at a time, got {len(histories)}; ask for each alone.')
+    if len(histories) != 1:
+        raise LlmrecError(f'One person is explained at a time, got {len(histories)}; ask for each alone.')
     extended = with_cold(r, cold or {}, True)
     ids, scores = proposed(r, histories, r.config.candidates, leave_out, candidates, len(cold or {}))
     shown = candidates_of(r, ids[0], scores[0])
-    if not len(shown): raise LlmrecError('No candidate is left that this person has not met, so there is nothing to explain; name more.')
+    if not len(shown):
+        raise LlmrecError('No candidate is left that this person has not met, so there is nothing to '
+                          'explain; name more.')
     with one_thread():
         prompt, text = prompt_of(extended, histories[0], shown)
         letter = letter_ids(r.backbone.tokenizer, len(shown), r.config.tuning.verbalizer, r.config.prompt)
         logits = torch.from_numpy(score_candidates(r.backbone, [prompt], letter)[0])
     share = torch.softmax(logits, 0).numpy()
-    return text, pl.DataFrame({'letter': list(letters(len(shown))), ITEM: [extended.items[i - 1] for i in shown],
-                               TITLE: [extended.titles[i] for i in shown], 'probability': share})
+    names, titles = [extended.items[i - 1] for i in shown], [extended.titles[i] for i in shown]
+    return text, pl.DataFrame({'letter': list(letters(len(shown))), ITEM: names, TITLE: titles,
+                               'probability': share})
 
 # %% ../../nbs/59a_recommender.ipynb #d762f639
 def check_free(
@@ -303,18 +339,22 @@ def check_free(
     what: str,  # 'recommender' or 'rater'; <what>.json in it says that the folder may be replaced
 ) -> None:
     "An `LlmrecError` when something else is in the folder, or nothing can be written there."
-    if folder.is_file() or folder.is_dir() and any(folder.iterdir()) and not (folder / f'{what}.json').is_file():
+    full = folder.is_dir() and any(folder.iterdir()) and not (folder / f'{what}.json').is_file()
+    if folder.is_file() or full:
         raise LlmrecError(f'{folder} is not empty and holds no {what}; give another folder.')
     try: folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise LlmrecError(f'{folder.parent} cannot be made ({e.strerror}); give another folder.') from None
-    if not os.access(folder.parent, os.W_OK): raise LlmrecError(f'{folder.parent} cannot be written; give another folder.')
+    except OSError as e:
+        raise LlmrecError(f'{folder.parent} cannot be made ({e.strerror}); give another folder.') from None
+    if not os.access(folder.parent, os.W_OK):
+        raise LlmrecError(f'{folder.parent} cannot be written; give another folder.')
 
+# %% ../../nbs/59a_recommender.ipynb #77397d66
 @contextlib.contextmanager
 def replaced(
     folder: Path,
     what: str,  # see `check_free`
 ) -> Iterator[Path]:
-    "A folder to write into, which takes the place of `folder` at the end; an `LlmrecError` if it holds something else."
+    "A folder to write into, which takes the place of `folder` at the end, as `check_free` allows it."
     check_free(folder, what)
     old = folder.with_name(f'{folder.name}.old-{os.getpid()}')
     with new_folder(folder) as aside:
@@ -333,7 +373,8 @@ def save(
     "Write the recommender to a folder."
     folder = Path(folder).resolve()
     with replaced(folder, 'recommender') as aside:
-        save_file({k: v.contiguous().cpu() for k, v in r.model.state_dict().items()}, aside / 'retriever.safetensors')
+        weights = {k: v.contiguous().cpu() for k, v in r.model.state_dict().items()}
+        save_file(weights, aside / 'retriever.safetensors')
         pl.DataFrame({ITEM: r.items, TITLE: r.titles[1:]}).write_parquet(aside / 'items.parquet')
         if people:
             own = [r.people[u].tolist() for u in range(len(r.people))]
@@ -346,7 +387,8 @@ def save(
     return folder
 
 # %% ../../nbs/59a_recommender.ipynb #1cd23101
-PARTS = ('items.parquet', 'people.parquet', 'test.parquet', 'retriever.safetensors', 'adapter/adapter_model.safetensors')
+PARTS = ('items.parquet', 'people.parquet', 'test.parquet', 'retriever.safetensors',
+         'adapter/adapter_model.safetensors')
 
 def contents(folder: Path) -> dict[str, str]:
     "Checksums of the files in a saved folder on which answers depend."
@@ -354,7 +396,8 @@ def contents(folder: Path) -> dict[str, str]:
     settings = folder / 'adapter/adapter_config.json'
     if settings.is_file():
         config = read_json(settings, remedy='get the folder again')
-        found['adapter/adapter_config.json'] = digest({k: v for k, v in config.items() if k != 'base_model_name_or_path'})
+        own = {k: v for k, v in config.items() if k != 'base_model_name_or_path'}
+        found['adapter/adapter_config.json'] = digest(own)
     return found
 
 def seal(
@@ -377,16 +420,21 @@ def sealed(
     try: body = read_json(folder / f'{what}.json', remedy='give the folder that save() wrote')
     except LlmrecError as e: raise LlmrecError(f'There is no {what} in {folder}: {e}') from None
     if body.get('form') != form or any(not isinstance(body.get(k), dict) for k in ('config', 'about')):
-        raise LlmrecError(f'{folder} was written by another version of llmrec; fit and save the {what} again.')
+        raise LlmrecError(f'{folder} was written by another version of llmrec; fit and save the {what} '
+                          'again.')
     if not all(isinstance(body['about'].get(k), str) for k in ('data', 'checksum')):
-        raise LlmrecError(f'{folder}/{what}.json does not say what data it was made from; save the {what} again.')
+        raise LlmrecError(f'{folder}/{what}.json does not say what data it was made from; save the {what} '
+                          'again.')
     own, files = body.pop('digest', None), body.get('files', {})    # the oldest folders have neither
     now = contents(folder)
     changed = [name for name in files if files[name] != now.get(name)]
     if own is not None and digest(body) != own: changed.insert(0, f'{what}.json')
-    if changed: raise LlmrecError(f'{folder}/{changed[0]} is missing or has been changed since the {what} was saved; save it again.')
+    if changed:
+        raise LlmrecError(f'{folder}/{changed[0]} is missing or has been changed since the {what} was '
+                          'saved; save it again.')
     return body
 
+# %% ../../nbs/59a_recommender.ipynb #a312b4ab
 def opening(what: str):
     "A decorator for a function that opens a saved folder: all that goes wrong is an `LlmrecError`."
     def decorated(load):
@@ -400,14 +448,18 @@ def opening(what: str):
         return opened
     return decorated
 
+# %% ../../nbs/59a_recommender.ipynb #6a08a096
 def check_tables(items: pl.DataFrame, people: pl.DataFrame | None) -> None:
-    "An `LlmrecError` for a catalogue in which an id stands twice or a title is no text, and for people with other items."
-    if items[ITEM].null_count() or not items[ITEM].is_unique().all(): raise LlmrecError('items.parquet names an item twice, or not at all; save the folder again.')
-    if items[TITLE].dtype != pl.String or items[TITLE].null_count(): raise LlmrecError('items.parquet has a title that is no text; save the folder again.')
+    "An `LlmrecError` for an id that stands twice, a title that is no text, or people with other items."
+    if items[ITEM].null_count() or not items[ITEM].is_unique().all():
+        raise LlmrecError('items.parquet names an item twice, or not at all; save the folder again.')
+    if items[TITLE].dtype != pl.String or items[TITLE].null_count():
+        raise LlmrecError('items.parquet has a title that is no text; save the folder again.')
     if people is None: return
     met = people['items'].explode()
     if not met.dtype.is_integer() or met.null_count() or not met.is_between(1, len(items)).all():
-        raise LlmrecError('people.parquet names items that are not in items.parquet, or has somebody without any; save the folder again.')
+        raise LlmrecError('people.parquet names items that are not in items.parquet, or has somebody '
+                          'without any; save the folder again.')
 
 # %% ../../nbs/59a_recommender.ipynb #7af6b983
 def on_hub(name: str) -> bool:
@@ -420,13 +472,15 @@ def save_ranker(r: Recommender, aside: Path, folder: Path) -> None:
     shutil.copytree(r.adapter, aside / 'adapter')
     name = r.config.backbone.name
     if not on_hub(name):
-        base = r.backbone.model.get_base_model() if isinstance(r.backbone.model, peft.PeftModel) else r.backbone.model
+        model = r.backbone.model
+        base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
         plain(base).save_pretrained(aside / 'base')
         r.backbone.tokenizer.save_pretrained(aside / 'base')
         name = str(folder / 'base')
     r.backbone.tokenizer.save_pretrained(aside / 'adapter')
     name_base(aside / 'adapter', name)
 
+# %% ../../nbs/59a_recommender.ipynb #b1a6beb7
 def plain(base):
     "A copy of a base model without the layers that peft has put into it."
     weights = {k.replace('.base_layer', ''): v for k, v in base.state_dict().items() if '.lora_' not in k}
@@ -444,18 +498,23 @@ def front_matter(
     base = [f'base_model: {cfg.name}'] if cfg and on_hub(cfg.name) else []
     return ['---', 'library_name: llmrec', *base, f'tags: [{what}, recommendation]', '---', '']
 
+# %% ../../nbs/59a_recommender.ipynb #95188a0e
 def card(r: Recommender) -> str:
     "The model card."
-    about, measured = r.about, r.about.get('measured', {})
-    lines = [*front_matter('recommender', r.config.backbone if r.backbone else None), f'# A recommender for {about["data"]}', '',
-             f'{len(r.items):,} items, {len(r.users):,} people; data {about["checksum"]}. Retriever {r.config.retrieval.model}, '
-             + (f'ranker {r.config.backbone.label or r.config.backbone.name} with a LoRA adapter.' if r.backbone else 'no ranker.'), '',
-             f"Measured on the last item of each of {measured.get('users', 0):,} people, which was in no training:", '',
+    about, measured, lm = r.about, r.about.get('measured', {}), r.config.backbone
+    ranker = f'ranker {lm.label or lm.name} with a LoRA adapter' if r.backbone else 'no ranker'
+    lines = [*front_matter('recommender', lm if r.backbone else None),
+             f'# A recommender for {about["data"]}', '',
+             f'{len(r.items):,} items, {len(r.users):,} people; data {about["checksum"]}. '
+             f'Retriever {r.config.retrieval.model}, {ranker}.', '',
+             f"Measured on the last item of each of {measured.get('users', 0):,} people, which was in no "
+             'training:', '',
              '| metric | retriever | with ranker |', '|---|---|---|']
     ranked = measured.get('ranked', {})
     for m, value in measured.get('retriever', {}).items():
         lines.append(f"| {m} | {value:.4f} | {f'{ranked[m]:.4f}' if m in ranked else ''} |")
-    return '\n'.join(lines + ['', 'Made with llmrec; open it with `llmrec.recommend.recommender.load(folder)`.', ''])
+    made = 'Made with llmrec; open it with `llmrec.recommend.recommender.load(folder)`.'
+    return '\n'.join([*lines, '', made, ''])
 
 # %% ../../nbs/59a_recommender.ipynb #d6a8a93d
 @opening('recommender')
@@ -471,7 +530,8 @@ def load(folder) -> Recommender:
     users = [] if people is None else people[USER].to_list()
     sequences = from_lists([] if people is None else people['items'].to_list(), len(items))
     model = built(config.retrieval, len(items), weights, folder)
-    r = Recommender(config, items[ITEM].to_list(), ['', *items[TITLE]], users, sequences, model, about=body['about'])
+    r = Recommender(config, items[ITEM].to_list(), ['', *items[TITLE]], users, sequences, model,
+                    about=body['about'])
     if body.get('ranker'): open_ranker(r, folder)
     return r
 
@@ -481,24 +541,29 @@ def read_config(values: dict) -> RankingConfig:
     inner = dict(values['retrieval'])
     shape = from_dict(MODELS[known('retriever', inner['model'], MODELS)][1], inner.pop('architecture'))
     retrieval = replace(from_dict(RetrievalConfig, inner), architecture=shape)
-    return replace(from_dict(RankingConfig, {k: v for k, v in values.items() if k != 'retrieval'} | dict(retrieval=retrieval)))
+    return from_dict(RankingConfig, values | dict(retrieval=retrieval))
 
+# %% ../../nbs/59a_recommender.ipynb #51c1c964
 def built(cfg: RetrievalConfig, n_items: int, weights: dict, folder) -> torch.nn.Module:
     "The retriever with its weights; an `LlmrecError` when they do not fit."
     model = MODELS[cfg.model][0].build(n_items, cfg.architecture)
     want = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     if want != {k: tuple(v.shape) for k, v in weights.items()}:
-        raise LlmrecError(f"The weights in {folder}/retriever.safetensors do not fit {n_items} items and the settings; save the recommender again.")
+        raise LlmrecError(f"The weights in {folder}/retriever.safetensors do not fit {n_items} items and "
+                          "the settings; save the recommender again.")
     if not all(v.isfinite().all() for v in weights.values() if v.is_floating_point()):
-        raise LlmrecError(f'The weights in {folder}/retriever.safetensors are not finite; fit and save the recommender again.')
+        raise LlmrecError(f'The weights in {folder}/retriever.safetensors are not finite; fit and save the '
+                          'recommender again.')
     model.load_state_dict(weights)
     return model.eval()
 
+# %% ../../nbs/59a_recommender.ipynb #9cb34be6
 def open_ranker(r: Recommender, folder: Path) -> None:
     "Load the language model with its adapter; a folder that was moved learns where its base lies."
     base = folder / 'base'
     if base.is_dir():
-        with contextlib.suppress(OSError): name_base(folder / 'adapter', str(base))    # read-only: only plain peft needs the name
+        with contextlib.suppress(OSError):    # read-only; only plain peft needs the name
+            name_base(folder / 'adapter', str(base))
     cfg = replace(r.config.backbone, name=str(base)) if base.is_dir() else r.config.backbone
     r.adapter = folder / 'adapter'
     r.backbone = with_adapter(load_backbone(cfg), r.adapter)
@@ -506,5 +571,6 @@ def open_ranker(r: Recommender, folder: Path) -> None:
 # %% ../../nbs/59a_recommender.ipynb #260d8197
 Recommender.fit = staticmethod(fit)
 Recommender.load = staticmethod(load)
-Recommender.save, Recommender.recommend, Recommender.explain, Recommender.evaluate = save, recommend_for, explain, evaluate
+Recommender.save, Recommender.recommend = save, recommend_for
+Recommender.explain, Recommender.evaluate = explain, evaluate
 Recommender.push_to_hub = push_to_hub

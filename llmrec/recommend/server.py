@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['Text', 'Id', 'Ids', 'whole_characters', 'Question', 'Recommend', 'Score', 'Recommended', 'Scored', 'Recommendation',
            'Rating', 'Fault', 'one_by_one', 'history_for', 'alike', 'lists_for', 'recommended', 'scored', 'Batches',
-           'RequestLimits', 'too_large', 'whole_body', 'refuse', 'BodyLimit', 'counted', 'protocol', 'sentence_of',
-           'without', 'make_app', 'health_of', 'complaints', 'routes', 'serve_parser', 'allowed_by', 'opened',
-           'listening', 'run_serve', 'serve_main']
+           'RequestLimits', 'too_large', 'whole_body', 'refuse', 'BodyLimit', 'counted', 'protocol', 'open_many_files',
+           'sentence_of', 'without', 'make_app', 'health_of', 'complaints', 'routes', 'serve_parser', 'allowed_by',
+           'opened', 'listening', 'run_serve', 'serve_main']
 
 # %% ../../nbs/59d_server.ipynb #b604186b
 import argparse
 import asyncio
 import contextlib
 import json
+import resource
 import signal
 import socket
 import sys
@@ -304,6 +305,15 @@ def protocol(seconds: float) -> type:
             super().connection_lost(exc)
     return Impatient
 
+# %% ../../nbs/59d_server.ipynb #55a3a529
+def open_many_files(many: int = 2**16) -> None:
+    "Let this process open up to `many` files, as far as the system allows it."
+    with contextlib.suppress(ValueError, OSError):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        more = many if hard == resource.RLIM_INFINITY else min(many, hard)
+        if soft != resource.RLIM_INFINITY and soft < more:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
+
 # %% ../../nbs/59d_server.ipynb #ff8f8ac4
 def sentence_of(e: RequestValidationError) -> str:
     "What is wrong with a request, in one sentence."
@@ -440,6 +450,7 @@ def run_serve(args: argparse.Namespace) -> None:
     "Load, listen, and answer until a signal comes."
     if args.batch < 1: raise LlmrecError(f'--batch must be at least 1, got {args.batch}.')
     allowed = allowed_by(args)
+    open_many_files()
     with listening(args.host, args.port) as s:
         app = make_app(**opened(args.folders), most=args.batch, allowed=allowed)
         server = uvicorn.Server(uvicorn.Config(app, http=protocol(allowed.seconds), log_level='warning',

@@ -95,7 +95,7 @@ def _cells(frame: pl.DataFrame, formats: dict, bold, escape, strong: str) -> lis
 
 # %% ../../nbs/92a_artefacts.ipynb #20e05df6
 def _right(frame: pl.DataFrame) -> list[bool]:
-    "Which columns stand on the right: numbers, and text that is one in every cell, with or without its interval."
+    "Which columns stand on the right: numbers, also as text, with or without an interval."
     one = r'^[-+<]?\d[\d.,]*( ?%)?( \[.*\]| to [-+]?\d[\d.,]*)?$'
     def numeral(column):
         return column.dtype == pl.String and len(x := column.drop_nulls()) and x.str.contains(one).all()
@@ -139,7 +139,7 @@ TEX = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciici
 
 # %% ../../nbs/92a_artefacts.ipynb #bce25ae8
 def _escape_tex(text: str) -> str:
-    "`text` such that TeX prints it; a bracket or star at the beginning would belong to the row's end before it."
+    "`text` such that TeX prints it; a bracket or star at its beginning would end the row before it."
     text = text.strip()
     out = ''.join(TEX.get(c, c) for c in text)
     return f'{{{out[0]}}}{out[1:]}' if text[:1] in ('[', '*') and out else out
@@ -147,7 +147,7 @@ def _escape_tex(text: str) -> str:
 # %% ../../nbs/92a_artefacts.ipynb #ea50fa75
 def table_tex(frame: pl.DataFrame, caption: str, label: str, formats: dict = {}, bold=(),
               by: str = '') -> str:
-    "`frame` as a TeX table (booktabs, adjustbox) that fits a page, with caption and label, in groups of the column `by`."
+    "`frame` as a TeX table that fits a page (booktabs, adjustbox), in groups of the column `by`."
     kept = frame.drop(by) if by else frame
     def group(text): return [rf'\addlinespace \multicolumn{{{kept.width}}}{{l}}{{\textit{{{text}}}}}']
     body = _grouped(frame, _cells(frame, formats, bold, _escape_tex, r'\textbf{{{}}}'), by, group)
@@ -174,7 +174,7 @@ def value_text(value, low=None, high=None, spec: str = '.4f') -> str | None:
 
 # %% ../../nbs/92a_artefacts.ipynb #e92f6284
 def beside(
-    long: pl.DataFrame,   # group, method, column, value, low, high, paper; competes (boolean) where not all rows do
+    long: pl.DataFrame,   # group, method, column, value, low, high, paper; perhaps competes (boolean)
     spec: str = '.4f',
 ) -> tuple[pl.DataFrame, list[tuple[int, str]]]:
     "For `save_table`: the frame to show, with a row for each method, and the cells in bold."
@@ -215,7 +215,7 @@ def _stem(paper: str, artefact: str, profile: str) -> Path:
 NUMBER = re.compile(r'[-+<]?\d[\d.,]*k?( to [-+]?\d[\d.,]*)?')    # also as text: printed counts, intervals
 
 def _sources(frame: pl.DataFrame, source) -> pl.DataFrame:
-    "row, column, value, source: a line for each number of the table, and for a number that is text where `source` knows it."
+    "row, column, value, source: a line for each number, and for text that `source` knows as one."
     texts = pl.read_csv(io.StringIO(frame.write_csv()), infer_schema=False)
     numbers = [name for name, kind in frame.schema.items() if kind.is_numeric()]
     def origin(row, name):
@@ -236,11 +236,11 @@ def save_table(
     caption: str, profile: str,
     formats: dict = {},          # column -> format specification, where the default does not suit
     bold=(),                     # (row, column) pairs, see `best_in_column`, `best_in_row` and `beside`
-    source=None,                 # (row as a dictionary, column) -> names of records, with spaces between; 'paper'; '' for all records
-    shown: pl.DataFrame | None = None,  # what Markdown and TeX show instead; `formats` and `bold` then belong to it
+    source=None,                 # (row, column) -> names of records, 'paper', or '' for all records
+    shown: pl.DataFrame | None = None,  # what Markdown and TeX show instead, with `formats` and `bold`
     by: str = '',                # column of what is shown whose values head groups of rows
 ) -> dict[str, Path]:
-    "Write the table as csv, md, tex, sources.csv and caption.md below `figures/<profile>/<paper>/`; returns the paths by format."
+    "Write the table and its caption below `figures/<profile>/<paper>/`; returns the paths by format."
     shown = frame if shown is None else shown
     for name in (*formats, *(column for _, column in bold), *([by] if by else [])):
         known('column', name, shown.columns)
@@ -280,7 +280,7 @@ def figure_style(width: float = SINGLE, height: float | None = None):
 
 # %% ../../nbs/92a_artefacts.ipynb #9c083a3a
 def with_interval(ax, x, value, low, high, colour, across: bool = False, **how) -> None:
-    "Points with their intervals: `x`, `value`, `low` and `high` are numbers or lists; `across` lays them along the x axis."
+    "Points with intervals, from numbers or lists; `across` lays them along the x axis."
     x, value, low, high = (np.atleast_1d(np.asarray(v, float)) for v in (x, value, low, high))
     style = dict(marker='o', ls='none', color=colour, zorder=4) | how
     places = [(v, at) if across else (at, v) for at, v in zip(x, value)]
@@ -311,7 +311,7 @@ def label_ends(
     size: float = 7,
     x: float = 1.,            # where the labels begin, in widths of the axes
 ) -> None:
-    "Names beside the ends of lines, moved apart where they would overlap; call it when limits and layout are final."
+    "Names at the ends of lines, moved apart where needed; call it when limits and layout are final."
     if not ends: return
     ax.figure.draw_without_rendering()
     points = 72 / ax.figure.dpi
@@ -379,7 +379,7 @@ def paper_number(
 
 # %% ../../nbs/92a_artefacts.ipynb #830593cb
 def beside_paper(
-    ours: pl.DataFrame,      # dataset, method, metric, value; low and high where known; setting where the paper has several
+    ours: pl.DataFrame,      # dataset, method, metric, value; perhaps low, high and setting
     paper: str, artefact: str,
     missing: bool = False,   # also list the paper's rows that ours lacks
 ) -> pl.DataFrame:           # ours with the columns paper, difference, covered

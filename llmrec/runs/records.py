@@ -82,7 +82,7 @@ class Record:
     arrays: dict     # name -> numpy array, mostly with one value for each user
     provenance: dict = dataclasses.field(default_factory=dict)  # seconds, memory, versions, commit, machine
     version: int = 1 # of the schema
-    values: dict = dataclasses.field(default_factory=dict)  # the part of `config` that made the key, see `config.values_of`
+    values: dict = dataclasses.field(default_factory=dict)  # of `config`, the part in the key, see `values_of`
 
     @property
     def name(self) -> str: return f'{self.experiment}-{self.key}'
@@ -98,6 +98,7 @@ def make_key(
     "A record's key: the fingerprint of all that is written in the record and determined its results."
     return digest(experiment, version, values, data, backbone)
 
+# %% ../../nbs/92_records.ipynb #944636c8
 def record_key(
     config,              # the experiment's frozen dataclass, with a schema
     data: str,           # checksum of the data
@@ -113,6 +114,7 @@ def _npz(arrays: dict) -> bytes:
     np.savez_compressed(buffer, **{k: arrays[k] for k in sorted(arrays)})
     return buffer.getvalue()
 
+# %% ../../nbs/92_records.ipynb #6b95815f
 def save_record(record: Record, folder) -> Path:
     "Write `record` below `folder` (npz, provenance, then JSON); returns the JSON's path."
     stem, npz = Path(folder) / record.name, _npz(record.arrays)
@@ -136,16 +138,20 @@ def disagreement(path: Path, text: bytes, body: dict, side: dict) -> str:
     if want and hashlib.sha256(text).hexdigest() != want: return 'has been changed since it was computed'
     return ''
 
-PROVENANCE = dict(versions=dict, commit=str, dirty=bool, machine=dict, peak_mib=(int, float), record_sha256=str)
+# %% ../../nbs/92_records.ipynb #dcae8427
+PROVENANCE = dict(versions=dict, commit=str, dirty=bool, machine=dict, peak_mib=(int, float),
+                  record_sha256=str)
 
 def ill_told(side: dict) -> str:
-    "The first field of a provenance, or of a stamp, that `provenance` would not have written; '' when there is none. Any may be missing."
+    "The first field that `provenance` would not have written, '' if there is none; any may be missing."
     for name, kind in PROVENANCE.items():
         if side.get(name) is not None and not isinstance(side[name], kind): return name
     spent = side.get('seconds') or {}
-    if not all(isinstance(s, (int, float)) for s in (spent.values() if isinstance(spent, dict) else [spent])): return 'seconds'
+    if not all(isinstance(s, (int, float)) for s in (spent.values() if isinstance(spent, dict) else [spent])):
+        return 'seconds'
     return 'machine' if side.get('machine') and not {'platform', 'cpus'} <= set(side['machine']) else ''
 
+# %% ../../nbs/92_records.ipynb #67d6743c
 def provenance_of(
     path,  # the record's JSON file
 ) -> dict:
@@ -153,6 +159,7 @@ def provenance_of(
     side = json_or_none(Path(path).with_suffix('.provenance.json')) or {}
     return {} if ill_told(side) else side
 
+# %% ../../nbs/92_records.ipynb #769eed0c
 def load_record(
     path,  # the record's JSON file
 ) -> Record:
@@ -160,7 +167,9 @@ def load_record(
     path, remedy = Path(path), 'delete it to have the run repeated'
     body = read_json(path, FIELDS | dict(npz_sha256=str), remedy)
     side = read_json(path.with_suffix('.provenance.json'), remedy=f'{remedy} (both files)')
-    if field := ill_told(side): raise LlmrecError(f"{path.with_suffix('.provenance.json')}: '{field}' is not what was written there; {remedy} (both files).")
+    if field := ill_told(side):
+        raise LlmrecError(f"{path.with_suffix('.provenance.json')}: '{field}' is not what was written there; "
+                          f"{remedy} (both files).")
     text, npz = path.read_bytes(), path.with_suffix('.npz')
     if wrong := disagreement(path, text, body, side):
         raise LlmrecError(f'The record {path} {wrong}; {remedy}.')
@@ -184,6 +193,7 @@ def versions() -> dict:
         with contextlib.suppress(metadata.PackageNotFoundError): out[name] = metadata.version(name)
     return out
 
+# %% ../../nbs/92_records.ipynb #e2f90a74
 @functools.cache    # a process keeps the code that it has loaded
 def commit() -> dict:
     "The commit of the project's tree and whether it had uncommitted changes; empty outside a git checkout."
@@ -217,7 +227,7 @@ def one_thread() -> Iterator[None]:
 # %% ../../nbs/92_records.ipynb #a44dc8ea
 @contextlib.contextmanager
 def watch_memory(every: float = .001) -> Iterator[SimpleNamespace]:
-    "Resident bytes of this process: `before` the block, and the most within it (`peak`), read by a thread each `every` seconds and at the end."
+    "Resident bytes of this process `before` the block and at its `peak`, read every `every` seconds."
     process, over = psutil.Process(), threading.Event()
     seen = SimpleNamespace(before=process.memory_info().rss, peak=0)
     def look(): seen.peak = max(seen.peak, process.memory_info().rss)
@@ -269,6 +279,7 @@ def lock(path: Path):
     except Timeout: raise Busy(path.name) from None
     with held: yield
 
+# %% ../../nbs/92_records.ipynb #e1aa935a
 def locked(path: Path) -> bool:
     "Whether another process is computing the file or folder at `path`."
     try:
@@ -277,11 +288,12 @@ def locked(path: Path) -> bool:
 
 # %% ../../nbs/92_records.ipynb #c4211c19
 def usable(path: Path) -> tuple[Record | None, str]:
-    "(record, '') when there is a good one at `path`, (None, what is wrong with it) when not; (None, '') where there is none."
+    "(record, '') if there is a good one at `path`, (None, what is wrong) if not, (None, '') if none."
     if not path.exists(): return None, ''
     try: return load_record(path), ''
     except LlmrecError as e: return None, str(e)
 
+# %% ../../nbs/92_records.ipynb #28e35936
 def set_aside(path: Path, why: str) -> bool:
     "Rename the files of the record at `path` and say so; whether the shipped one could be put in its place."
     for p in (path, path.with_suffix('.npz'), path.with_suffix('.provenance.json')):
@@ -338,6 +350,7 @@ def unpack(
         raise LlmrecError(f'The records in {path} cannot be unpacked ({e}); get the file anew from the '
                           'repository.') from None
 
+# %% ../../nbs/92_records.ipynb #9aa9b3c4
 def shipped_again(path: Path) -> bool:
     "Write the record at `path` once more from the zip beside it; whether it was there, and good."
     pack = path.parent / f'{experiment_of(path)}.zip'
@@ -357,6 +370,7 @@ def noted(path: Path) -> dict:
     "Which zips have been unpacked; none when the note cannot be read."
     return json_or_none(path) or {}
 
+# %% ../../nbs/92_records.ipynb #08370c67
 @functools.cache
 def _unpacked(folder: Path) -> None:
     "Unpack the zips that have not been unpacked; once in each process and folder."
