@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['NUMBERINGS', 'DENSE', 'PIECES', 'SPECIAL', 'TEMPLATES', 'ASK', 'WORDS', 'WORD', 'P5Config', 'first_number',
            'in_order', 'reading_order', 'company', 'normalised', 'embedding', 'cut', 'paths', 'item_names', 'steps',
-           'id_tokenizer', 'prompt', 'encode', 'Writer', 'fresh_t5', 'trained_t5', 'build', 'on_device', 'targets',
-           'rows_of', 'batch_loss', 'make_loss', 'valid_loss', 'train', 'Trie', 'log_probabilities', 'search', 'answer']
+           'vocabulary', 'id_tokenizer', 'prompt', 'word_numbers', 'encode', 'Writer', 'fresh_t5', 'trained_t5',
+           'build', 'on_device', 'targets', 'rows_of', 'batch_loss', 'make_loss', 'valid_loss', 'train', 'Trie',
+           'log_probabilities', 'search', 'answer']
 
 # %% ../../nbs/49d_p5.ipynb #d8802081
 import re
@@ -40,8 +41,8 @@ from .lists import Way, collect
 NUMBERINGS = ('as_published', 'training', 'random', 'collaborative')
 
 @limits(max_history=Range(least=1), beams=Range(least=1), clusters=Range(least=2), leaf=Range(least=2),
-        rows=Range(least=1), hidden=Range(least=8), layers=Range(least=1), answer_batch=Range(least=1), digits=Range(least=1, most=4),
-        dropout=Range(least=0, below=1), parts=Range(least=1))
+        rows=Range(least=1), hidden=Range(least=8), layers=Range(least=1), answer_batch=Range(least=1),
+        digits=Range(least=1, most=4), dropout=Range(least=0, below=1), parts=Range(least=1))
 @schema('p5', 1)
 @dataclass(frozen=True)
 class P5Config:
@@ -73,8 +74,8 @@ def first_number(n_items: int) -> int:
 
 def in_order(items, n_items: int) -> list[str]:
     "Numbers as text, by item id, in the order in which `items` first appear; the rest follow by id."
-    start, seen = first_number(n_items), dict.fromkeys([*map(int, items), *range(1, n_items + 1)])
-    numbers = {item: str(start + place) for place, item in enumerate(seen)}
+    order = dict.fromkeys([*map(int, items), *range(1, n_items + 1)])
+    numbers = {item: str(number) for number, item in enumerate(order, start=first_number(n_items))}
     return ['', *(numbers[i] for i in range(1, n_items + 1))]
 
 # %% ../../nbs/49d_p5.ipynb #e6ada065
@@ -170,18 +171,21 @@ def steps(names: list[str], before: np.ndarray, after: np.ndarray) -> np.ndarray
 PIECES = r'<CI\d+>|\d{1,%d}|[A-Za-z]+|[^\sA-Za-z\d]'
 SPECIAL = ['<pad>', '</s>', '<unk>']    # T5's order
 
+def vocabulary(texts, names, digits: int) -> dict[str, int]:
+    "Piece -> token id: the special ones, all groups of up to `digits` digits, then the words by alphabet."
+    words = {piece for text in [*texts, *names] for piece in re.findall(PIECES % digits, text)}
+    numbers = [f'{i:0{n}d}' for n in range(1, digits + 1) for i in range(10 ** n)]
+    return {piece: i for i, piece in enumerate([*SPECIAL, *numbers, *sorted(words - set(numbers))])}
+
+# %% ../../nbs/49d_p5.ipynb #3428f163
 def id_tokenizer(
     texts,      # strings whose words are to be known
     names,      # of the items
     digits: int = 2,  # of a piece, at most
 ) -> transformers.PreTrainedTokenizerFast:
     "A tokenizer of words, groups of digits, and steps of a collaborative path."
-    pieces = PIECES % digits
-    words = {piece for text in [*texts, *names] for piece in re.findall(pieces, text)}
-    numbers = [f'{i:0{n}d}' for n in range(1, digits + 1) for i in range(10 ** n)]
-    vocab = [*SPECIAL, *numbers, *sorted(words - set(numbers))]
-    out = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(vocab)}, unk_token='<unk>'))
-    out.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), 'removed', invert=True)
+    out = Tokenizer(models.WordLevel(vocabulary(texts, names, digits), unk_token='<unk>'))
+    out.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES % digits), 'removed', invert=True)
     out.decoder = decoders.Fuse()
     out.post_processor = processors.TemplateProcessing(single='$A </s>', special_tokens=[('</s>', 1)])
     return transformers.PreTrainedTokenizerFast(
@@ -215,17 +219,25 @@ def prompt(
 WORDS = 64    # ids in a prompt, at most
 WORD = r'(?:user|item)_[\w<>]+|\d+|(?:<CI\d+>)+'
 
+def word_numbers(
+    text: str,
+    offsets: np.ndarray,  # (pieces, 2) where each piece begins and ends
+) -> np.ndarray:
+    "(pieces,) the number of the id that each piece belongs to, from 1; 0 elsewhere."
+    spans = np.array([m.span() for m in re.finditer(WORD, text)], np.int64).reshape(-1, 2)
+    word = np.searchsorted(spans[:, 0], offsets[:, 1])    # words that begin before the piece ends
+    end = np.append(0, spans[:, 1])[word]
+    inside = (word > 0) & (offsets[:, 0] < end) & (offsets[:, 1] > offsets[:, 0])
+    return np.where(inside, np.minimum(word, WORDS - 1), 0)
+
+# %% ../../nbs/49d_p5.ipynb #13e8e7a6
 def encode(tokenizer, texts) -> dict[str, torch.Tensor]:
     "input_ids, attention_mask and whole (rows, longest), padded on the right."
     batch = tokenizer(list(texts), padding=True, return_tensors='pt', return_offsets_mapping=True,
                       padding_side='right', return_token_type_ids=False)
-    whole = torch.zeros_like(batch['input_ids'])
-    for row, (text, offsets) in enumerate(zip(texts, batch.pop('offset_mapping').numpy())):
-        spans = np.array([m.span() for m in re.finditer(WORD, text)], np.int64).reshape(-1, 2)
-        word = np.searchsorted(spans[:, 0], offsets[:, 1])    # words that begin before the piece ends
-        inside = (word > 0) & (offsets[:, 0] < np.append(0, spans[:, 1])[word]) & (offsets[:, 1] > offsets[:, 0])
-        whole[row] = torch.from_numpy(np.where(inside, np.minimum(word, WORDS - 1), 0))
-    return dict(batch) | dict(whole=whole)
+    offsets = batch.pop('offset_mapping').numpy()
+    whole = np.stack([word_numbers(text, o) for text, o in zip(texts, offsets)])
+    return dict(batch) | dict(whole=torch.from_numpy(whole))
 
 # %% ../../nbs/49d_p5.ipynb #7c552fd5
 class Writer(nn.Module):
@@ -237,7 +249,8 @@ class Writer(nn.Module):
 
     def embedded(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         "Input embeddings (rows, length, width) and their mask."
-        return self.t5.get_input_embeddings()(batch['input_ids']) + self.words(batch['whole']), batch['attention_mask']
+        pieces = self.t5.get_input_embeddings()(batch['input_ids'])
+        return pieces + self.words(batch['whole']), batch['attention_mask']
 
     def read(self, batch: dict) -> dict:
         "The encoder's states and their mask, as T5 takes them."
@@ -253,18 +266,21 @@ class Writer(nn.Module):
 def fresh_t5(tokenizer, cfg: P5Config) -> transformers.T5ForConditionalGeneration:
     "A small T5 with random weights from the global random state."
     config = transformers.T5Config(
-        vocab_size=len(tokenizer), d_model=cfg.hidden, d_kv=cfg.hidden // 4, d_ff=2 * cfg.hidden, num_layers=cfg.layers,
-        num_heads=4, dropout_rate=cfg.dropout, relative_attention_num_buckets=16, relative_attention_max_distance=64, feed_forward_proj='relu',
+        vocab_size=len(tokenizer), d_model=cfg.hidden, d_kv=cfg.hidden // 4, d_ff=2 * cfg.hidden,
+        num_layers=cfg.layers, num_heads=4, dropout_rate=cfg.dropout, feed_forward_proj='relu',
+        relative_attention_num_buckets=16, relative_attention_max_distance=64,
         pad_token_id=0, eos_token_id=1, decoder_start_token_id=0)
     return transformers.T5ForConditionalGeneration(config)
 
+# %% ../../nbs/49d_p5.ipynb #77789150
 def trained_t5(cfg: P5Config, names):
     "(tokenizer, model) at `cfg.model`, with a token for each step of a collaborative path."
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(cfg.model)
         t5 = transformers.T5ForConditionalGeneration.from_pretrained(cfg.model)
     except (OSError, ValueError) as e:
-        raise LlmrecError(f"There is no T5 called '{cfg.model}' ({type(e).__name__}); give a folder or hub id of one, or 'tiny'.") from None
+        raise LlmrecError(f"There is no T5 called '{cfg.model}' ({type(e).__name__}); give a folder or hub "
+                          "id of one, or 'tiny'.") from None
     steps = sorted({step for name in names for step in re.findall(r'<CI\d+>', name)})
     if tokenizer.add_tokens(steps): t5.resize_token_embeddings(len(tokenizer))
     return tokenizer, t5
@@ -304,11 +320,14 @@ def batch_loss(model: Writer, batch: dict, labels: torch.Tensor, parts: int = 1)
     device = next(model.parameters()).device
     if parts == 1: return model(on_device(model, batch), labels.to(device))
     total, counted = 0., (labels >= 0).sum()
-    for rows in batch['attention_mask'].sum(1).argsort(stable=True).tensor_split(min(parts, len(labels))):
+    by_length = batch['attention_mask'].sum(1).argsort(stable=True)
+    for rows in by_length.tensor_split(min(parts, len(labels))):
         share = (labels[rows] >= 0).sum() / counted
-        total = total + share.to(device) * model(on_device(model, rows_of(batch, rows)), labels[rows].to(device))
+        loss = model(on_device(model, rows_of(batch, rows)), labels[rows].to(device))
+        total = total + share.to(device) * loss
     return total
 
+# %% ../../nbs/49d_p5.ipynb #21cad9b1
 def make_loss(train: Sequences, names: list[str], tokenizer, cfg: P5Config, templates=TEMPLATES):
     "The loss of a batch of rows (user, end): the item before `end`, given those before it."
     def loss(model, rows):
@@ -321,20 +340,20 @@ def make_loss(train: Sequences, names: list[str], tokenizer, cfg: P5Config, temp
         return batch_loss(model, encode(tokenizer, texts), targets(tokenizer, items), cfg.parts)
     return loss
 
-
 # %% ../../nbs/49d_p5.ipynb #8bb852cd
 @torch.no_grad()
 def valid_loss(model, split: Split, users: np.ndarray, names: list[str], tokenizer, cfg: P5Config) -> float:
     "The mean loss per target on the validation items of `users`."
     model.eval()
-    device, total = next(model.parameters()).device, 0.
+    device, total, shown = next(model.parameters()).device, 0., split.valid_history
     for i in range(0, len(users), 64):
         part = users[i:i + 64]
-        texts = [prompt(ASK, u, split.valid_history[u], names, cfg.max_history, cfg.notation) for u in part.tolist()]
+        texts = [prompt(ASK, u, shown[u], names, cfg.max_history, cfg.notation) for u in part.tolist()]
         labels = targets(tokenizer, [names[j] for j in split.valid[part]]).to(device)
         total += model(on_device(model, encode(tokenizer, texts)), labels).item() * len(part)
     return total / len(users)
 
+# %% ../../nbs/49d_p5.ipynb #d5017fe1
 def train(
     split: Split,
     names: list[str],
@@ -346,9 +365,11 @@ def train(
     "The trained model of `cfg`."
     model, tokenizer = build(names, cfg)
     users = np.flatnonzero(split.valid)[:valid_users]
-    rows = np.stack(training_rows(split.train.offsets, split.train.items, cfg.rows, cfg.training.seed), 1)
+    own = split.train
+    rows = np.stack(training_rows(own.offsets, own.items, cfg.rows, cfg.training.seed), 1)
     def validate(model): return -valid_loss(model, split, users, names, tokenizer, cfg)
-    state = fit(model, make_loss(split.train, names, tokenizer, cfg), validate, rows, cfg.training, checkpoint, progress)
+    loss = make_loss(own, names, tokenizer, cfg)
+    state = fit(model, loss, validate, rows, cfg.training, checkpoint, progress)
     return model.eval(), tokenizer, state
 
 # %% ../../nbs/49d_p5.ipynb #2c0a9bd2
@@ -358,7 +379,8 @@ class Trie:
         self.ids = {item: tuple(tokens) for item, tokens in ids.items()}
         self.item = {tokens: item for item, tokens in self.ids.items()}
         if len(self.item) < len(self.ids):
-            raise LlmrecError('Two items are written with the same tokens; choose another numbering or tokenizer.')
+            raise LlmrecError('Two items are written with the same tokens; choose another numbering or '
+                              'tokenizer.')
         self.below, self.next = Counter(), {}
         for tokens in self.ids.values():
             for n in range(len(tokens)):
@@ -379,8 +401,10 @@ def log_probabilities(model: Writer, tokenizer, text: str, names: list[str]) -> 
     "(n_items + 1,) log-probability of each item's id after the prompt `text`; -inf for padding."
     labels = targets(tokenizer, names[1:]).to(next(model.parameters()).device)
     read = model.read(on_device(model, encode(tokenizer, [text])))
-    states = read['encoder_outputs'].last_hidden_state.expand(len(labels), -1, -1)
-    logits = model.t5(encoder_outputs=BaseModelOutput(states), attention_mask=read['attention_mask'].expand(len(labels), -1), labels=labels).logits
+    states, mask = read['encoder_outputs'].last_hidden_state, read['attention_mask']
+    logits = model.t5(
+        encoder_outputs=BaseModelOutput(states.expand(len(labels), -1, -1)),
+        attention_mask=mask.expand(len(labels), -1), labels=labels).logits
     own = torch.log_softmax(logits, -1).gather(2, labels.clamp(min=0)[..., None])[..., 0]
     return np.append(-np.inf, (own * (labels >= 0)).sum(1).cpu().numpy())
 
@@ -396,11 +420,12 @@ def search(
 ) -> list[list[tuple]]:        # of each row the written tokens without the start token, most probable first
     "Beam search over ids; free of the trie when `cfg.constrained` is false."
     n, longest, t5 = beams or cfg.beams, max(map(len, trie.item)), model.t5
-    def allowed(row, ids): return trie.allowed(tuple(ids.tolist()[1:]), closed[row]) or [t5.config.eos_token_id]
-    out = t5.generate(
-        **model.read(on_device(model, batch)), num_beams=n, num_return_sequences=n, max_new_tokens=longest, do_sample=False,
-        length_penalty=0., early_stopping=False, prefix_allowed_tokens_fn=allowed if cfg.constrained else None)
     end = t5.config.eos_token_id
+    def allowed(row, ids): return trie.allowed(tuple(ids.tolist()[1:]), closed[row]) or [end]
+    out = t5.generate(
+        **model.read(on_device(model, batch)), num_beams=n, num_return_sequences=n, max_new_tokens=longest,
+        do_sample=False, length_penalty=0., early_stopping=False,
+        prefix_allowed_tokens_fn=allowed if cfg.constrained else None)
     rows = [tuple(row[:row.index(end) + 1] if end in row else row) for row in out[:, 1:].tolist()]
     return [rows[i:i + n] for i in range(0, len(rows), n)]
 
@@ -414,16 +439,18 @@ def answer(
     template: str = ASK,
 ) -> list[Way]:
     "The way of each of `users`, from the prompt to the items whose ids are written."
-    trie = Trie({i: tokenizer(names[i])['input_ids'] for i in range(1, len(names))})
-    ids = {tokenizer.decode(tokens, skip_special_tokens=True): i for i, tokens in trie.ids.items()}
-    texts = [prompt(template, u, histories[u], names, cfg.max_history, cfg.notation) for u in users.tolist()]
-    out = []
-    for i in tqdm(range(0, len(users), cfg.answer_batch), desc='writing ids', disable=not progress, leave=False):
-        part, seen = texts[i:i + cfg.answer_batch], [histories[u] for u in users[i:i + cfg.answer_batch].tolist()]
-        batch = encode(tokenizer, part)
+    trie, out = Trie({i: tokenizer(names[i])['input_ids'] for i in range(1, len(names))}), []
+    def written(tokens): return tokenizer.decode(tokens, skip_special_tokens=True)
+    ids = {written(tokens): [i] for i, tokens in trie.ids.items()}
+    starts = range(0, len(users), cfg.answer_batch)
+    for i in tqdm(starts, desc='writing ids', disable=not progress, leave=False):
+        part = users[i:i + cfg.answer_batch].tolist()
+        seen = [histories[u] for u in part]
+        texts = [prompt(template, u, h, names, cfg.max_history, cfg.notation) for u, h in zip(part, seen)]
+        batch = encode(tokenizer, texts)
         found = search(model, batch, trie, [trie.closed(h.tolist()) for h in seen], cfg)
-        for text, history, rows, read in zip(part, seen, found, batch['attention_mask'].sum(1).tolist()):
-            wrote = tuple(tokenizer.decode(t, skip_special_tokens=True) for t in rows)
-            got = collect(wrote, lambda w: [ids[w]] if w in ids else [], history, cfg.beams)
+        for text, met, rows, read in zip(texts, seen, found, batch['attention_mask'].sum(1).tolist()):
+            wrote = tuple(map(written, rows))
+            got = collect(wrote, lambda w: ids.get(w, []), met, cfg.beams)
             out.append(Way(text, wrote, **got, tokens_in=read, tokens_out=sum(map(len, rows))))
     return out

@@ -56,11 +56,11 @@ CHOICES = (
 )
 
 def choice(train: Sequences, user: int, names: list[str], cfg: PODConfig) -> tuple[list[int], int]:
-    "Shuffled items, one of which is of the user's training sequence, and that item; from torch's random state."
+    "Shuffled items, one of them of the user's training sequence, and that item; by torch's random state."
     own = train[user]
     rng = np.random.default_rng(int(torch.randint(2 ** 31, ())))
-    right = int(rng.choice(own))
-    others = sample_negatives(rng, train.n_items, own, right, min(cfg.negatives, train.n_items - len(set(own.tolist()))))
+    right, most = int(rng.choice(own)), train.n_items - len(set(own.tolist()))
+    others = sample_negatives(rng, train.n_items, own, right, min(cfg.negatives, most))
     return rng.permutation(np.append(others, right)).tolist(), right
 
 # %% ../../nbs/49e_pod.ipynb #a451d0d1
@@ -79,11 +79,19 @@ def make_loss(train: Sequences, names: list[str], tokenizer, cfg: PODConfig):
     return loss
 
 # %% ../../nbs/49e_pod.ipynb #620b3b0b
-def train(split: Split, names: list[str], cfg: PODConfig, checkpoint=None, progress: bool = True, valid_users: int = 500):
-    "(module, tokenizer, State): the trained model of `cfg`, validated on next items."
+def train(
+    split: Split,
+    names: list[str],
+    cfg: PODConfig,
+    checkpoint=None,         # file for the state of the run
+    progress: bool = True,
+    valid_users: int = 500,  # at most
+):                           # (module, tokenizer, State)
+    "The trained model of `cfg`, validated on next items."
     model, tokenizer = build(names, cfg)
-    users = np.flatnonzero(split.valid)[:valid_users]
-    rows = np.stack(training_rows(split.train.offsets, split.train.items, cfg.rows, cfg.training.seed), 1)
+    users, own = np.flatnonzero(split.valid)[:valid_users], split.train
+    rows = np.stack(training_rows(own.offsets, own.items, cfg.rows, cfg.training.seed), 1)
     def validate(model): return -p5.valid_loss(model, split, users, names, tokenizer, cfg)
-    state = fit(model, make_loss(split.train, names, tokenizer, cfg), validate, rows, cfg.training, checkpoint, progress)
+    loss = make_loss(own, names, tokenizer, cfg)
+    state = fit(model, loss, validate, rows, cfg.training, checkpoint, progress)
     return model.eval(), tokenizer, state

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOCAL', 'ACTION', 'RULES', 'RecMindConfig', 'Tools', 'read_action', 'opening', 'Plan', 'one_step', 'make_plan',
-           'titles_in', 'way_of', 'Talk', 'example', 'planned', 'answer', 'continued', 'reply', 'serving']
+           'titles_in', 'way_of', 'Talk', 'planned', 'example', 'shots_for', 'answer', 'continued', 'reply', 'handler',
+           'serving']
 
 # %% ../../nbs/49f_recmind.ipynb #399b99c1
 import json
@@ -23,7 +24,9 @@ from tqdm.auto import tqdm
 from ..config import Range, limits, schema
 from ..data.interactions import Sequences
 from ..llm.backbones import Backbone
-from ..llm.chat import EndpointConfig, answer_path, check_cost, connect, fetch_one, kept_answer, one_sentence, price
+from llmrec.llm.chat import (
+    EndpointConfig, answer_path, check_cost, connect, fetch_one, kept_answer, one_sentence, price,
+)
 from ..llm.ranking import left_padded, scoring
 from ..llm.yesno import context_of
 from ..paths import LlmrecError
@@ -32,10 +35,12 @@ from .gpt4rec import Engine
 from .lists import Way, collect, title_finder
 
 # %% ../../nbs/49f_recmind.ipynb #114655f0
-LOCAL = EndpointConfig('local', api='completions', logprobs=0, max_tokens=64, key_env='', retries=0, timeout=600., workers=1,
-                       extra=dict(stop=['\nObservation', '\n\n']))
+LOCAL = EndpointConfig(
+    'local', api='completions', logprobs=0, max_tokens=64, key_env='', retries=0, timeout=600., workers=1,
+    extra=dict(stop=['\nObservation', '\n\n']))
 
-@limits(steps=Range(least=1), thoughts=Range(least=1), length=Range(least=1), shown=Range(least=1), max_history=Range(least=1), shots=Range(least=0))
+@limits(steps=Range(least=1), thoughts=Range(least=1), length=Range(least=1), shown=Range(least=1),
+        max_history=Range(least=1), shots=Range(least=0))
 @schema('recmind', 1)
 @dataclass(frozen=True)
 class RecMindConfig:
@@ -64,12 +69,15 @@ class Tools:
         return min(max(1, int(found[0][:6])), self.cfg.shown) if found else self.cfg.shown
 
     def history(self, text: str) -> list[int]:
+        "The last items of the person's own."
         return self.past[-min(self.number(text), self.cfg.max_history):].tolist()
 
     def search(self, text: str) -> list[int]:
+        "Items with the words of `text` that the person has not met."
         return [i for i in self.engine.find(text) if i not in self.met][:self.cfg.shown]
 
     def retrieve(self, text: str) -> list[int]:
+        "The retriever's best items that the person has not met."
         own = Sequences(np.array([0, len(self.past)]), self.past, len(self.titles) - 1)
         return recommend(self.score, own, np.array([0]), self.number(text), 'whole').items[0].tolist()
 
@@ -82,18 +90,19 @@ class Tools:
 ACTION = re.compile(r'(History|Search|Retrieve|Answer)\s*\[([^\]\n]*)(\]?)', re.IGNORECASE)
 
 def read_action(text: str) -> tuple[str, str, str]:
-    "(action, what stands in its brackets, the text up to its end); ('', '', first paragraph) where there is none."
+    "(action, its brackets, the text up to its end); without an action ('', '', the first paragraph)."
     found = ACTION.search(text)
     if not found: return '', '', text.strip().split('\n\n')[0].strip()
     return found[1].capitalize(), found[2].strip(), text[:found.end()].strip() + ('' if found[3] else ']')
 
 # %% ../../nbs/49f_recmind.ipynb #675dd6a0
-RULES = '''You recommend to person {person} what to choose next. In each step write one Thought and one Action; an Observation answers it.
-Action: History[n] shows the last n items that the person has chosen.
-Action: Search[words] shows items whose titles have these words.
-Action: Retrieve[n] shows n items that a trained recommender proposes.
-Action: Answer[title; title; title] ends the plan with {length} titles, the best first.
-'''
+RULES = (
+    'You recommend to person {person} what to choose next. In each step write one Thought and one Action; an '
+    'Observation answers it.\n'
+    'Action: History[n] shows the last n items that the person has chosen.\n'
+    'Action: Search[words] shows items whose titles have these words.\n'
+    'Action: Retrieve[n] shows n items that a trained recommender proposes.\n'
+    'Action: Answer[title; title; title] ends the plan with {length} titles, the best first.\n')
 
 def opening(step: int, thought: int, last: bool) -> str:
     "What the model has to continue."
@@ -113,13 +122,20 @@ class Plan:
     lost: int = 0             # texts without an action
     note: str = ''
 
+    def count(self, got) -> None:
+        "Count a call and its tokens."
+        self.calls += 1
+        self.tokens_in += got.tokens_in
+        self.tokens_out += got.tokens_out
+
+# %% ../../nbs/49f_recmind.ipynb #8b03d294
 def one_step(plan: Plan, say: Callable, tools: Tools, step: int, thought: int, last: bool) -> bool:
     "Let the model write one thought and action, and answer it; whether the plan has ended."
     begun = opening(step, thought, last)
     got = say(plan.text + begun)
-    plan.calls, plan.tokens_in, plan.tokens_out = plan.calls + 1, plan.tokens_in + got.tokens_in, plan.tokens_out + got.tokens_out
+    plan.count(got)
     action, inside, text = read_action(('Answer[' if last else '') + got.text)
-    plan.text += begun + (' ' + text if not last else text.removeprefix('Answer['))
+    plan.text += begun + (text.removeprefix('Answer[') if last else f' {text}')
     if action == 'Answer': plan.answer = inside
     elif action: plan.text += f'\nObservation: {tools.observe(action, inside)}'
     else:
@@ -175,20 +191,11 @@ class Talk:
         return kept_answer(path, prompt, self.endpoint.missing)
 
 # %% ../../nbs/49f_recmind.ipynb #cb575764
-def example(tools: Tools, truth: int, cfg: RecMindConfig, person: int) -> str:
-    "A finished plan about another person, whose last item is the first of the answer."
-    few = min(5, cfg.shown)
-    proposed = tools.retrieve(f'{few}')
-    listed = '; '.join(tools.titles[i] for i in [truth, *(i for i in proposed if i != truth)][:few])
-    return (f"\nPerson {person}:\nThought 1: What has the person chosen?\nAction: History[3]\nObservation: {tools.observe('History', '3')}"
-            f"\nThought 2: A recommender may help.\nAction: Retrieve[{few}]\nObservation: {'; '.join(tools.titles[i] for i in proposed)}"
-            f'\nThought 3: I have seen enough.\nAction: Answer[{listed}]\n')
-
 def planned(
     talk: Callable, tools: Tools, titles: list, history, cfg: RecMindConfig, person: int,
     before: str = '',    # examples
 ) -> tuple[Way, Exception | None]:
-    "One person's way; where the endpoint fails in the middle of it, the way so far with a note, and the error."
+    "One person's way; where the endpoint fails in the middle, the way so far with a note, and the error."
     begin = f'{before}\nPerson {person}:' if before else ''
     plan, error = Plan(RULES.format(person=person, length=cfg.length) + begin), None
     try: make_plan(talk, tools, cfg, plan)
@@ -196,6 +203,27 @@ def planned(
         error = e
         plan.note = f'the endpoint failed after {plan.calls} calls ({type(e).__name__})'
     return way_of(plan, titles, history, cfg), error
+
+# %% ../../nbs/49f_recmind.ipynb #fdcd7ba8
+def example(tools: Tools, truth: int, cfg: RecMindConfig, person: int) -> str:
+    "A finished plan about another person; the first title of its answer is that of `truth`."
+    few = min(5, cfg.shown)
+    proposed = tools.retrieve(f'{few}')
+    def several(items): return '; '.join(tools.titles[i] for i in items)
+    answer = [truth, *(i for i in proposed if i != truth)][:few]
+    return (
+        f'\nPerson {person}:'
+        '\nThought 1: What has the person chosen?\nAction: History[3]'
+        f"\nObservation: {tools.observe('History', '3')}"
+        f'\nThought 2: A recommender may help.\nAction: Retrieve[{few}]\nObservation: {several(proposed)}'
+        f'\nThought 3: I have seen enough.\nAction: Answer[{several(answer)}]\n')
+
+# %% ../../nbs/49f_recmind.ipynb #490b7899
+def shots_for(tools: Callable, histories: Sequences, cfg: RecMindConfig) -> dict[int, str]:
+    "One example more than a prompt shows, by row: nobody is an example for themselves."
+    if not cfg.shots: return {}
+    long = [u for u in range(len(histories)) if len(histories[u]) > 3][:cfg.shots + 1]
+    return {u: example(tools(histories[u][:-1]), int(histories[u][-1]), cfg, u + 1) for u in long}
 
 def answer(
     endpoint: EndpointConfig,
@@ -208,19 +236,20 @@ def answer(
     progress: bool = False,
     strict: bool = True,   # raise where the endpoint failed, with the count; else only note it
 ) -> list[Way]:
-    "The way of each of `users`; a plan that was cut off goes on from its kept exchanges when it is asked for again."
+    "The way of each of `users`; a plan that was cut off goes on from its kept exchanges when asked again."
     engine, talk = Engine(titles), Talk(endpoint, cache)
     def tools(past): return Tools(titles, engine, score, past, cfg)
-    long = [u for u in range(len(histories)) if len(histories[u]) > 3][:cfg.shots + 1] if cfg.shots else []
-    shot = {u: example(tools(histories[u][:-1]), int(histories[u][-1]), cfg, u + 1) for u in long}
+    shots = shots_for(tools, histories, cfg)
     def one(u):
-        before = ''.join([shot[v] for v in long if v != u][:cfg.shots])
+        before = ''.join([text for v, text in shots.items() if v != u][:cfg.shots])
         return planned(talk, tools(histories[u]), titles, histories[u], cfg, u + 1, before)
     with ThreadPoolExecutor(endpoint.workers) as pool:
-        found = list(tqdm(pool.map(one, users.tolist()), total=len(users), desc='planning', disable=not progress, leave=False))
+        plans = pool.map(one, users.tolist())
+        found = list(tqdm(plans, total=len(users), desc='planning', disable=not progress, leave=False))
     errors = [e for _, e in found if e]
     if errors and strict:
-        kept = f'{len(errors)} of {len(users)} plans were cut off, all exchanges before are kept, run again to go on'
+        kept = (f'{len(errors)} of {len(users)} plans were cut off, all exchanges before are kept, '
+                'run again to go on')
         with one_sentence(endpoint, lambda: kept): raise errors[0]
     return [way for way, _ in found]
 
@@ -231,44 +260,50 @@ def continued(backbone: Backbone, prompt: str, most: int, stop) -> tuple[str, in
     ids = tok(prompt)['input_ids']
     if room: ids = ids[-(room - most):]
     batch = left_padded([ids], tok.pad_token_id)
+    batch = {k: batch[k].to(backbone.model.device) for k in ('input_ids', 'attention_mask')}
     with scoring(backbone):
         out = backbone.model.generate(
-            **{k: batch[k].to(backbone.model.device) for k in ('input_ids', 'attention_mask')}, max_new_tokens=most,
-            do_sample=False, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, stop_strings=list(stop) or None,
-            tokenizer=tok)
+            **batch, max_new_tokens=most, do_sample=False, eos_token_id=tok.eos_token_id,
+            pad_token_id=tok.pad_token_id, stop_strings=list(stop) or None, tokenizer=tok)
     new = out[0, len(ids):].tolist()
     text = tok.decode(new, skip_special_tokens=True)
     return min((text.split(s)[0] for s in stop), key=len, default=text), len(ids), len(new)
 
-# %% ../../nbs/49f_recmind.ipynb #bff590ee
 def reply(backbone: Backbone, body: dict, chat: bool) -> dict:
     "The response to the body of a request."
     prompt = '\n'.join(m['content'] for m in body['messages']) if chat else body['prompt']
     text, read, wrote = continued(backbone, prompt, body.get('max_tokens', 16), body.get('stop') or [])
     said = dict(message=dict(role='assistant', content=text)) if chat else dict(text=text)
-    return dict(id='0', created=0, object='chat.completion' if chat else 'text_completion', model=backbone.identity,
+    return dict(id='0', created=0, object='chat.completion' if chat else 'text_completion',
+                model=backbone.identity,
                 choices=[dict(index=0, finish_reason='stop', logprobs=None, **said)],
                 usage=dict(prompt_tokens=read, completion_tokens=wrote, total_tokens=read + wrote))
 
-@contextmanager
-def serving(backbone: Backbone, api: str = 'completions', max_tokens: int = 64) -> Iterator[EndpointConfig]:
-    "A context in which `backbone` is served on a free port of this machine; yields its endpoint."
+# %% ../../nbs/49f_recmind.ipynb #bff590ee
+def handler(backbone: Backbone) -> type[BaseHTTPRequestHandler]:
+    "A request handler that lets `backbone` reply, one request at a time."
     lock = threading.Lock()
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
-            with lock: out = json.dumps(reply(backbone, body, self.path.endswith('/chat/completions'))).encode()
+            chat = self.path.endswith('/chat/completions')
+            with lock: out = json.dumps(reply(backbone, body, chat)).encode()
             self.send_response(200)
             self.send_header('Content-Type', 'application/json')
             self.send_header('Content-Length', str(len(out)))
             self.end_headers()
             self.wfile.write(out)
         def log_message(self, *args): pass
-    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    return Handler
+
+@contextmanager
+def serving(backbone: Backbone, api: str = 'completions', max_tokens: int = 64) -> Iterator[EndpointConfig]:
+    "A context in which `backbone` is served on a free port of this machine; yields its endpoint."
+    server = ThreadingHTTPServer(('127.0.0.1', 0), handler(backbone))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    try:
-        yield replace(LOCAL, model=backbone.identity, base_url=f'http://127.0.0.1:{server.server_address[1]}/v1', api=api, max_tokens=max_tokens)
+    address = f'http://127.0.0.1:{server.server_address[1]}/v1'
+    try: yield replace(LOCAL, model=backbone.identity, base_url=address, api=api, max_tokens=max_tokens)
     finally:
         server.shutdown()
         server.server_close()
