@@ -268,7 +268,7 @@ def verdict(
     costs, moves = f'whose exchange between people costs {share} ({lost})', f'changes the AUC by {lost}'
     if reads and counts: return f'counts likes and reads titles, {costs}'
     if reads: return f'reads the titles, {costs}'
-    if counts: return f'counts likes and shows no need of the titles, whose exchange between people {moves}'
+    if counts: return f'counts likes and shows no need of the titles: exchanging them between people {moves}'
     return f'is better than chance, but the exchange of titles between people, which {moves}, does not tell why'
 
 # %% ../../nbs/59_readings.ipynb #9180212f
@@ -276,7 +276,7 @@ def of_equal_rate(true: dict) -> str:
     "The sentence on pairs of equal like-rate."
     if not true['pairs']: return 'No like and dislike have histories of the same like-rate.'
     low, high = true['matched_low'], true['matched_high']
-    than = 'more than' if low > 50 else 'less than' if high < 50 else 'not clearly other than'
+    than = 'more than' if low > 50 else 'less than' if high < 50 else 'not clearly different from'
     own = ranged(true, 'matched')
     return f'Over pairs of equal like-rate its AUC is {own}, {than} the 50 that counting gives there.'
 

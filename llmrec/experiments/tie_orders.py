@@ -279,7 +279,7 @@ def brief(table: pl.DataFrame) -> pl.DataFrame:
 def one_more(values) -> str:
     "How far from their mean one more order, and run, would lie, 95 %."
     mean, _, high = prediction_interval(values)
-    return 'not to be said' if np.isnan(high) else f'within ±{high - mean:.4f}'
+    return 'unknown' if np.isnan(high) else f'within ±{high - mean:.4f}'
 
 def spread_said(
     part: pl.DataFrame,  # a method's rows under a rule
