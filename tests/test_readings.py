@@ -217,7 +217,7 @@ def test_the_finding_follows_the_numbers(exchanged, said):
     asked = [invented(change, true if change in (CHANGES[0], CHANGES[3]) else exchanged) for change in CHANGES]
     text = finding(long_table(asked), 'corrected', 'films', 'Model', 'K=64')
     assert text.startswith('Model, tuned on 64 rows, has an AUC of') and f'. It {said}' in text
-    assert ('not clearly other than the 50' in text) == ('counts' in said)
+    assert ('not clearly different from the 50' in text) == ('counts' in said)
 
 
 def test_a_failed_run_leaves_a_line_without_numbers():

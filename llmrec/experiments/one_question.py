@@ -341,7 +341,8 @@ def draw_head(ax, forms: dict, vocabulary: int, x, w) -> None:
 def draw_form(ax, x, name: str, form: Form) -> None:
     "Token, id, logit and probability of one form of the letters."
     write(ax, x, FIRST + 4.7, f'as {name}', 6.0, fontweight='bold', color=COLOURS[name])
-    heads = (0.0, 'token', 'left'), (8.6, 'id', 'right'), (13.6, 'logit', 'right'), (14.8, 'probability', 'left')
+    heads = ((0.0, 'token', 'left'), (8.6, 'id', 'right'), (13.6, 'logit', 'right'),
+             (14.8, 'probability', 'left'))
     for at, text, ha in heads: write(ax, x + at, FIRST + 2.5, text, 5.2, ha=ha, color=GREY)
     for k, p in enumerate(form.probability):
         y, length = FIRST - STEP * k, 5.6 * p / form.probability.max()

@@ -274,7 +274,8 @@ def epochs(ax, results: dict, title: str) -> None:
                 for v, r in zip(values, results.values())]
         ax.bar_label(drawn, text, padding=3, fontsize=6.5)
     ends = [r[way] for r in results.values() for way in ('plain', 'ours')]
-    ax.set(xscale='log', xlim=(min(ends) / 2, max(ends) * 8), xlabel='seconds an epoch (log scale)', title=title)
+    ax.set(xscale='log', xlim=(min(ends) / 2, max(ends) * 8), title=title,
+           xlabel='seconds an epoch (log scale)')
     ax.set_yticks(y, list(results))
     ax.invert_yaxis()
     ax.grid(False)

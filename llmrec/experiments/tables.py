@@ -318,7 +318,7 @@ def plot_over_k(
     colours: dict,              # method -> colour, in the order in which they are drawn
     flat: tuple = (),           # methods whose value does not depend on K
 ) -> list[tuple]:               # for `label_ends`: where each line ends, its method, its colour
-    "AUC x 100 over K with intervals; methods in `flat` are drawn at the left edge, with a dashed line to the right."
+    "AUC x 100 over K with intervals; a method in `flat` is a point at the left edge and a dashed line."
     ends, shift = [], 2 ** .09
     part = {m: (long.filter(pl.col('method') == m)
                 .with_columns(K=pl.col('setting').str.slice(2).cast(pl.Int64)).sort('K'))

@@ -19,7 +19,8 @@ def apart(
     what: str = '',      # how an error begins; the function's name if left out
 ):
     "`function(*args)`, computed by a fresh Python process; a `RuntimeError` when that process fails."
-    command = [sys.executable, '-m', 'llmrec.runs.apart', function.__module__, function.__name__, json.dumps(args)]
+    command = [sys.executable, '-m', 'llmrec.runs.apart', function.__module__, function.__name__,
+               json.dumps(args)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ['killed, probably for want of memory'])[-1]
