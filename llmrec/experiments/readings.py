@@ -247,7 +247,7 @@ def cells_of(r: dict, name: str) -> dict:
 
 # %% ../../nbs/59_readings.ipynb #ee2353d6
 def printed(long: pl.DataFrame) -> pl.DataFrame:
-    "A row for each version of the questions: AUC, UAUC, AUC over pairs of equal like-rate, both differences, with intervals and p."
+    "A row for each version of the questions: the three AUCs and both differences, with intervals and p."
     lines = [names_of(r) for r in long.iter_rows(named=True)]
     for cells, r in zip(lines, long.iter_rows(named=True)):
         for name in COLUMNS: cells |= cells_of(r, name)
@@ -272,7 +272,7 @@ def verdict(
     costs, moves = f'whose exchange between people costs {share} ({lost})', f'changes the AUC by {lost}'
     if reads and counts: return f'counts likes and reads titles, {costs}'
     if reads: return f'reads the titles, {costs}'
-    if counts: return f'counts likes and shows no need of the titles, whose exchange between people {moves}'
+    if counts: return f'counts likes and shows no need of the titles: exchanging them between people {moves}'
     return f'is better than chance, but the exchange of titles between people, which {moves}, does not tell why'
 
 # %% ../../nbs/59_readings.ipynb #9180212f
@@ -280,7 +280,7 @@ def of_equal_rate(true: dict) -> str:
     "The sentence on pairs of equal like-rate."
     if not true['pairs']: return 'No like and dislike have histories of the same like-rate.'
     low, high = true['matched_low'], true['matched_high']
-    than = 'more than' if low > 50 else 'less than' if high < 50 else 'not clearly other than'
+    than = 'more than' if low > 50 else 'less than' if high < 50 else 'not clearly different from'
     own = ranged(true, 'matched')
     return f'Over pairs of equal like-rate its AUC is {own}, {than} the 50 that counting gives there.'
 
@@ -335,7 +335,7 @@ def plot_dots(
     what: str,           # 'AUC' or 'matched'
     colours: dict,       # setting -> colour; other settings are grey
 ) -> None:
-    "Dots with intervals, a row for each version of the questions and a colour for each setting, and the like-rate as a line."
+    "Dots with intervals: a row for each version of the questions, a colour for each setting."
     rows = figure_rows(long, model)
     for rate in long.filter(model='History like-rate')[what]: ax.axvline(rate, color='#777777', lw=1, ls='--')
     for r in long.iter_rows(named=True):

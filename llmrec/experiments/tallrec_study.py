@@ -244,14 +244,14 @@ def seen_frame(s: TallrecStudy) -> pl.DataFrame:
 
 # %% ../../nbs/58_tallrec_study.ipynb #2570e6f2
 def paper_value(method: str, dataset: str, setting: str, protocol: str | None = None) -> float | None:
-    "AUC x 100 that the paper's Table 3 prints for a method, a variant of the language model under its bare name."
+    "AUC x 100 in the paper's Table 3 for a method; a variant of the language model counts under its bare name."
     if protocol not in (None, 'as_published'): return None
     found = paper_numbers('tallrec').filter(artefact='table3', dataset=dataset, method=method.split(' (')[0],
                                             setting=setting)
     return found['value'].item() if len(found) else None
 
 def readable(long: pl.DataFrame) -> tuple[pl.DataFrame, list]:
-    "For `save_table`: ours with its interval, the paper's number and the difference, by dataset and protocol; and the cells in bold."
+    "For `save_table`: ours, the paper's number and the difference, by dataset and protocol; the cells in bold."
     rowless = 'K=0'    # alpaca tuning alone sees no rows: one value, which stands at every K
     settings = sorted({*long['setting']} - {rowless}, key=lambda x: int(x[2:])) or [rowless]
     out = []
@@ -277,7 +277,7 @@ def readable(long: pl.DataFrame) -> tuple[pl.DataFrame, list]:
 
 # %% ../../nbs/58_tallrec_study.ipynb #67cc6163
 def paper_marks(ax, dataset: str, method: str = 'TALLRec', protocol: str | None = None) -> bool:
-    "The paper's values of Table 3 for a method as its one mark, at the K of the axis; whether there were any."
+    "Mark the paper's values of Table 3 for a method at the K of the axis; whether there were any."
     low, high = ax.get_xlim()
     found = [(k, v) for k in (16, 64, 256)
              if low <= k <= high and (v := paper_value(method, dataset, f'K={k}', protocol)) is not None]
@@ -297,8 +297,8 @@ def save_tests(tested: list[pl.DataFrame], s: TallrecStudy, artefact: str, paper
     if tested: save_rows(pl.concat(tested, how='diagonal_relaxed'), s.profile, paper, artefact, 'tests')
 
 # %% ../../nbs/58_tallrec_study.ipynb #23b3428b
-PROTOCOL = ('K training rows drawn once a seed and the same for every method; pooled AUC x 100, '
-            'mean over draws; 95 % intervals resample users; nothing chosen on test rows')
+PROTOCOL = ('K training rows, drawn once for each seed and the same for every method; AUC x 100 pooled over '
+            'all rows, mean over draws; 95 % intervals from resampled users; nothing was chosen on test rows')
 
 def said_of_seeds(s: TallrecStudy, llm: bool) -> str:
     "The language model's seeds, where they differ from those of the other methods."
