@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LISTED', 'OWN', 'DATASETS', 'HIDDEN_BY', 'DatasetInfo', 'registered', 'Registry', 'info_of', 'absolute', 'register',
-           'only_own', 'dataset_checksum', 'load_raw', 'own_raw', 'known_places', 'once', 'titles_by_id', 'load_listed',
+           'only_own', 'dataset_checksum', 'load_raw', 'known_places', 'once', 'titles_by_id', 'load_listed',
            'load_dataset']
 
 # %% ../../nbs/18_datasets.ipynb #524e2058

@@ -4,14 +4,12 @@
 
 # %% auto #0
 __all__ = ['GENRES', 'MOODS', 'VERSION', 'CONSONANTS', 'VOWELS', 'CODAS', 'GENRE_VALENCE', 'MOOD_VALENCE', 'BIAS',
-           'IMPLICIT_SPREAD', 'HOUR', 'DAY', 'NUMBERS', 'PLAIN_TASKS', 'TASKS', 'OF_BOOKS', 'WorldConfig', 'coin_words',
-           'coin_titles', 'catalogue', 'make_films', 'isbn', 'make_books', 'attention', 'implicit_share', 'make_users',
-           'afresh', 'onward', 'choice_weights', 'next_item_law', 'walk', 'opinions', 'make_ratings', 'book_notes',
-           'World', 'peopled', 'make_world', 'other_people', 'ml_100k_files', 'ml_latest_files', 'bookcrossing_files',
-           'amazon_files', 'tell_genre', 'tell_mood', 'tell_author', 'tell_year', 'describe', 'is_genre', 'is_mood',
-           'is_author', 'are_alike', 'is_among', 'pick_genre', 'repeat', 'count', 'sort_years', 'end_letter',
-           'is_earlier', 'which_shelf', 'belongs', 'instruction_records', 'instructions', 'world_files', 'write_world',
-           'checksum_of', 'ensure_world', 'world_checksum', 'like_chance', 'all_people', 'posterior_like']
+           'IMPLICIT_SPREAD', 'NUMBERS', 'PLAIN_TASKS', 'TASKS', 'OF_BOOKS', 'WorldConfig', 'coin_words', 'coin_titles',
+           'catalogue', 'make_films', 'isbn', 'make_books', 'attention', 'implicit_share', 'afresh', 'onward',
+           'choice_weights', 'next_item_law', 'walk', 'opinions', 'World', 'make_world', 'other_people',
+           'ml_100k_files', 'bookcrossing_files', 'amazon_files', 'pick_genre', 'repeat', 'count',
+           'instruction_records', 'instructions', 'world_files', 'write_world', 'checksum_of', 'ensure_world',
+           'world_checksum', 'like_chance', 'all_people', 'posterior_like']
 
 # %% ../../nbs/19_miniature.ipynb #a53f4bd6
 import contextlib

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'BY', 'TALLREC_INSTRUCTION', 'TALLREC_ANSWERS', 'LIKED', 'DISLIKED', 'ASK', 'EXTRA_QUOTES', 'MOVIE_BLOBS',
-           'PARSED', 'MovieSamplesConfig', 'by_user_and_time', 'movie_samples', 'split_samples', 'phrase', 'is_phrase',
-           'parse_phrase', 'tallrec_record', 'tallrec_records', 'tallrec_json', 'git_blob_id', 'movie_splits',
-           'describe', 'load_tallrec_json', 'read_list', 'parse_input', 'parse_record', 'load_tallrec_parsed']
+           'PARSED', 'MovieSamplesConfig', 'movie_samples', 'split_samples', 'phrase', 'is_phrase', 'parse_phrase',
+           'tallrec_record', 'tallrec_records', 'tallrec_json', 'git_blob_id', 'movie_splits', 'load_tallrec_json',
+           'read_list', 'parse_input', 'load_tallrec_parsed']
 
 # %% ../../nbs/15_tallrec_movie.ipynb #a2283f20
 import dataclasses

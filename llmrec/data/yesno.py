@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'SEEN_USERS', 'EXPLICIT_ONLY', 'YESNO_DATASETS', 'VERSION', 'NOTES', 'PROTOCOLS', 'YesNoData', 'number',
-           'numbered', 'used_items', 'load_films', 'BookSamplesConfig', 'book_phrases', 'titled_ratings',
-           'book_samples', 'book_splits', 'from_prompts', 'likes_first', 'seen_users', 'bx_ratings', 'owners',
-           'released_books', 'catalogued', 'load_books', 'thing_of', 'recipe', 'files_of', 'yesno_checksum',
+           'numbered', 'used_items', 'load_films', 'BookSamplesConfig', 'titled_ratings', 'book_samples', 'book_splits',
+           'from_prompts', 'likes_first', 'seen_users', 'owners', 'load_books', 'thing_of', 'recipe', 'yesno_checksum',
            'load_yesno', 'few_shot', 'YesNoArrays', 'filled', 'arrays', 'describe_yesno', 'seen_targets']
 
 # %% ../../nbs/16_yesno_data.ipynb #b58f9784

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'RankingConfig', 'ranker_batch', 'tuning_for', 'as_published', 'corrected', 'Questions', 'shuffled',
-           'questions', 'prompts', 'rerank', 'training_rows', 'asker', 'both_questions', 'titles_for', 'data_of',
-           'compute', 'results', 'folder_of', 'run', 'opened', 'OneQuestion', 'one_question']
+           'questions', 'prompts', 'training_rows', 'asker', 'both_questions', 'titles_for', 'data_of', 'compute',
+           'results', 'folder_of', 'run', 'opened', 'one_question']
 
 # %% ../../nbs/52_llamarec.ipynb #f7e784c3
 import hashlib

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'DASHED', 'RankingTime', 'make_config', 'titles_of', 'asked', 'clock', 'spent', 'ways', 'race', 'counted',
-           'measure', 'run', 'Fresh', 'fresh_config', 'load_fresh', 'run_fresh', 'joined', 'operations', 'weight_bytes',
-           'compared', 'farthest', 'paper_points', 'curves', 'paper_panel', 'draw']
+           'measure', 'run', 'Fresh', 'fresh_config', 'run_fresh', 'joined', 'operations', 'weight_bytes', 'compared',
+           'farthest', 'paper_points', 'curves', 'paper_panel', 'draw']
 
 # %% ../../nbs/53f_ranking_time.ipynb #472a5c21
 import re

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['SEARCHED', 'BY_DATASET', 'READ', 'PROTOCOL', 'LlamaRecStudy', 'retrieval_config', 'ranker_on', 'ranking_config',
-           'settings', 'study', 'check_names', 'check_runs', 'search_records', 'best_setting', 'choice', 'choices',
-           'grid', 'retrieval_records', 'variant_records', 'ranking_records', 'ranked_already', 'check_ranker',
-           'backbone_of', 'ranker_name', 'rows_of_retrievers', 'frame', 'readable', 'save_long', 'plain',
-           'searched_lists', 'how_trained', 'afterwards', 'study_caption']
+           'settings', 'study', 'search_records', 'best_setting', 'choice', 'choices', 'grid', 'retrieval_records',
+           'variant_records', 'ranking_records', 'backbone_of', 'ranker_name', 'frame', 'readable', 'save_long',
+           'plain', 'searched_lists', 'how_trained', 'afterwards', 'study_caption']
 
 # %% ../../nbs/53_llamarec_study.ipynb #8d9b4e44
 import itertools

@@ -4,16 +4,12 @@
 
 # %% auto #0
 __all__ = ['YEAR', 'Document', 'VERDICT', 'FACT', 'NAMED', 'PROSE', 'TITLES', 'WORDS', 'SIMPLE_WORDS', 'HEADS', 'LABELS',
-           'ORDINARY', 'NAMES', 'FILLERS', 'SHORT_LEADS', 'LEADS', 'MARKS', 'HEADINGS', 'QUOTES', 'SENTENCES', 'Show',
-           'BEFORE', 'AFTER_HEAD', 'BETWEEN', 'AFTER_LIST', 'LETTERS', 'BRACKETS', 'LAW', 'RUN', 'KINDS', 'WRAPPER',
-           'Thing', 'Things', 'things_of', 'Course', 'Shares', 'CorpusConfig', 'Now', 'now_at', 'shares_at', 'Style',
-           'a_style', 'mention', 'brief', 'it_is', 'its_genre', 'its_mood', 'in_brackets', 'everybody', 'origin',
-           'on_the_shelf', 'asked', 'alike', 'sentence', 'facts', 'taste', 'kinds', 'drawing', 'far', 'fitting',
-           'drawn', 'of_attributes', 'a_show', 'a_pair', 'wandering', 'verdicts', 'stream', 'drawn_sides', 'in_turn',
-           'by_side', 'filler', 'gap', 'preface', 'aside', 'questions', 'asked_after', 'plain_lists', 'headed',
-           'announced', 'judged', 'lists', 'labelled_lists', 'Options', 'ask_letter', 'ask_what', 'ask_which',
-           'options', 'quiz', 'next_state', 'chain', 'views', 'documents', 'verdict_words', 'naming_words',
-           'sample_texts', 'tokenizer_texts']
+           'ORDINARY', 'NAMES', 'QUOTES', 'SENTENCES', 'LETTERS', 'BRACKETS', 'LAW', 'KINDS', 'WRAPPER', 'things_of',
+           'Course', 'Shares', 'CorpusConfig', 'Now', 'now_at', 'shares_at', 'Style', 'a_style', 'mention', 'brief',
+           'it_is', 'its_genre', 'its_mood', 'in_brackets', 'everybody', 'origin', 'on_the_shelf', 'asked', 'alike',
+           'sentence', 'facts', 'drawing', 'far', 'fitting', 'drawn', 'stream', 'drawn_sides', 'questions',
+           'plain_lists', 'lists', 'labelled_lists', 'Options', 'quiz', 'next_state', 'documents', 'verdict_words',
+           'naming_words', 'tokenizer_texts']
 
 # %% ../../nbs/96_corpus.ipynb #ef063283
 import random

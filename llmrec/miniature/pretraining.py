@@ -5,12 +5,10 @@
 # %% auto #0
 __all__ = ['Document', 'CONST', 'JUDGES', 'NAMES', 'START', 'RESERVED', 'SPACE', 'SHAPE_FIELDS', 'STATE_VERSION', 'MODEL_FILE',
            'TOKENIZER_FILE', 'FIRST', 'Rates', 'Wiring', 'PretrainingConfig', 'Source', 'miniature_source', 'text_of',
-           'token_weights', 'Row', 'rows_of', 'groups', 'directions', 'phase', 'look_back', 'look_for', 'match',
-           'carry', 'Spaces', 'spaces', 'wire_first', 'wire_match', 'wire_on', 'wire_layers', 'Hints', 'hints_of',
-           'wire_embeddings', 'wire', 'new_model', 'weight_groups', 'optimisers_of', 'rate', 'group_losses', 'Run',
-           'begin', 'start', 'learnt_tokenizer', 'gradients', 'update', 'run_key', 'save_run', 'load_run', 'train',
-           'thinned', 'sha256', 'recipe_of', 'write_folder', 'first_difference', 'read_recipe', 'check_recipe',
-           'pretrain', 'replayed', 'changed', 'parse', 'main']
+           'token_weights', 'Row', 'rows_of', 'groups', 'directions', 'phase', 'match', 'spaces', 'Hints', 'hints_of',
+           'new_model', 'weight_groups', 'rate', 'group_losses', 'begin', 'start', 'learnt_tokenizer', 'gradients',
+           'update', 'run_key', 'save_run', 'load_run', 'train', 'thinned', 'sha256', 'recipe_of', 'first_difference',
+           'check_recipe', 'pretrain', 'replayed', 'changed', 'main']
 
 # %% ../../nbs/96a_pretraining.ipynb #7eb2168c
 import argparse

@@ -6,9 +6,8 @@
 __all__ = ['FIELDS', 'PROVENANCE', 'PACKAGES', 'KINDS', 'NOTE_OF_PACKS', 'write_atomic', 'tell', 'Record', 'make_key',
            'record_key', 'save_record', 'disagreement', 'ill_told', 'provenance_of', 'load_record', 'versions',
            'commit', 'provenance', 'one_thread', 'watch_memory', 'Busy', 'NotRecorded', 'without_waiting',
-           'only_reading', 'lock', 'locked', 'usable', 'set_aside', 'sweep', 'pack', 'experiment_of', 'unpack',
-           'shipped_again', 'packs', 'noted', 'records_of', 'record_path', 'run_once', 'find_record', 'RunFailed',
-           'Failed']
+           'only_reading', 'lock', 'locked', 'sweep', 'pack', 'experiment_of', 'packs', 'noted', 'records_of',
+           'run_once', 'find_record', 'RunFailed', 'Failed']
 
 # %% ../../nbs/92_records.ipynb #ea21dc87
 import contextlib
