@@ -14,7 +14,6 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
-import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
 import torch
@@ -26,7 +25,6 @@ from ..data.interactions import Split
 from .retrieval import MODELS, for_dataset, make_split
 from ..paths import LlmrecError, known
 from ..runs.apart import apart
-from ..runs.artefacts import DOUBLE, PALETTE, figure_style
 from ..runs.records import Record, one_thread, run_once, watch_memory
 from ..sequential import lrurec
 from ..sequential.candidates import ranks, recommend
@@ -262,10 +260,10 @@ def bars(ax, labels: list, values: list, colours: list, limit: tuple) -> None:
     ax.tick_params(axis='y', length=0)
 
 # %% ../../nbs/51a_epoch_speed.ipynb #6995f00f
-def epochs(ax, results: dict, title: str) -> None:
+def epochs(ax, results: dict, title: str, colours: tuple) -> None:
     "Seconds per epoch of every model, padded above packed, with the ratio."
     y = np.arange(len(results))
-    ways = (-0.2, 'plain', 'padded', PALETTE[0]), (0.2, 'ours', 'packed (ours)', PALETTE[1])
+    ways = (-0.2, 'plain', 'padded', colours[0]), (0.2, 'ours', 'packed (ours)', colours[1])
     for shift, way, label, colour in ways:
         values = [r[way] for r in results.values()]
         drawn = ax.barh(y + shift, values, color=colour, height=0.38, label=label)
@@ -287,9 +285,13 @@ def draw(
     title: str,            # of the panel of the epochs
 ):
     "The figure: seconds of an epoch, and memory for all test users."
+    # here, so that a process that measures its memory holds no library for drawing
+    import matplotlib.pyplot as plt
+
+    from llmrec.runs.artefacts import DOUBLE, PALETTE, figure_style
     with figure_style(DOUBLE, 1.1 + 0.36 * len(results)):
         fig, (left, right) = plt.subplots(1, 2, width_ratios=(1.25, 1))
-        epochs(left, results, title)
+        epochs(left, results, title, PALETTE)
         bars(right, list(mib), list(mib.values()), [PALETTE[0]] * 3 + [PALETTE[1]],
              (min(mib.values()) / 3, max(mib.values()) * 5))
         right.set(xscale='log', title='memory for all test users', xlabel='MiB (log scale)')
