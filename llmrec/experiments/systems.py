@@ -461,7 +461,8 @@ def allowed(cfg: SystemRun) -> str:
         start = 'fresh weights' if own.model == 'tiny' else own.model
         rows = f'{own.rows:,} training rows' if own.rows else 'all training rows'
         bare = f', ids as bare numbers in pieces of {own.digits} digits' if own.notation == 'numbers' else ''
-        return f'From {start}, {rows} read {own.training.epochs} time(s) at most{bare}.'
+        often = 'once' if own.training.epochs == 1 else f'{own.training.epochs} times'
+        return f'From {start}, {rows} read {often} at most{bare}.'
     t = own.tuning
     length = f'{t.max_steps} steps' if t.max_steps > 0 else f'{t.epochs} epoch(s)'
     confined = '; it can write titles of candidates only' if getattr(own, 'constrained', False) else ''
