@@ -40,7 +40,7 @@ KINDS = {
     'A server that answers in its own way': (
         ['llm.chat.request', 'llm.chat.complaint'], [('test_faults_outside', 'answer|numbers_that|half'), ('test_chat', 'failures|hangs|nobody|keys|busy|refusals|damaged')]),
     'A request that cannot be answered': (
-        ['recommend.server.complaints', 'recommend.server.BodyLimit', 'recommend.server.counted'],
+        ['recommend.server.complaints', 'recommend.server.whole_body', 'recommend.server.counted'],
         [('test_server', 'bad_request|fault|body|refusal|content_length|chunks|slow|dawdle|limited|limits'), ('test_rater', 'no_question')]),
     'A command that is stopped, and a machine without room': (
         ['recommend.commands.complaining', 'repro.reproduce.carried', 'runs.records.write_atomic'],
