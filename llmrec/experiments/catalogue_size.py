@@ -207,11 +207,12 @@ def curves(ax, table: pl.DataFrame, title: str, unit: str, column: str, arithmet
             ax.plot(rows['items'], rows[arithmetic], '--', color=COLOURS[way], linewidth=1)
         place, side = ((-3, 4), 'right') if way == 'plain' else ((3, -8), 'left')
         for x, y in rows.select('items', column)[[0, -1]].iter_rows():
-            ax.annotate(f'{y:,.3g}', (x, y), place, textcoords='offset points', ha=side, fontsize=6.5)
+            text = f'{y:,.0f}' if y >= 100 else f'{y:.3g}'
+            ax.annotate(text, (x, y), place, textcoords='offset points', ha=side, fontsize=6.5)
     ax.set(xscale='log', yscale='log', title=title, xlabel='items', ylabel=unit)
     ends = table[column].min() / 2, 1.3 * table[column].max()
     ax.set_ylim(10 ** np.floor(np.log10(ends[0])), 10 ** np.ceil(np.log10(ends[1])))
-    ax.set_xlim(table['items'].min() / 6, table['items'].max() * 8)
+    ax.set_xlim(table['items'].min() / 20, table['items'].max() * 12)
     ax.yaxis.set_minor_formatter('')
     ax.grid(True, which='major', axis='both')
 
