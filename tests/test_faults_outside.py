@@ -101,8 +101,8 @@ def test_what_stands_in_a_list_is_of_its_kind(profile, text, said):    # noqa: F
 
 @pytest.mark.parametrize('artefact, text, said', [
     ('llamarec/choices', 'choices: {mine: 5}', 'mine must hold names and values'), ('llamarec/choices', 'choices: {mine: {tuning: [1]}}', "'tuning' of .*choices, mine, must be a mapping"),
-    ('llamarec/choices', 'choices: [mine]', 'must be a mapping, got a list'), ('tallrec/table3', 'further_backbones: {smollm2: [a]}', 'smollm2 must hold names and values'),
-    ('tallrec/table3', 'further_backbones: {smollm2: {dtype: 3}}', 'must be text, got a number'), ('tallrec/table3', 'further_backbones: [smollm2]', 'must be a mapping, got a list')])
+    ('llamarec/choices', 'choices: [mine]', 'must be a mapping, got a list'), ('tallrec/table3', 'further_models: {smollm2: [a]}', 'smollm2 must hold names and values'),
+    ('tallrec/table3', 'further_models: {smollm2: {dtype: 3}}', 'must be text, got a number'), ('tallrec/table3', 'further_models: [smollm2]', 'must be a mapping, got a list')])
 def test_changes_inside_a_parameter_are_of_its_kind(profile, artefact, text, said):    # noqa: F811
     from llmrec.repro.reproduce import parameters
     with pytest.raises(LlmrecError, match=said): parameters(artefact, profile(f'artefacts: {{{artefact}: {{{text}}}}}\n'), {})

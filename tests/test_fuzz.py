@@ -100,9 +100,6 @@ def project(tmp_path_factory):
     for name in ('nbs', 'llmrec'): (folder / name).symlink_to(ROOT / name)
     (folder / 'profiles').mkdir()
     patch.setattr(module, 'root', lambda: folder)
-    notebooks = module.notebook_parameters
-    remembered = {}
-    patch.setattr(module, 'notebook_parameters', lambda name: remembered.get(name) or remembered.setdefault(name, notebooks(name)))
     def write(content):
         module._yaml.cache_clear()
         (folder / 'profiles/mine.yaml').write_bytes(content)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import yaml
+
+from llmrec.repro.reproduce import manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(p for p in (ROOT / 'nbs').glob('**/*.ipynb') if not any(part[0] in '._' for part in p.relative_to(ROOT).parts))
-MANIFEST = yaml.safe_load((ROOT / 'artefacts.yaml').read_text(encoding='utf-8'))
+MANIFEST = manifest()
 MODULES = sorted((ROOT / 'llmrec').glob('**/*.py'))
 MACHINE = re.compile(r'(?<![\w.)}\]])/(work|root|tmp|home)/')
 

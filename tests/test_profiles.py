@@ -26,7 +26,7 @@ def profile(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('text', ['', '# nothing\n', 'papers: {llamarec: null}\n', 'parameters:\n'])
 def test_nothing_is_a_profile_with_the_defaults(profile, text):
-    assert parameters('llamarec/table2', profile(text), {}) == {'profile': 'mine'}
+    assert parameters('llamarec/table2', profile(text), {}) == {'profile': 'mine', 'datasets': ['films', 'books']}
 
 
 @pytest.mark.parametrize('text, said', [

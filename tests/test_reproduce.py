@@ -20,7 +20,7 @@ import yaml
 from llmrec.runs.records import records_of
 from llmrec.data.miniature import world_checksum
 from llmrec.experiments.retrieval import METHODS
-from llmrec.paths import LlmrecError, root
+from llmrec.paths import LlmrecError, output_to, root
 from llmrec.repro import reproduce as module
 from llmrec.repro.reproduce import manifest, parameters, profiles
 from llmrec.sequential.binary import BINARY
@@ -30,7 +30,7 @@ ROOT = root()
 MAIN = [sys.executable, '-c', 'from llmrec.repro.reproduce import main; raise SystemExit(main())']
 TUNING = '{max_steps: 2, eval_steps: 1, warmup_steps: 0, batch_size: 4, optimiser: adamw_torch, gradient_checkpointing: false}'
 TINY = ('datasets=[films]', 'ranker_datasets=[films]', 'seeds=[0]', 'training={epochs: 2, validate_every: 10}', f'tuning={TUNING}', 'max_valid_users=8')
-MANIFEST = yaml.safe_load((ROOT / 'artefacts.yaml').read_text(encoding='utf-8'))
+MANIFEST = manifest()
 
 
 def pairs(parameters): return [x for p in parameters for x in ('-p', p)]
@@ -258,15 +258,48 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
     assert {Path(k).suffix for k in made} >= {'.svg', '.pdf', '.png'} and made == artefact(undisturbed, 'beyond/lrurec-curve')
 
 
-# --- the notebooks by themselves are the miniature
+# --- a result notebook has two parameters
+
+def calls_of_settings(name):
+    "The first arguments of the calls of `settings` in an artefact's notebook."
+    cells = nbformat.read(ROOT / 'nbs' / MANIFEST[name], as_version=4).cells
+    nodes = [n for c in cells if c.cell_type == 'code' for n in ast.walk(ast.parse(c.source))]
+    return [n.args[0].value for n in nodes if isinstance(n, ast.Call) and getattr(n.func, 'id', '') == 'settings']
+
 
 @pytest.mark.parametrize('name', MANIFEST)
-def test_the_defaults_of_a_notebook_are_the_miniature(name):
-    profile = yaml.safe_load((ROOT / 'profiles' / 'miniature.yaml').read_text(encoding='utf-8'))
-    wanted = {'profile': 'miniature', **profile['parameters'], **profile['papers'].get(name.split('/')[0], {}), **(profile.get('artefacts') or {}).get(name, {})}
+def test_a_result_notebook_asks_for_the_settings_of_its_artefact(name):
     found = {k: ast.literal_eval(p['default']) for k, p in papermill.inspect_notebook(str(ROOT / 'nbs' / MANIFEST[name])).items()}
-    assert found['profile'] == 'miniature'
-    assert {k: v for k, v in found.items() if k in wanted} == {k: wanted[k] for k in found if k in wanted}
+    assert found == {'profile': 'miniature', 'change': {}}
+    assert calls_of_settings(name) == [name]
+
+
+def test_a_notebook_that_is_opened_by_hand_has_the_values_of_its_profile(tmp_path):
+    raw = yaml.safe_load((ROOT / 'profiles' / 'real-cpu.yaml').read_text(encoding='utf-8'))
+    with output_to(tmp_path): found = module.settings('llamarec/table1', 'real-cpu')
+    assert found.datasets == raw['parameters']['datasets'] and found.search == raw['artefacts']['llamarec/table1']['search']
+    assert found.profile == 'real-cpu' and found.methods == module.entries()['llamarec/table1']['parameters']['methods']
+    assert list(tmp_path.rglob('*')) == []
+
+
+def test_a_change_by_hand_makes_a_variant_and_leaves_the_profile_alone(tmp_path):
+    with output_to(tmp_path):
+        changed = module.settings('llamarec/table2', change={'datasets': ['films']})
+        assert changed.profile.startswith('miniature+') and changed.datasets == ['films']
+        again = module.settings('llamarec/table2', changed.profile)
+        assert vars(again) == vars(changed)
+        assert parameters('llamarec/table2', changed.profile, {})['datasets'] == ['films']
+        # as the command hands them on: every value, and no variant
+        assert module.settings('llamarec/table2', 'miniature', {'datasets': ['films', 'books']}).profile == 'miniature'
+        assert module.settings('llamarec/table2', changed.profile, {'datasets': ['films']}).profile == changed.profile
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob('*') if p.is_file()] == [f'figures/{changed.profile}/variant.yaml']
+
+
+@pytest.mark.parametrize('change, said', [({'datsets': ['films']}, "Did you mean 'datasets'"), ({'datasets': 'films'}, 'must be a list'),
+                                          ({'datasets': ['filmes']}, "Did you mean 'films'"), ({'profile': 'paper'}, 'no parameter that can be changed')])
+def test_a_wrong_change_by_hand_is_refused_before_anything_is_written(change, said, tmp_path):
+    with output_to(tmp_path), pytest.raises(LlmrecError, match=said): module.settings('llamarec/table2', change=change)
+    assert [p for p in tmp_path.rglob('*') if p.is_file()] == []
 
 
 def test_a_worker_ends_with_a_killed_command():

@@ -68,6 +68,20 @@ def test_a_dataset_may_have_other_numbers_of_training_rows():
     assert s.ks_of(('movie', 'book')) == (16, 64)
 
 
+def test_a_setting_may_have_draws_of_its_own():
+    s = tallrec_study.study(datasets=['movie', 'book'], llm_tests=[], llm_ks=[16, 64], llm_seeds_by_setting={'movie K=64': [0, 1, 2], 'movie+book K=16': [3]}, variants=['AT', 'TALLRec'])
+    grid = tallrec_study.llm_grid(s, [('movie',), ('book',), ('movie', 'book')])
+    tuned = {(train, k): [seed for t, v, n, seed in grid if (t, v, n) == (train, 'TALLRec', k)] for train, _, k, _ in grid if k}
+    assert tuned == {(('movie',), 16): [0], (('movie',), 64): [0, 1, 2], (('book',), 16): [0], (('book',), 64): [0], (('movie', 'book'), 16): [3], (('movie', 'book'), 64): [0]}
+    said = tallrec_study.said_of_seeds(s, llm=True)
+    assert 'seeds 0, 1, 2 on Movie with K = 64' in said and 'seed 3 on Movie and Book with K = 16' in said
+
+
+@pytest.mark.parametrize('value, said', [({'movie K=46': [0]}, "Did you mean 'movie K=64'"), ({'movie K=64': []}, r'got \[\]'), ({'movie K=64': [-1]}, 'seeds from 0')])
+def test_such_draws_belong_to_a_setting_of_the_study(value, said):
+    with pytest.raises(LlmrecError, match=said): tallrec_study.study(datasets=['movie'], llm_tests=[], llm_ks=[64], llm_seeds_by_setting=value)
+
+
 @pytest.mark.parametrize('name, value', [('search', {'films': None}), ('search', {'films': {'dropout': .1}}), ('methods_by_dataset', {'films': 'LRURec'}), ('variants', {'a': None}),
                                          ('seeds_by_dataset', {'films': 1}), ('ranker_seeds_by_dataset', {'films': ['0']})])
 def test_what_stands_in_a_mapping_of_a_study_has_the_right_kind(name, value):

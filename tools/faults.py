@@ -32,7 +32,7 @@ KINDS = {
         ['data.raw.open_text', 'data.raw.reader', 'data.own.read_table'],
         [('test_odd_files', ''), ('test_fuzz', 'readers|good_file'), ('test_data', 'broken|survives|refuse|named|damaged|truncated|wrong'), ('test_recommender', 'no_table|cannot_be_read|history_that')]),
     'A notebook that was edited': (
-        ['repro.reproduce.read_notebook', 'repro.reproduce.notebook_parameters'], [('test_faults_records', 'notebook'), ('test_faults_outside', 'notebook|computed')]),
+        ['repro.reproduce.read_notebook', 'repro.reproduce.notebook_parameters', 'repro.reproduce.entries', 'repro.reproduce.defaults_of'], [('test_faults_records', 'notebook'), ('test_faults_outside', 'notebook|computed')]),
     'A title that looks like markup': (
         ['runs.artefacts.table_md', 'runs.artefacts.table_tex', 'runs.artefacts.save_figure'], [('test_titles_in_markup', '')]),
     'A title that looks like a control token': (

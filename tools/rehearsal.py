@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 from llmrec.paths import root
-from llmrec.repro.reproduce import chosen, manifest, notebook_parameters
+from llmrec.repro.reproduce import chosen, defaults_of
 
 MODEL = dict(backbone='smollm2', quantisation='none', dtype='bfloat16')
 STEPS = dict(max_steps=2, eval_steps=1, warmup_steps=0, accumulation=1, optimiser='adamw_torch')
@@ -43,7 +43,7 @@ def group_of(artefact: str) -> dict:
 
 
 def has(artefact: str, name: str) -> bool:
-    return name in notebook_parameters(manifest()[artefact])
+    return name in defaults_of(artefact)
 
 
 def rehearse(artefact: str) -> int:

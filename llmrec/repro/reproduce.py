@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SECTIONS', 'STAMP', 'INPUTS', 'STATES', 'WORKER_MIB', 'QUIET', 'parse_yaml', 'read_yaml', 'manifest', 'chosen',
            'profiles', 'plain', 'load_profile', 'own_of', 'own_data', 'read_notebook', 'notebook_parameters',
-           'check_kinds', 'parameters', 'variant_path', 'load_variant', 'variant_name', 'variant', 'code_of',
-           'no_python', 'module_path', 'imported', 'library_used', 'data_used', 'inputs', 'stamp_path', 'load_stamp',
-           'sha256', 'outputs', 'changes', 'executed_path', 'failure_path', 'state', 'QuietKernel', 'events_path',
-           'happened', 'write_stamp', 'minutes', 'left', 'parse', 'overrides', 'check_profile', 'wanted', 'spent',
-           'cost', 'looked_at', 'describe', 'make', 'reproduce', 'carried', 'main']
+           'defaults_of', 'check_kinds', 'parameters', 'variant_path', 'load_variant', 'variant_name', 'variant',
+           'Settings', 'settings', 'code_of', 'no_python', 'module_path', 'imported', 'library_used', 'data_used',
+           'inputs', 'stamp_path', 'load_stamp', 'sha256', 'outputs', 'changes', 'executed_path', 'failure_path',
+           'state', 'QuietKernel', 'events_path', 'happened', 'write_stamp', 'minutes', 'left', 'parse', 'overrides',
+           'check_profile', 'wanted', 'spent', 'cost', 'looked_at', 'describe', 'make', 'reproduce', 'carried', 'main']
 
 # %% ../../nbs/97_reproduce.ipynb #6aa59258
 import sys
@@ -34,9 +34,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from functools import cache, lru_cache
 from importlib.util import resolve_name
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import joblib
@@ -50,7 +52,7 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm.auto import tqdm
 
 from ..config import canonical, digest, from_dict
-from ..data.datasets import DATASETS, OWN, absolute, dataset_checksum, info_of, only_own, registered
+from ..data.datasets import DATASETS, OWN, absolute, dataset_checksum, info_of, only_own, register, registered
 from ..data.own import OwnData, load_own
 from ..data.yesno import YESNO_DATASETS, yesno_checksum
 from ..runs.grid import connect
@@ -74,8 +76,23 @@ def read_yaml(path: Path) -> dict:
     return copy.deepcopy(_yaml(path, path.stat().st_mtime_ns))
 
 # %% ../../nbs/97_reproduce.ipynb #7b865171
-def manifest() -> dict:
-    "Artefact ('paper/name') -> notebook file, in the order in which they are made."
+ENTRY = {'notebook': str, 'parameters': dict}    # of an artefact in artefacts.yaml
+
+def checked_entry(name, value, path: Path) -> dict:
+    "The entry of one artefact; a text alone names its notebook."
+    entry = value if isinstance(value, dict) else dict(notebook=value)
+    notebook = entry.get('notebook')
+    if not (isinstance(name, str) and isinstance(notebook, str) and name.count('/') == 1
+            and notebook.endswith('.ipynb') and isinstance(entry.get('parameters', {}), dict)):
+        raise LlmrecError(f'{path}: {str(name)!r}: {str(value)[:80]!r} does not name an artefact and its '
+                          'notebook, as "paper/artefact: notebook.ipynb", or with the fields notebook and '
+                          'parameters.')
+    for field in entry: known(f'field of {name} in {path}', field, ENTRY)
+    return entry
+
+# %% ../../nbs/97_reproduce.ipynb #3965491c
+def entries() -> dict[str, dict]:
+    "Artefact -> its notebook and, perhaps, its parameters. `shared` is a place for anchors."
     path = root() / 'artefacts.yaml'
     try: found = read_yaml(path)
     except (OSError, ValueError) as e:
@@ -83,12 +100,12 @@ def manifest() -> dict:
                           'repository.') from None
     if not isinstance(found, dict):
         raise LlmrecError(f'{path} must hold a line "paper/artefact: notebook.ipynb" for each artefact.')
-    for name, notebook in found.items():
-        if not (isinstance(name, str) and isinstance(notebook, str) and name.count('/') == 1
-                and notebook.endswith('.ipynb')):
-            raise LlmrecError(f'{path}: {name!r}: {notebook!r} does not name an artefact and its notebook, '
-                              'as "paper/artefact: notebook.ipynb".')
-    return found
+    return {name: checked_entry(name, value, path) for name, value in found.items() if name != 'shared'}
+
+# %% ../../nbs/97_reproduce.ipynb #bb5aaf6a
+def manifest() -> dict:
+    "Artefact ('paper/name') -> notebook file, in the order in which they are made."
+    return {name: entry['notebook'] for name, entry in entries().items()}
 
 # %% ../../nbs/97_reproduce.ipynb #f8e0509e
 def chosen(names: list) -> list:
@@ -232,21 +249,29 @@ def read_notebook(path: Path):    # a notebook of nbformat
 
 # %% ../../nbs/97_reproduce.ipynb #e3aa965f
 def notebook_parameters(notebook: str) -> dict:
-    "The notebook's parameters and their default values as source text."
+    "The parameters that a notebook assigns, and their default values."
     read_notebook(root() / 'nbs' / notebook)
     found = papermill.inspect_notebook(str(root() / 'nbs' / notebook))
     if not found:
         raise LlmrecError(f'nbs/{notebook} has no cell tagged "parameters"; tag it again (nbdev_clean '
                           'removes tags unless settings.ini allows them).')
+    out = {}
     for name, p in found.items():
-        try: ast.literal_eval(p['default'])
+        try: out[name] = ast.literal_eval(p['default'])
         except (SyntaxError, ValueError, RecursionError):
             raise LlmrecError(f"nbs/{notebook}: the default of '{name}' is no plain value but "
                               f"{p['default']!r}; write the value out.") from None
-    return {name: p['default'] for name, p in found.items()}
+    return out
+
+# %% ../../nbs/97_reproduce.ipynb #de63fc84
+def defaults_of(artefact: str) -> dict:
+    "The parameters of an artefact and their values in the miniature."
+    entry = entries()[artefact]
+    if 'parameters' not in entry: return notebook_parameters(entry['notebook'])
+    return {'profile': 'miniature'} | plain(entry['parameters'], f'artefacts.yaml, {artefact}')
 
 # %% ../../nbs/97_reproduce.ipynb #a72af998
-OF_MAPPINGS = ('choices', 'further_backbones', 'systems')    # name -> names and values
+OF_MAPPINGS = ('choices', 'further_models', 'systems')    # name -> names and values
 NEVER_EMPTY = ('datasets', 'methods', 'seeds', 'ks', 'llm_ks', 'llm_seeds', 'variants')    # lists
 
 # %% ../../nbs/97_reproduce.ipynb #61eb8855
@@ -272,9 +297,9 @@ def check_inside(value, default, what: str) -> None:
 
 # %% ../../nbs/97_reproduce.ipynb #310d188a
 def check_kinds(values: dict, defaults: dict, where: str) -> None:
-    "An `LlmrecError` for the first value of another kind than the notebook's default (source text)."
+    "An `LlmrecError` for the first value of another kind than the default."
     for name, value in values.items():
-        default = ast.literal_eval(defaults[name])
+        default = defaults[name]
         if default is None or value is None: continue
         if kind_of(value) != kind_of(default):
             hint = f' Write [{value}].' if kind_of(default) == 'a list' else ''
@@ -291,9 +316,9 @@ def check_kinds(values: dict, defaults: dict, where: str) -> None:
 
 # %% ../../nbs/97_reproduce.ipynb #f1f7764b
 def change_entry(values: dict, defaults: dict, name: str, value) -> None:
-    "Set 'parameter.entry' in `values`, a mapping there or among the notebook's defaults (source text)."
+    "Set 'parameter.entry' in `values`, a mapping there or among the defaults."
     outer, *path, last = name.split('.')
-    inside = values[outer] = copy.deepcopy(values.get(outer, ast.literal_eval(defaults[outer])))
+    inside = values[outer] = copy.deepcopy(values.get(outer, defaults[outer]))
     for step in [None, *path]:
         if step is not None: inside = inside.setdefault(step, {}) if isinstance(inside, dict) else None
         if not isinstance(inside, dict):
@@ -307,8 +332,8 @@ def parameters(
     profile: str,
     given: dict,  # from the command line, for every artefact that has them; a variant's own are known
 ) -> dict:
-    "The values for `artefact`'s notebook."
-    values, have = load_profile(profile), notebook_parameters(manifest()[artefact])
+    "The values that a profile, and what is given, have for the parameters of `artefact`."
+    values, have = load_profile(profile), defaults_of(artefact)
     given = load_variant(profile) | given if '+' in profile and not given else given
     general = values['parameters'] | values['papers'].get(artefact.split('/')[0], {})
     special = values['artefacts'].get(artefact, {})
@@ -317,18 +342,18 @@ def parameters(
                           '--profile NAME.')
     for name in special: known(f'parameter of {artefact} in profile {profile}', name, have)
     whole = {k: v for k, v in given.items() if '.' not in k}
-    merged = {k: v for k, v in {**general, **special, **whole}.items() if k in have}
+    merged = have | {k: v for k, v in {**general, **special, **whole}.items() if k in have}
     for name, value in given.items():
         if '.' in name and name.split('.')[0] in have: change_entry(merged, have, name, value)
     check_kinds(merged, have, f'{artefact} in profile {profile}')
-    return {'profile': profile} | merged
+    return merged | {'profile': profile}
 
 # %% ../../nbs/97_reproduce.ipynb #b058855e
 def check_names(names, artefacts: list, where: str) -> None:
-    "Every parameter named must exist in at least one of the notebooks."
+    "Every parameter named must exist in at least one of the artefacts."
     if 'profile' in names:
         raise LlmrecError(f"'profile' {where} is no parameter that can be changed; say --profile NAME.")
-    have = list(dict.fromkeys(p for a in artefacts for p in notebook_parameters(manifest()[a])))
+    have = list(dict.fromkeys(p for a in artefacts for p in defaults_of(a)))
     for name in names: known(f'parameter {where}', name.split('.')[0], have)
 
 # %% ../../nbs/97_reproduce.ipynb #26087fbc
@@ -379,6 +404,59 @@ def variant(profile: str, given: dict, name: str = '') -> tuple[str, dict]:
                           f'--variant {profile.partition("+")[2]}.')
     return full, given
 
+# %% ../../nbs/97_reproduce.ipynb #4bd0eb10
+def check_datasets(artefact: str, values: dict) -> None:
+    "An `LlmrecError` for an unknown dataset, and for one without titles where a ranker needs them."
+    every = dict.fromkeys([*DATASETS, *YESNO_DATASETS])
+    for key in ('dataset', 'datasets', 'ranker_datasets', 'llm_tests'):
+        named = values[key] if isinstance(values.get(key), list) else [values[key]] if key in values else []
+        for name in named:
+            known(f"dataset in '{key}' of {artefact}", name, every)
+            if key == 'ranker_datasets' and name in DATASETS and not DATASETS[name].titled:
+                raise LlmrecError(f"A language model ranks titles, and {name} has none; name their column, "
+                                  f"or leave it out of '{key}'.")
+
+# %% ../../nbs/97_reproduce.ipynb #40a0355a
+class Settings(SimpleNamespace):
+    "The values of an artefact's parameters, as attributes."
+    def of(self, kind: type) -> dict:
+        "Those values that are fields of the dataclass `kind`."
+        return {f.name: getattr(self, f.name) for f in fields(kind) if hasattr(self, f.name)}
+
+    def __repr__(self) -> str:
+        said = {k: yaml.safe_dump(v, default_flow_style=True, width=10**6) for k, v in vars(self).items()}
+        return '\n'.join(f"{k}: {v.removesuffix('...' + chr(10)).strip()}" for k, v in said.items())
+
+# %% ../../nbs/97_reproduce.ipynb #580fc149
+def kept_variant(profile: str, given: dict) -> str:
+    "The name of the variant that `given` makes of a profile, kept for those who read its artefacts."
+    name, given = variant(profile, given)
+    write_atomic(variant_path(name), yaml.safe_dump(given, allow_unicode=True, sort_keys=False))
+    return name
+
+# %% ../../nbs/97_reproduce.ipynb #31b3644c
+def settings(
+    artefact: str,                # paper/name
+    profile: str = 'miniature',   # of `profiles/`, or a variant that has been made
+    change: dict | None = None,   # parameters with other values than in the profile
+) -> Settings:
+    "The settings of an artefact, checked, and the profile's own datasets registered."
+    change, usual = change or {}, parameters(artefact, profile, {})
+    check_names(change, [artefact], 'in change')
+    values = parameters(artefact, profile, change)
+    if values != usual and '+' not in profile:
+        other = {k: v for k, v in change.items() if '.' in k or v != usual[k]}
+        values['profile'] = kept_variant(profile, other)
+    for own in own_of(profile): register(own)
+    check_datasets(artefact, values)
+    return Settings(**values)
+
+# %% ../../nbs/97_reproduce.ipynb #4be7d33b
+def handed(artefact: str, values: dict) -> dict:
+    "What papermill gives to the artefact's notebook."
+    if 'parameters' not in entries()[artefact]: return values
+    return dict(profile=values['profile'], change={k: v for k, v in values.items() if k != 'profile'})
+
 # %% ../../nbs/97_reproduce.ipynb #dcffad77
 def code_of(text: str) -> str:
     "Python source without comments, docstrings and layout; as it is where it cannot be parsed."
@@ -422,7 +500,7 @@ def _module(path: Path, changed: int) -> tuple[str, list]:
 
 def library_used(code: str) -> dict[str, str]:
     "Module -> fingerprint, for all modules of llmrec that the code of a notebook needs."
-    todo, found = imported(code), {}
+    todo, found = [m for m in imported(code) if not m.startswith('llmrec.repro')], {}
     while todo:
         name = todo.pop()
         if name in found: continue
@@ -453,18 +531,6 @@ def inputs(artefact: str, values: dict) -> dict:
                           'get it again from the repository.')
     return dict(notebook=digest(code), parameters=digest(values), library=library_used('\n'.join(code)),
                 data=data_used(values))
-
-# %% ../../nbs/97_reproduce.ipynb #4bd0eb10
-def check_datasets(artefact: str, values: dict) -> None:
-    "An `LlmrecError` for an unknown dataset, and for one without titles where a ranker needs them."
-    every = dict.fromkeys([*DATASETS, *YESNO_DATASETS])
-    for key in ('dataset', 'datasets', 'ranker_datasets', 'llm_tests'):
-        named = values[key] if isinstance(values.get(key), list) else [values[key]] if key in values else []
-        for name in named:
-            known(f"dataset in '{key}' of {artefact}", name, every)
-            if key == 'ranker_datasets' and name in DATASETS and not DATASETS[name].titled:
-                raise LlmrecError(f"A language model ranks titles, and {name} has none; name their column, "
-                                  f"or leave it out of '{key}'.")
 
 # %% ../../nbs/97_reproduce.ipynb #ba832233
 STAMP = dict(parameters=dict, records=dict, files=dict, failed=dict, runs=dict, seconds=(int, float),
@@ -583,7 +649,8 @@ def run_notebook(artefact: str, values: dict, executed: Path) -> None:
     for old in executed.parent.glob(f'{executed.stem}.tmp-*'): old.unlink()    # of a command that was killed
     aside = executed.with_name(f'{executed.stem}.tmp-{os.getpid()}.ipynb')
     try:
-        papermill.execute_notebook(str(root() / 'nbs' / manifest()[artefact]), str(aside), values,
+        papermill.execute_notebook(str(root() / 'nbs' / manifest()[artefact]), str(aside),
+                                   handed(artefact, values),
                                    kernel_name='python3', cwd=str(root() / 'nbs'),
                                    progress_bar=False, log_output=False, kernel_manager_class=QuietKernel)
     except PapermillExecutionError as e:

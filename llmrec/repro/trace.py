@@ -33,7 +33,7 @@ from ..paths import (LlmrecError, base_profile, json_or_none, known, miniature_d
 from ..paths import raw_dir, root
 from ..runs.records import FIELDS, make_key, provenance_of, records_of
 from .reproduce import (QUIET, QuietKernel, changes, chosen, code_of, data_used, executed_path,
-                                    library_used, load_stamp, manifest, outputs, own_data, parameters,
+                                    handed, library_used, load_stamp, manifest, outputs, own_data, parameters,
                                     read_notebook, sha256, stamp_path)
 
 # %% ../../nbs/98_trace.ipynb #c32b4121
@@ -451,7 +451,10 @@ def record_files(profile: str) -> list[Path]:
 # %% ../../nbs/98_trace.ipynb #2a1b1335
 GUARD = '''import llmrec.runs.records
 def lock(path): raise llmrec.runs.records.LlmrecError(f'{path.stem} is not among the records of the artefact')
-llmrec.runs.records.lock = lock'''
+llmrec.runs.records.lock = lock
+
+import llmrec.repro.reproduce    # parameters that a profile no longer has make no variant here
+llmrec.repro.reproduce.kept_variant = lambda profile, given: profile'''
 
 # %% ../../nbs/98_trace.ipynb #127efda2
 def copy_inputs(profile: str, stamp: dict, folder: Path) -> None:
@@ -473,7 +476,7 @@ def made_again(artefact: str, profile: str, stamp: dict, folder: Path) -> dict[s
     with output_to(folder):
         try:
             papermill.execute_notebook(str(folder / 'notebook.ipynb'), str(folder / 'executed.ipynb'),
-                                       stamp['parameters'], kernel_name='python3', cwd=str(root() / 'nbs'),
+                                       handed(artefact, stamp['parameters']), kernel_name='python3', cwd=str(root() / 'nbs'),
                                        progress_bar=False, log_output=False, kernel_manager_class=QuietKernel)
         except PapermillExecutionError as e: raise LlmrecError(' '.join(e.evalue.split())[:300]) from None
         return outputs(artefact, profile)
