@@ -69,7 +69,7 @@ def test_a_change_of_the_library_makes_the_outputs_stale(monkeypatch):
     assert stored.made_from(nb, path) == before
     next(c for c in nb.cells if 'def ' in c.source).source += '\n1 + 1'
     assert stored.made_from(nb, path) != before
-    monkeypatch.setattr(stored, 'library_used', lambda code: {'llmrec.paths': 'another'})
+    monkeypatch.setattr(stored, 'library_used', lambda code, but='': {'llmrec.paths': 'another'})
     assert stored.made_from(nbformat.read(path, as_version=4), path) != before
 
 

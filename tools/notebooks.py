@@ -22,7 +22,7 @@ import nbformat
 from nbclient import NotebookClient
 
 from llmrec.config import digest
-from llmrec.repro.reproduce import code_of, library_used, manifest, parameters
+from llmrec.repro.reproduce import HANDS_ON, code_of, library_used, manifest, parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILE = 'miniature'
@@ -56,7 +56,7 @@ def made_from(nb, path: Path) -> str:
     sources = [code_of(source) for source in code(nb)]
     artefact = artefact_of(path)
     values = parameters(artefact, PROFILE, {}) if artefact else None
-    return digest(sources, library_used('\n'.join(code(nb))), values)
+    return digest(sources, library_used('\n'.join(code(nb)), but=HANDS_ON if artefact else ''), values)
 
 
 def is_current(path: Path) -> bool:

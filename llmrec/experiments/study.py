@@ -346,4 +346,5 @@ def study_caption(s: LlamaRecStudy, note: str = '', protocol: str = PROTOCOL, fi
              for d in s.datasets if s.seeds_of(d) != s.seeds]
     seeds = f'Seeds on {"; ".join(other)}.' if other else ''
     note = ' '.join(x for x in (seeds, f'Preset {s.preset}.', how_trained(s), note) if x)
-    return caption(s.profile, data, backbone_of(s), s.seeds, protocol, note, finding)
+    backbone = backbone_of(s) if s.ranker_datasets else ''
+    return caption(s.profile, data, backbone, s.seeds, protocol, note, finding)

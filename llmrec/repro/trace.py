@@ -32,9 +32,9 @@ from ..paths import (LlmrecError, base_profile, json_or_none, known, miniature_d
                           output_to, parse_json)
 from ..paths import raw_dir, root
 from ..runs.records import FIELDS, make_key, provenance_of, records_of
-from .reproduce import (QUIET, QuietKernel, changes, chosen, code_of, data_used, executed_path,
-                                    handed, library_used, load_stamp, manifest, outputs, own_data, parameters,
-                                    read_notebook, sha256, stamp_path)
+from .reproduce import (HANDS_ON, QUIET, QuietKernel, changes, chosen, code_of, data_used,
+                                    executed_path, handed, library_used, load_stamp, manifest, outputs,
+                                    own_data, parameters, read_notebook, sha256, stamp_path)
 
 # %% ../../nbs/98_trace.ipynb #c32b4121
 def located(file) -> tuple[Path, str, str]:
@@ -389,7 +389,9 @@ def check_stale(artefact: str, profile: str, stamp: dict) -> Iterator[Finding]:
     "Library, data and profile against the stamp; runs that had failed."
     path, was = stamp_path(artefact, profile), stamp['inputs']
     now = {}
-    try: now |= dict(library=library_used('\n'.join(code_in(root() / 'nbs' / manifest()[artefact]))))
+    try:
+        code = '\n'.join(code_in(root() / 'nbs' / manifest()[artefact]))
+        now |= dict(library=library_used(code, but=HANDS_ON))
     except (LlmrecError, SyntaxError, ValueError): pass    # which `check_notebook` says
     try:
         now |= dict(data=data_used(stamp['parameters']),
