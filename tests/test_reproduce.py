@@ -418,3 +418,10 @@ def test_the_command_line_and_the_plan(capsys):
                        (['llamarec/table1', '-p', 'epoch=3'], 'Unknown parameter')):
         capsys.readouterr()
         assert module.main(argv) == 1 and said in capsys.readouterr().err
+
+
+def test_a_notebook_without_the_two_parameters_is_not_run(monkeypatch):
+    "papermill would put its cell first, and the notebook would overwrite the values with the miniature's."
+    monkeypatch.setattr(settings_of, 'notebook_parameters', lambda notebook: {'profile': 'miniature'})
+    with pytest.raises(LlmrecError, match='72_llamarec_table2.ipynb must have a cell tagged "parameters" that sets profile and change'):
+        settings_of.handed('llamarec/table2', parameters('llamarec/table2', 'miniature', {}))

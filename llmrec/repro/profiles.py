@@ -420,5 +420,9 @@ def settings(
 # %% ../../nbs/96b_profiles.ipynb #4be7d33b
 def handed(artefact: str, values: dict) -> dict:
     "What papermill gives to the artefact's notebook."
-    if 'parameters' not in entries()[artefact]: return values
+    entry = entries()[artefact]
+    if 'parameters' not in entry: return values
+    if {*notebook_parameters(entry['notebook'])} != {'profile', 'change'}:
+        raise LlmrecError(f"nbs/{entry['notebook']} must have a cell tagged \"parameters\" that sets profile "
+                          'and change, and nothing else; artefacts.yaml has the other parameters.')
     return dict(profile=values['profile'], change={k: v for k, v in values.items() if k != 'profile'})
