@@ -296,7 +296,8 @@ def test_a_change_by_hand_makes_a_variant_and_leaves_the_profile_alone(tmp_path)
 
 
 @pytest.mark.parametrize('change, said', [({'datsets': ['films']}, "Did you mean 'datasets'"), ({'datasets': 'films'}, 'must be a list'),
-                                          ({'datasets': ['filmes']}, "Did you mean 'films'"), ({'profile': 'paper'}, 'no parameter that can be changed')])
+                                          ({'datasets': ['filmes']}, "Did you mean 'films'"), ({'profile': 'paper'}, 'no parameter that can be changed'),
+                                          (['datasets'], 'must hold names and values'), ({'datasets': ['https://me:hush@example.org']}, 'a password or a key')])
 def test_a_wrong_change_by_hand_is_refused_before_anything_is_written(change, said, tmp_path):
     with output_to(tmp_path), pytest.raises(LlmrecError, match=said): settings_of.settings('llamarec/table2', change=change)
     assert [p for p in tmp_path.rglob('*') if p.is_file()] == []

@@ -407,7 +407,8 @@ def settings(
     change: dict | None = None,   # parameters with other values than in the profile
 ) -> Settings:
     "The settings of an artefact, checked, and the profile's own datasets registered."
-    change, usual = change or {}, parameters(artefact, profile, {})
+    change = plain(mapping(change, 'change'), 'change')
+    usual = parameters(artefact, profile, {})
     check_names(change, [artefact], 'in change')
     values = parameters(artefact, profile, change)
     if values != usual and '+' not in profile:
