@@ -411,11 +411,11 @@ def settings(
     usual = parameters(artefact, profile, {})
     check_names(change, [artefact], 'in change')
     values = parameters(artefact, profile, change)
+    for own in own_of(profile): register(own)
+    check_datasets(artefact, values)
     if values != usual and '+' not in profile:
         other = {k: v for k, v in change.items() if '.' in k or v != usual[k]}
         values['profile'] = kept_variant(profile, other)
-    for own in own_of(profile): register(own)
-    check_datasets(artefact, values)
     return Settings(**values)
 
 # %% ../../nbs/96b_profiles.ipynb #4be7d33b
