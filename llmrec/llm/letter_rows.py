@@ -27,6 +27,16 @@ def prefixes(
     return users[keep], ends[keep]
 
 # %% ../../nbs/35b_letter_rows.ipynb #78bf9509
+def some_of(
+    n: int,               # rows there are
+    most: int | None,     # rows wanted; None for all
+    seed: int,
+) -> np.ndarray:
+    "Row numbers in ascending order, at most `most` of them, drawn without replacement."
+    if most is None or most >= n: return np.arange(n)
+    return np.sort(np.random.default_rng(seed).choice(n, most, replace=False))
+
+# %% ../../nbs/35b_letter_rows.ipynb #e6bf96b5
 def training_rows(
     offsets,     # (n_users + 1,): user u owns items[offsets[u]:offsets[u+1]]
     items,       # item ids of all users; only its length is used
@@ -39,8 +49,7 @@ def training_rows(
         raise LlmrecError(f'The offsets end at {offsets[-1]} but there are {len(items)} items; they do not '
                           'belong together.')
     users, ends = prefixes(offsets)
-    if n is None or n >= len(users): return users, ends
-    keep = np.sort(np.random.default_rng(seed).choice(len(users), n, replace=False))
+    keep = some_of(len(users), n, seed)
     return users[keep], ends[keep]
 
 # %% ../../nbs/35b_letter_rows.ipynb #0ad1fa7c
