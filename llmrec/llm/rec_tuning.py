@@ -24,7 +24,7 @@ from ..data.alpaca import FIELDS
 from ..evaluation.auc import auc
 from .answers import Score, score_answers
 from .backbones import Backbone
-from .loss import collate, label_loss
+from .loss import collate, label_loss, on_device
 from .ranking import length_batches, scoring
 from .tuning import Session, TuningConfig, tune
 from .yesno import (AlpacaRows, YesNoPromptConfig, YesNoRows, context_of, encode_questions,
@@ -36,6 +36,7 @@ from ..runs.records import write_atomic
 RECIPE = TuningConfig(lora_alpha=16, lr=1e-4, warmup_steps=20, batch_size=32, accumulation=4, epochs=200,
                       eval_steps=10, patience=10, select='AUC')
 
+# %% ../../nbs/38_rec_tuning.ipynb #7babf094
 @dataclass(frozen=True)
 class RecTuningConfig:
     "How a model is tuned on K recommendation samples (TALLRec 2.2; notebook 03, TALLRec: the recipe)."
@@ -60,9 +61,10 @@ def corrected(cls: RecTuningConfig):
 
 # %% ../../nbs/38_rec_tuning.ipynb #d5d897f8
 ALPACA_RECIPE = TuningConfig(lora_alpha=16, lr=3e-4, warmup_steps=100, batch_size=4, accumulation=32,
-                             epochs=3, eval_steps=200,
-                             patience=1_000_000, select='log_likelihood')
+                             epochs=3, eval_steps=200, patience=1_000_000,
+                             select='log_likelihood')
 
+# %% ../../nbs/38_rec_tuning.ipynb #5bf9b48e
 @schema('alpaca-tuning', 1)
 @dataclass(frozen=True)
 class AlpacaTuningConfig:
@@ -155,6 +157,19 @@ def prompt_report(
     return train | cut | shortening('valid', dropped)
 
 # %% ../../nbs/38_rec_tuning.ipynb #872fe371
+def encoded(
+    backbone: Backbone,
+    train,  # list of (YesNoData, row numbers of its training split)
+    valid,  # the `YesNoData` whose validation split selects the step
+    cfg: RecTuningConfig,
+) -> tuple[list, list, np.ndarray, pl.Series]:
+    "Training rows by dataset; prompts of the validation, history items dropped from them, and labels."
+    tokenizer, context = backbone.tokenizer, context_of(backbone)
+    sets = [YesNoRows(data, rows, tokenizer, cfg.prompt, context) for data, rows in train]
+    frame = validation_rows(valid, cfg.valid_rows)
+    return sets, *encode_questions(tokenizer, valid, frame, cfg.prompt, context), frame['label']
+
+# %% ../../nbs/38_rec_tuning.ipynb #2616daa0
 def rec_tune(
     backbone: Backbone,
     train,     # list of (YesNoData, row numbers of its training split)
@@ -164,13 +179,10 @@ def rec_tune(
     session: Session = Session(),  # its `start` is the adapter folder of the first stage
 ) -> Path:
     "Tune on the given rows and return the adapter folder; `prompts.json` counts what was shortened."
-    context = context_of(backbone)
-    sets = [YesNoRows(data, rows, backbone.tokenizer, cfg.prompt, context) for data, rows in train]
-    rows, frame = ConcatDataset(sets), validation_rows(valid, cfg.valid_rows)
-    prompts, dropped = encode_questions(backbone.tokenizer, valid, frame, cfg.prompt, context)
-    tuning, report = for_rows(cfg.tuning, len(rows)), prompt_report(sets, dropped)
-    folder = tune(backbone, rows, auc_of(backbone, prompts, frame['label'], cfg), tuning, out_dir,
-                  dataclasses.replace(session, about=rows_note(train, valid, cfg)))
+    sets, prompts, dropped, labels = encoded(backbone, train, valid, cfg)
+    rows, report = ConcatDataset(sets), prompt_report(sets, dropped)
+    folder = tune(backbone, rows, auc_of(backbone, prompts, labels, cfg), for_rows(cfg.tuning, len(rows)),
+                  out_dir, dataclasses.replace(session, about=rows_note(train, valid, cfg)))
     write_atomic(Path(out_dir) / 'prompts.json', json.dumps(report, indent=1) + '\n')
     return folder
 
@@ -188,19 +200,27 @@ def held_out(
     return order[n_valid:], order[:n_valid]
 
 # %% ../../nbs/38_rec_tuning.ipynb #b3b7b883
+def summed(
+    backbone: Backbone,
+    rows: list[dict],  # training rows that make one batch
+) -> tuple[float, int]:
+    "The sum of the log-likelihoods of the labelled tokens, and their number."
+    batch = on_device(collate(rows, backbone.tokenizer.pad_token_id), backbone.model)
+    n = int((batch['labels'][:, 1:] != -100).sum())
+    return -n * label_loss(backbone.model, batch).item(), n
+
+# %% ../../nbs/38_rec_tuning.ipynb #0f137587
 def log_likelihood(
     backbone: Backbone,
     rows,                      # training rows: input_ids and labels
     batch_tokens: int = 8192,  # rows x longest row in one batch
 ) -> float:
     "Mean log-likelihood of the labelled tokens of `rows`, each token weighted equally."
-    total, count, pad = 0., 0, backbone.tokenizer.pad_token_id
+    total, count = 0., 0
     with scoring(backbone):
         for where in length_batches([len(r['input_ids']) for r in rows], batch_tokens):
-            batch = {k: v.to(backbone.model.device)
-                     for k, v in collate([rows[int(i)] for i in where], pad).items()}
-            n = int((batch['labels'][:, 1:] != -100).sum())
-            total, count = total - n * label_loss(backbone.model, batch).item(), count + n
+            of_batch, n = summed(backbone, [rows[int(i)] for i in where])
+            total, count = total + of_batch, count + n
     return total / count
 
 # %% ../../nbs/38_rec_tuning.ipynb #c3f6b83f
