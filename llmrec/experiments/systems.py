@@ -37,7 +37,7 @@ from llmrec.llm.backbones import (
 from ..llm.chat import EndpointConfig, as_asked
 from ..llm.prompts import truncate_title
 from ..llm.ranking import score_candidates
-from ..llm.tuning import TuningConfig, tune, with_adapter
+from ..llm.tuning import Session, TuningConfig, tune, with_adapter
 from ..llm.verbalizer import letter_ids
 from ..paths import LlmrecError, checkpoints_dir, json_or_none, known
 from ..runs.grid import run_all
@@ -159,7 +159,7 @@ def gpt4rec_ready(at: Setting) -> Callable:
     own, backbone = at.cfg.settings, load_backbone(at.cfg.backbone)
     titles = titles_of(at, backbone.tokenizer)
     rows = gpt4rec.QueryRows(at.split.train, titles, backbone.tokenizer, own)
-    tuned = with_adapter(backbone, tune(backbone, rows, None, own.tuning, at.folder, progress=at.progress))
+    tuned = with_adapter(backbone, tune(backbone, rows, None, own.tuning, at.folder, Session(progress=at.progress)))
     return lambda users: gpt4rec.answer(tuned, titles, at.split.test_history, users, own, at.progress)
 
 def candidates_of(at: Setting) -> Callable:
@@ -175,7 +175,7 @@ def palr_ready(at: Setting) -> Callable:
     titles = titles_of(at, backbone.tokenizer)
     if not adapter.is_dir():    # else the profiles of the training rows need not be written again
         rows = palr.training_set(backbone, at.split.train, titles, own)
-        tune(backbone, rows, None, own.tuning, at.folder, progress=at.progress)
+        tune(backbone, rows, None, own.tuning, at.folder, Session(progress=at.progress))
     tuned = with_adapter(load_backbone(at.cfg.backbone), adapter)
     return lambda users: palr.answer(tuned, backbone, titles, score, histories, users, own, at.progress)
 

@@ -157,6 +157,15 @@ def scoring(
     finally: backbone.model.train(training)
 
 # %% ../../nbs/34_ranking.ipynb #3ead3709
+def without_surplus(
+    scores: np.ndarray,  # (prompts, n)
+    sizes,               # number of candidates of each prompt; None if all have n
+) -> np.ndarray:
+    "`scores` with -inf where there is no candidate."
+    if sizes is None: return scores
+    return np.where(np.arange(scores.shape[1]) < np.asarray(sizes)[:, None], scores, np.float32(-np.inf))
+
+# %% ../../nbs/34_ranking.ipynb #46fc8ce8
 def score_candidates(
     backbone: Backbone,
     prompts,                   # lists of token ids, from `encode_prompt`
@@ -174,8 +183,7 @@ def score_candidates(
     if not np.isfinite(out).all():
         raise LlmrecError(f'The backbone {backbone.identity} gives scores that are not finite; '
                           'try another dtype.')
-    if sizes is None: return out
-    return np.where(np.arange(out.shape[1]) < np.asarray(sizes)[:, None], out, np.float32(-np.inf))
+    return without_surplus(out, sizes)
 
 # %% ../../nbs/34_ranking.ipynb #c9432628
 def rank_candidates(
@@ -193,6 +201,17 @@ def rank_candidates(
     return np.take_along_axis(candidates, np.argsort(-scores, axis=1, kind='stable'), axis=1)
 
 # %% ../../nbs/34_ranking.ipynb #7c986785
+def merged(
+    finalists: np.ndarray,  # (n_users, m) ranked in the second round
+    groups: list[np.ndarray],  # (n_users, _) each, ranked in the first round
+    best: int,              # of each group that reached the second round
+) -> np.ndarray:
+    "The finalists, then the others by their place in their group; equal places in the order of the groups."
+    others = np.concatenate([g[:, best:] for g in groups], 1)
+    places = np.concatenate([np.arange(best, g.shape[1]) for g in groups])
+    return np.concatenate([finalists, others[:, np.argsort(places, kind='stable')]], 1)
+
+# %% ../../nbs/34_ranking.ipynb #43b59507
 def in_two_rounds(
     candidates,       # (n_users, n) item ids in the retriever's order
     score: Callable,  # (n_users, m) item ids -> (n_users, m) scores, for at most `group` at a time
@@ -201,12 +220,10 @@ def in_two_rounds(
     "The candidates in the ranker's order, when there are more of them than one prompt can hold."
     candidates = np.asarray(candidates)
     groups = np.array_split(candidates, -(-candidates.shape[1] // group), axis=1)
-    first, best = [rank_candidates(score(g), g) for g in groups], group // len(groups)
+    best = group // len(groups)
     if best < 1:
         raise LlmrecError(f'{candidates.shape[1]} candidates make {len(groups)} groups of {group}, '
                           'too many for a second round; retrieve fewer.')
-    finalists = np.concatenate([f[:, :best] for f in first], 1)
-    others = np.concatenate([f[:, best:] for f in first], 1)
-    places = np.concatenate([np.arange(best, f.shape[1]) for f in first])
-    others = others[:, np.argsort(places, kind='stable')]
-    return np.concatenate([rank_candidates(score(finalists), finalists), others], 1)
+    ranked = [rank_candidates(score(g), g) for g in groups]
+    finalists = np.concatenate([g[:, :best] for g in ranked], 1)
+    return merged(rank_candidates(score(finalists), finalists), ranked, best)

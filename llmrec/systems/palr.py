@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..config import Range, limits, schema
 from ..data.interactions import Sequences
 from ..llm.backbones import Backbone
-from ..llm.generation import generate_rankings, parse_ranking
+from ..llm.generation import Rules, generate_rankings, parse_ranking
 from ..llm.prompts import prompt_ids
 from ..llm.tuning import TuningConfig, sample_negatives, training_rows
 from ..paths import LlmrecError
@@ -187,7 +187,7 @@ def answer(
     asked = [fitted(tok, *parts, cfg) for parts in zip(past, words, pools)]
     only = [OnlyTitles(tok, pool) for pool in pools] if cfg.constrained else None
     texts = generate_rankings(backbone, [ids for _, ids in asked], cfg.answer_tokens, cfg.answer_batch,
-                              progress=progress, allowed=only)
+                              Rules(allowed=only), progress)
     out = []
     for (prompt, ids), text, row, r, w in zip(asked, texts, shown.tolist(), read, wrote):
         tokens, lines = len(tok(text, add_special_tokens=False)['input_ids']), text.split('\n')
