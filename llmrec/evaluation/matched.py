@@ -32,6 +32,12 @@ def _numbered(strata, n: int) -> np.ndarray:
         raise LlmrecError(f'Every row needs a stratum, got strata {strata.shape} for {n} rows.')
     return np.unique(strata, axis=0, return_inverse=True)[1].reshape(n)
 
+# %% ../../nbs/23_matched_pairs.ipynb #0d257584
+def _block(strata, scores, likes, dislikes) -> tuple[np.ndarray, np.ndarray]:
+    "1 for each pair (like, dislike) of one stratum, and twice what the pair wins, summed over the seeds."
+    same = (strata[likes, None] == strata[dislikes]).astype(float)
+    return same, sum(np.sign(s[likes, None] - s[dislikes]) + 1. for s in scores)
+
 # %% ../../nbs/23_matched_pairs.ipynb #5759a15a
 def _counts(
     own: np.ndarray,     # (n,) user numbers, in ascending order
@@ -46,8 +52,7 @@ def _counts(
     step = max(1, CHUNK // len(dislikes))
     for start in range(0, len(likes), step):
         block = slice(start, start + step)
-        same = (strata[likes[block], None] == strata[dislikes]).astype(float)
-        won = sum(np.sign(s[likes[block], None] - s[dislikes]) + 1. for s in scores)
+        same, won = _block(strata, scores, likes[block], dislikes)
         pairs[block] = np.add.reduceat(same, theirs, axis=1)
         wins[block] = np.add.reduceat(same * won, theirs, axis=1)
     return np.add.reduceat(wins, mine, axis=0) / (2 * len(scores)), np.add.reduceat(pairs, mine, axis=0)
@@ -92,19 +97,20 @@ def matched_auc(
 
 # %% ../../nbs/23_matched_pairs.ipynb #2948b7ed
 def matched_compare(
-    strata, users: np.ndarray, labels: np.ndarray,
-    a: np.ndarray,   # (n,) or (seeds, n) scores of one method
-    b: np.ndarray,   # the same rows, scored by the other; the number of seeds may differ
+    a: Matched,      # of one method
+    b: Matched,      # of the other, with the same rows and strata
     n: int = 2000,   # resamples
     seed: int = 0,
 ) -> dict:           # difference, low, high, p_bootstrap, pairs
     "AUC(a) - AUC(b) over matched pairs, 95 % bounds and a p-value over users; nan where there is no pair."
-    p, q = matched(strata, users, labels, a), matched(strata, users, labels, b)
-    if not p.pairs.any():
+    if not np.array_equal(a.pairs, b.pairs):
+        raise LlmrecError('The two methods are matched over different pairs; '
+                          'give both the same rows and strata.')
+    if not a.pairs.any():
         return dict(difference=np.nan, low=np.nan, high=np.nan, p_bootstrap=np.nan, pairs=0)
-    gap = Matched(p.users, p.like, p.dislike, p.wins - q.wins, p.pairs)
-    draws = np.concatenate([_shares(gap, w) for w in _draws(len(p.users), n, seed)])
-    low, high = _bounds(draws, len(p.users))
+    gap = Matched(a.users, a.like, a.dislike, a.wins - b.wins, a.pairs)
+    draws = np.concatenate([_shares(gap, w) for w in _draws(len(a.users), n, seed)])
+    low, high = _bounds(draws, len(a.users))
     p_value = np.nan if np.isnan(low) else _two_sided(draws[~np.isnan(draws)])
-    value = float(_shares(gap, np.ones((1, len(p.users))))[0])
-    return dict(difference=value, low=low, high=high, p_bootstrap=p_value, pairs=int(p.pairs.sum()))
+    value = float(_shares(gap, np.ones((1, len(a.users))))[0])
+    return dict(difference=value, low=low, high=high, p_bootstrap=p_value, pairs=int(a.pairs.sum()))

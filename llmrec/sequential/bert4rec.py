@@ -120,7 +120,7 @@ class BERT4RecBlock(nn.Module):
 
 # %% ../../nbs/47_bert4rec.ipynb #b3fa1106
 def redraw(module: nn.Module) -> None:
-    "Draw every matrix from a normal that is cut at two deviations; biases are zero, normalisations as they are."
+    "Draw every matrix from a normal, cut at two deviations; biases are zero, normalisations stay."
     for name, p in module.named_parameters():
         if name.endswith('bias'): nn.init.zeros_(p)
         elif 'layer_norm' not in name: nn.init.trunc_normal_(p, std=.02, a=-.04, b=.04)

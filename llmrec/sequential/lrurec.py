@@ -90,7 +90,7 @@ class FeedForward(nn.Module):
 
 # %% ../../nbs/42_lrurec.ipynb #56ab1b13
 def redraw(module: nn.Module) -> None:
-    "Draw every weight but the normalisations' and the recurrence's from a normal that is cut at two deviations."
+    "Draw all weights but those of normalisations and recurrence from a normal, cut at two deviations."
     for name, p in module.named_parameters():
         if 'layer_norm' not in name and 'params_log' not in name:
             nn.init.trunc_normal_(p, std=.02, a=-.04, b=.04)
@@ -141,7 +141,7 @@ def tokens_of(
     max_length: int,
     spare: int,         # place of a padding item
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "First input, first target and number of tokens of every sequence; a window with room begins with padding."
+    "First input, first target and tokens of every sequence; a window with room begins with padding."
     begin, end = spans.T
     full = end - begin > max_length
     first, starts = np.where(full, end - 1 - max_length, begin), np.full((~full).sum(), spare)

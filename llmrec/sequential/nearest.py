@@ -95,7 +95,8 @@ def raised(
 # %% ../../nbs/43a_nearest.ipynb #7b52787a
 def hidden_pairs(histories: list, mask: str, window: int) -> tuple[np.ndarray, np.ndarray]:
     "(items, rows) that must not be recommended, in the order of the items; padding is among them."
-    part = {'whole': slice(None), 'window': slice(-window, None), 'none': slice(0)}[known('mask', mask, MASKS)]
+    slices = {'whole': slice(None), 'window': slice(-window, None), 'none': slice(0)}
+    part = slices[known('mask', mask, MASKS)]
     parts = [np.append(h[part], 0) for h in histories]
     rows = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
     items = np.concatenate(parts)
@@ -153,7 +154,7 @@ def listed(
     rows: torch.Tensor,  # (pairs,) histories
     ids: torch.Tensor,   # (pairs,) items, each at most once for each history
     k: int,
-) -> tuple[np.ndarray, np.ndarray]:  # (histories, k) item ids and plain scores; 0 and minus infinity where too few
+) -> tuple[np.ndarray, np.ndarray]:  # (histories, k) ids and plain scores; 0 and -inf where too few
     "The k best of the given pairs: by plain score, and by item id where scores are equal."
     scores, rows, ids = plain_scores(f, rows, ids).numpy(), rows.numpy(), ids.numpy()
     order = np.lexsort((ids, -scores, rows))
@@ -176,7 +177,7 @@ def recommend_blocks(
     mask: str = 'whole',   # see `candidates.hide`
     window: int = 50,      # see `candidates.hide`
 ) -> Candidates:
-    "As `candidates.recommend`, for large catalogues: no matrix of scores, and ties broken among plain scores."
+    "As `candidates.recommend`, for large catalogues: no matrix of scores; ties are among plain scores."
     check_k(k, histories.n_items)
     items, values = np.empty((len(users), k), np.int32), np.empty((len(users), k), np.float32)
     for i in range(0, len(users), USERS):
@@ -203,7 +204,8 @@ def build_index(
 ):                             # a faiss index of the items 1, 2, ...
     "Faiss's inverted lists over the items, for inner products."
     try: import faiss
-    except ImportError: raise LlmrecError('The approximate index needs faiss; pip install llmrec[index].') from None
+    except ImportError:
+        raise LlmrecError('The approximate index needs faiss; pip install llmrec[index].') from None
     items = _with_bias(f.items, f.bias)[1:]
     width, lists = items.shape[1], lists or max(1, round(len(f.items) ** .5))
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
@@ -227,7 +229,8 @@ def recommend_index(
     f, (hidden, rows) = factors_of(past), hidden_pairs(past, 'whole', 0)
     index.nprobe = probes
     wanted = 2 * k + int(np.bincount(rows).max())  # some to spare, since the index has rounded otherwise
-    _, found = index.search(_with_bias(f.states, None if f.bias is None else f.states.new_ones(len(past))), wanted)
+    ones = None if f.bias is None else f.states.new_ones(len(past))
+    _, found = index.search(_with_bias(f.states, ones), wanted)
     row, ids = np.repeat(np.arange(len(past)), wanted), found.ravel().astype(np.int64)
     width = histories.n_items + 1
     open_ = (ids > 0) & ~np.isin(row * width + ids, rows * width + hidden)

@@ -286,13 +286,15 @@ def _sampled(states, weight, targets, k: int) -> torch.Tensor:
 
 # %% ../../nbs/46_sasrec.ipynb #1df13baa
 def _gbce(states, weight, targets, negatives, t: float, prior: bool) -> torch.Tensor:
-    return gbce(states, weight, targets, negatives, calibration(negatives.shape[1], len(weight) - 1, t), prior)
+    beta = calibration(negatives.shape[1], len(weight) - 1, t)
+    return gbce(states, weight, targets, negatives, beta, prior)
 
 # %% ../../nbs/46_sasrec.ipynb #c6c47c0f
 OBJECTIVES = {
     'cross_entropy': lambda cfg: cross_entropy,
     'bce': lambda cfg: partial(with_negatives, partial(bce, prior=cfg.prior), k=cfg.negatives or 1),
-    'gbce': lambda cfg: partial(with_negatives, partial(_gbce, t=cfg.t, prior=cfg.prior), k=cfg.negatives or 256),
+    'gbce': lambda cfg: partial(with_negatives, partial(_gbce, t=cfg.t, prior=cfg.prior),
+                                k=cfg.negatives or 256),
     'sampled': lambda cfg: partial(_sampled, k=cfg.negatives or 256),
 }
 

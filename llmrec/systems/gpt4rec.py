@@ -24,7 +24,7 @@ from ..llm.prompts import prompt_ids, truncate_title
 from ..llm.ranking import left_padded, scoring
 from ..llm.tuning import TuningConfig, training_rows
 from ..paths import LlmrecError
-from .lists import Way
+from .lists import Way, up_to_end
 
 # %% ../../nbs/49b_gpt4rec.ipynb #a48c6916
 PROMPT = 'Previously, the customer has bought: {titles}. In the future, the customer wants to buy'
@@ -60,6 +60,7 @@ def words(text: str) -> list[str]:
     "The words of a title or query."
     return re.findall(r'\w+', text.lower())
 
+# %% ../../nbs/49b_gpt4rec.ipynb #59141861
 class Engine:
     "BM25 over the titles of a catalogue."
     def __init__(
@@ -103,6 +104,7 @@ def short_titles(tokenizer, titles: list, most: int) -> list[str]:
     "The titles cut to `most` tokens."
     return [truncate_title(tokenizer, t, most) for t in titles]
 
+# %% ../../nbs/49b_gpt4rec.ipynb #6a455c57
 def history_prompt(
     tokenizer, titles: list, history, cfg: GPT4RecConfig,
 ) -> tuple[str, list[int]]:
@@ -153,6 +155,16 @@ def read_once(backbone: Backbone, batch: dict, beams: int) -> dict:
     return asked | dict(past_key_values=kept)
 
 # %% ../../nbs/49b_gpt4rec.ipynb #926ffd48
+def searched(backbone: Backbone, batch: dict, cfg: GPT4RecConfig) -> list[list[int]]:
+    "The tokens that the beam search writes behind the prompts of `batch`: `cfg.queries` rows for each."
+    tok = backbone.tokenizer
+    out = backbone.model.generate(
+        **read_once(backbone, batch, cfg.beams), max_new_tokens=cfg.query_tokens, num_beams=cfg.beams,
+        num_return_sequences=cfg.queries, length_penalty=0., do_sample=False,
+        eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
+    return [up_to_end(row, tok.eos_token_id) for row in out[:, batch['input_ids'].shape[1]:].tolist()]
+
+# %% ../../nbs/49b_gpt4rec.ipynb #420c9f73
 def write_queries(
     backbone: Backbone,
     prompts: list,      # token ids
@@ -163,16 +175,25 @@ def write_queries(
     tok, m = backbone.tokenizer, cfg.queries
     with scoring(backbone):
         batch = left_padded(prompts, tok.pad_token_id)
-        batch = {k: v.to(backbone.model.device) for k, v in batch.items()}
-        out = backbone.model.generate(
-            **read_once(backbone, batch, cfg.beams), max_new_tokens=cfg.query_tokens, num_beams=cfg.beams,
-            num_return_sequences=m, length_penalty=0., do_sample=False,
-            eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
-    new = [row[:row.index(tok.eos_token_id) + 1] if tok.eos_token_id in row else row
-           for row in out[:, batch['input_ids'].shape[1]:].tolist()]
+        new = searched(backbone, {k: v.to(backbone.model.device) for k, v in batch.items()}, cfg)
     texts = [t.strip().split('\n')[0] for t in tok.batch_decode(new, skip_special_tokens=True)]
     starts = range(0, len(new), m)
     return [texts[i:i + m] for i in starts], [sum(map(len, new[i:i + m])) for i in starts]
+
+# %% ../../nbs/49b_gpt4rec.ipynb #df6f5233
+def way_of(
+    asked: tuple[str, list[int]],  # the prompt and its tokens
+    queries: list[str],
+    tokens_out: int,
+    engine: Engine,
+    history,
+    cfg: GPT4RecConfig,
+) -> Way:
+    "From the written queries to the list."
+    found = [engine.find(q) for q in queries]
+    return Way(asked[0], tuple(queries), join(found, history, cfg.length),
+               unknown=tuple(q for q, f in zip(queries, found) if not f),
+               repeated=len(queries) - len(set(queries)), tokens_in=len(asked[1]), tokens_out=tokens_out)
 
 # %% ../../nbs/49b_gpt4rec.ipynb #47123cee
 def answer(
@@ -185,13 +206,8 @@ def answer(
     "The way of each of `users`: prompt, queries, items. A query that shares no word with a title is unknown."
     engine, out, starts = Engine(titles, cfg), [], range(0, len(users), cfg.answer_batch)
     for i in tqdm(starts, desc='writing queries', disable=not progress, leave=False):
-        part = users[i:i + cfg.answer_batch].tolist()
-        asked = [history_prompt(backbone.tokenizer, titles, histories[u], cfg) for u in part]
+        past = [histories[u] for u in users[i:i + cfg.answer_batch].tolist()]
+        asked = [history_prompt(backbone.tokenizer, titles, h, cfg) for h in past]
         queries, wrote = write_queries(backbone, [ids for _, ids in asked], cfg)
-        for u, (text, ids), qs, n in zip(part, asked, queries, wrote):
-            found = [engine.find(q) for q in qs]
-            out.append(Way(
-                text, tuple(qs), join(found, histories[u], cfg.length),
-                unknown=tuple(q for q, f in zip(qs, found) if not f), repeated=len(qs) - len(set(qs)),
-                tokens_in=len(ids), tokens_out=n))
+        out += [way_of(a, q, n, engine, h, cfg) for a, q, n, h in zip(asked, queries, wrote, past)]
     return out
