@@ -129,20 +129,21 @@ def _item_fields(path) -> list[list[str]]:
     return rows
 
 # %% ../../nbs/10_movielens.ipynb #b476e583
+def item_of(fields: list[str], names: list[str]) -> tuple:
+    "(id, title, date, genres 'A|B') of a line of `u.item`; an empty title or date is None."
+    genres = '|'.join(name for name, flag in zip(names, fields[5:]) if flag == '1')
+    return int(fields[0]), fields[1].strip() or None, fields[2] or None, genres
+
+# %% ../../nbs/10_movielens.ipynb #80a3e9a4
 @reader
 def read_u_item(
     path,                           # a `u.item` file
     genres: list[str] | None = None,  # genre names by number; None: their numbers
 ) -> pl.DataFrame:                  # item, title, release_date, genres ('A|B')
     "The items of MovieLens-100K; empty titles and dates are null."
-    rows = _item_fields(path)
     names = genres or [str(g) for g in range(ITEM_FIELDS - 5)]
-    data = {ITEM: [int(r[0]) for r in rows],
-            TITLE: [r[1].strip() or None for r in rows],
-            'release_date': [r[2] or None for r in rows],
-            'genres': ['|'.join(n for n, flag in zip(names, r[5:]) if flag == '1') for r in rows]}
     schema = {ITEM: pl.Int64, TITLE: pl.String, 'release_date': pl.String, 'genres': pl.String}
-    return pl.DataFrame(data, schema=schema)
+    return pl.DataFrame([item_of(f, names) for f in _item_fields(path)], schema=schema, orient='row')
 
 # %% ../../nbs/10_movielens.ipynb #3c9f0f05
 def load_ml_100k(

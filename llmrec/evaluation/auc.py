@@ -184,6 +184,12 @@ def _two_sided(draws: np.ndarray) -> float:
     return min(1., float(2 * tail / (1 + len(draws))))
 
 # %% ../../nbs/22_auc.ipynb #97dcf5b6
+def _sign_flip(p: Pairs, q: Pairs, seed: int) -> float:
+    "The sign-flip p-value of the users' own AUCs; nan where no user has both classes."
+    mine, theirs = (own[~np.isnan(own)] for own in (_own(p), _own(q)))
+    return paired_permutation(mine, theirs, seed=seed) if len(mine) else np.nan
+
+# %% ../../nbs/22_auc.ipynb #073268a2
 def compare(
     users: np.ndarray, labels: np.ndarray,
     a: np.ndarray,   # (n,) or (seeds, n) scores of one method
@@ -196,10 +202,9 @@ def compare(
     gap = Pairs(p.users, p.rows, p.likes, p.wins - q.wins)
     draws = np.concatenate([_pooled(gap, w) for w in _draws(len(p.users), n, seed)])
     low, high = _bounds(draws, len(p.users))
-    mine, theirs = (own[~np.isnan(own)] for own in (_own(p), _own(q)))
     return {'difference': float(_pooled(gap, np.ones((1, len(p.users))))[0]), 'low': low, 'high': high,
             'p_bootstrap': np.nan if np.isnan(low) else _two_sided(draws[~np.isnan(draws)]),
-            'p_permutation': paired_permutation(mine, theirs, seed=seed) if len(mine) else np.nan}
+            'p_permutation': _sign_flip(p, q, seed)}
 
 # %% ../../nbs/22_auc.ipynb #4bc1df51
 def seed_t_test(

@@ -322,6 +322,11 @@ def drawn_and_scored(cfg: SASRecConfig, n_items: int) -> tuple[Callable, Callabl
                           f"take one with negatives ({', '.join(found)}), or updates='dense'.")
     return found[cfg.loss]
 
+# %% ../../nbs/46_sasrec.ipynb #ca2b17b4
+def with_rows(model: nn.Module, rows: torch.Tensor, items: torch.Tensor, shapes: list) -> torch.Tensor:
+    "The states of a model whose catalogue is `rows`; `items` are places among them."
+    return functional_call(model, {'embedding.weight': rows}, (items.to(rows.device), shapes))
+
 # %% ../../nbs/46_sasrec.ipynb #e5179452
 def make_row_loss(
     train: Sequences,
@@ -332,13 +337,11 @@ def make_row_loss(
     draw, objective = drawn_and_scored(cfg, train.n_items)
     def loss(spans):
         batch = next_items(train.items, spans, cfg.max_length)
-        parts = batch.items, batch.targets, draw(batch.targets)
-        ids, (items, targets, negatives) = renumbered(*parts)
+        ids, (items, *drawn) = renumbered(batch.items, batch.targets, draw(batch.targets))
         def value(model, rows):
             if not batch.shapes: return 0 * rows.sum()
-            where = rows.device
-            states = functional_call(model, {'embedding.weight': rows}, (items.to(where), batch.shapes))
-            return objective(states, rows, targets.to(where), negatives.to(where))
+            states = with_rows(model, rows, items, batch.shapes)
+            return objective(states, rows, *(part.to(rows.device) for part in drawn))
         return ids, value
     return loss
 

@@ -23,6 +23,7 @@ from ..llm.prompts import prompt_ids
 from ..llm.tuning import TuningConfig, sample_negatives, training_rows
 from ..paths import LlmrecError
 from ..sequential.candidates import Score, recommend
+from .gpt4rec import learnt_row
 from .lists import Way
 
 # %% ../../nbs/49c_palr.ipynb #d3dce4ba
@@ -132,8 +133,7 @@ class ListRows(Dataset):
         rng = np.random.default_rng([self.cfg.tuning.seed, self.epoch, i])
         pool = [] if i % 2 else self.names(pool_of(rng, own.n_items, before, ahead, self.cfg.candidates))
         _, ids = fitted(tok, self.names(before), self.words.get((user, end), ''), pool, self.cfg)
-        answer = tok('\n'.join(self.names(ahead)), add_special_tokens=False)['input_ids'] + [tok.eos_token_id]
-        return dict(input_ids=ids + answer, labels=[-100] * len(ids) + answer)
+        return learnt_row(tok, ids, '\n'.join(self.names(ahead)))
 
 # %% ../../nbs/49c_palr.ipynb #7c9d3869
 def training_set(backbone: Backbone, train: Sequences, titles: list, cfg: PALRConfig) -> ListRows:
