@@ -328,7 +328,8 @@ def complaint(error: openai.OpenAIError, endpoint: EndpointConfig) -> str:
     detail = without_key(re.sub(r'\s+', ' ', str(getattr(error, 'message', error))), endpoint)[:200]
     text = next((text for kind, text in SAID.items() if isinstance(error, kind)),
                 f'does not accept the request ({type(error).__name__}: {{detail}})')
-    attempts, key = f'in {endpoint.retries + 1} attempts', endpoint.key_env or 'no variable'
+    attempts = f'in {endpoint.retries + 1} attempts' if endpoint.retries else 'in one attempt'
+    key = endpoint.key_env or 'no variable'
     return text.format(detail=detail, attempts=attempts, timeout=endpoint.timeout, key=key,
                        status=getattr(error, 'status_code', ''))
 

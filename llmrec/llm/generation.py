@@ -80,6 +80,21 @@ class Rules:
         return self if self.allowed is None else replace(self, allowed=[self.allowed[i] for i in rows])
 
 # %% ../../nbs/39_generation.ipynb #a59e8d09
+def no_room(
+    prompt: list[int],
+    limit: int,           # maximum number of new tokens
+    context: int | None,  # from `context_of`
+    backbone: str,        # its identity
+) -> str:
+    "Why the model cannot answer a prompt; '' if it can."
+    if not len(prompt): return 'the prompt is empty; encode prompts with encode_prompt.'
+    if limit < 1: return f'{limit} new tokens are allowed and at least 1 is needed; take answer_tokens.'
+    if not context or len(prompt) + limit <= context: return ''
+    return (f'{len(prompt)} tokens of prompt and {limit} of answer exceed the context of {context} tokens of '
+            f'{backbone}; lower max_history, max_title_tokens or the number of candidates, or take another '
+            'backbone.')
+
+# %% ../../nbs/39_generation.ipynb #72fbb974
 def check_lengths(
     backbone: Backbone,
     prompts,  # lists of token ids
@@ -88,17 +103,8 @@ def check_lengths(
     "`LlmrecError` for the first prompt that is empty, leaves no room to answer, or exceeds the context."
     context = context_of(backbone)
     for row, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
-        where = f'Row {row} (counted from 0)'
-        if not len(prompt):
-            raise LlmrecError(f'{where}: the prompt is empty; encode prompts with encode_prompt.')
-        if limit < 1:
-            raise LlmrecError(f'{where}: {limit} new tokens are allowed and at least 1 is needed; take '
-                              'answer_tokens.')
-        if context and len(prompt) + limit > context:
-            raise LlmrecError(f'{where}: {len(prompt)} tokens of prompt and {limit} of answer exceed the '
-                              f'context of {context} tokens of {backbone.identity}; '
-                              'lower max_history, max_title_tokens or the number of candidates, or take '
-                              'another backbone.')
+        if why := no_room(prompt, limit, context, backbone.identity):
+            raise LlmrecError(f'Row {row} (counted from 0): {why}')
 
 # %% ../../nbs/39_generation.ipynb #df4c3299
 def search_settings(
@@ -147,6 +153,15 @@ def limit_of_each(limits, n: int) -> list[int]:
     return list(limits)
 
 # %% ../../nbs/39_generation.ipynb #d28f7a6e
+def batches_of(
+    prompts,    # lists of token ids
+    size: int,  # number of prompts in a batch
+) -> list[np.ndarray]:
+    "Indices of the prompts, the longest first, `size` at a time."
+    order = np.argsort([-len(p) for p in prompts], kind='stable')
+    return [order[at:at + size] for at in range(0, len(order), size)]
+
+# %% ../../nbs/39_generation.ipynb #ca45c489
 def generate_rankings(
     backbone: Backbone,
     prompts,               # lists of token ids, from `encode_prompt` of a `generation_prompt`
@@ -159,10 +174,9 @@ def generate_rankings(
     if batch_size < 1: raise LlmrecError(f'batch_size must be at least 1, got {batch_size}.')
     limits = limit_of_each(limits, len(prompts))
     check_lengths(backbone, prompts, limits)
-    order, texts = np.argsort([-len(p) for p in prompts], kind='stable'), [''] * len(prompts)
+    texts = [''] * len(prompts)
     with scoring(backbone), tqdm(total=len(prompts), desc='generating', disable=not progress) as bar:
-        for at in range(0, len(order), batch_size):
-            where = order[at:at + batch_size]
+        for where in batches_of(prompts, batch_size):
             new = generate_batch(backbone, [prompts[i] for i in where], [limits[i] for i in where],
                                  rules.of(where))
             written = backbone.tokenizer.batch_decode(new, skip_special_tokens=True)

@@ -166,6 +166,15 @@ def without_surplus(
     return np.where(np.arange(scores.shape[1]) < np.asarray(sizes)[:, None], scores, np.float32(-np.inf))
 
 # %% ../../nbs/34_ranking.ipynb #46fc8ce8
+def check_finite(
+    scores: np.ndarray,
+    backbone: str,  # its identity
+) -> None:
+    "Raise an `LlmrecError` when a score is not finite: it could not be ranked."
+    if not np.isfinite(scores).all():
+        raise LlmrecError(f'The backbone {backbone} gives scores that are not finite; try another dtype.')
+
+# %% ../../nbs/34_ranking.ipynb #b591c105
 def score_candidates(
     backbone: Backbone,
     prompts,                   # lists of token ids, from `encode_prompt`
@@ -180,24 +189,30 @@ def score_candidates(
     with scoring(backbone):
         for where, logits in scored_batches(model, prompts, where_ids, pad, batch_tokens, progress):
             out[where] = label_scores(logits.cpu().numpy(), ids)
-    if not np.isfinite(out).all():
-        raise LlmrecError(f'The backbone {backbone.identity} gives scores that are not finite; '
-                          'try another dtype.')
+    check_finite(out, backbone.identity)
     return without_surplus(out, sizes)
 
 # %% ../../nbs/34_ranking.ipynb #c9432628
-def rank_candidates(
-    scores: np.ndarray,  # (n_users, n), -inf where there is no candidate
-    candidates,          # (n_users, n) item ids in the retriever's order
-) -> np.ndarray:
-    "The candidates by descending score; ties keep the retriever's order."
-    scores, candidates = np.asarray(scores), np.asarray(candidates)
+def check_ranked(
+    scores: np.ndarray,      # (n_users, n)
+    candidates: np.ndarray,  # (n_users, n)
+) -> None:
+    "Raise an `LlmrecError` when scores and candidates do not belong together, or a score is no number."
     if scores.shape != candidates.shape:
         raise LlmrecError(f'Scores of shape {scores.shape} do not belong to candidates of shape '
                           f'{candidates.shape}; both are (users, candidates).')
     if np.isnan(scores).any():
         raise LlmrecError(f'{int(np.isnan(scores).any(1).sum())} users have scores that are not numbers; '
                           'try another dtype.')
+
+# %% ../../nbs/34_ranking.ipynb #f497bb71
+def rank_candidates(
+    scores: np.ndarray,  # (n_users, n), -inf where there is no candidate
+    candidates,          # (n_users, n) item ids in the retriever's order
+) -> np.ndarray:
+    "The candidates by descending score; ties keep the retriever's order."
+    scores, candidates = np.asarray(scores), np.asarray(candidates)
+    check_ranked(scores, candidates)
     return np.take_along_axis(candidates, np.argsort(-scores, axis=1, kind='stable'), axis=1)
 
 # %% ../../nbs/34_ranking.ipynb #7c986785
