@@ -48,7 +48,8 @@ def check_splits(splits: dict, own: OwnData, history: int) -> None:
     "Raise an `LlmrecError` where a split has no sample."
     if empty := [name for name, s in splits.items() if not s.height]:
         n = sum(s.height for s in splits.values())
-        raise LlmrecError(f'{own.interactions} gives {n} samples, too few for {empty[0]}: a sample needs {history} earlier ratings of its user; '
+        raise LlmrecError(f'{own.interactions} gives {n} samples, too few for {empty[0]}: a sample needs '
+                          f'{history} earlier ratings of its user; '
                           'lower the history or OwnData.core, or bring more ratings.')
 
 # %% ../../nbs/18b_own_ratings.ipynb #daa3cae8
