@@ -160,7 +160,8 @@ def gpt4rec_ready(at: Setting) -> Callable:
     own, backbone = at.cfg.settings, load_backbone(at.cfg.backbone)
     titles = titles_of(at, backbone.tokenizer)
     rows = gpt4rec.QueryRows(at.split.train, titles, backbone.tokenizer, own)
-    tuned = with_adapter(backbone, tune(backbone, rows, None, own.tuning, at.folder, Session(progress=at.progress)))
+    adapter = tune(backbone, rows, None, own.tuning, at.folder, Session(progress=at.progress))
+    tuned = with_adapter(backbone, adapter)
     return lambda users: gpt4rec.answer(tuned, titles, at.split.test_history, users, own, at.progress)
 
 def candidates_of(at: Setting) -> Callable:
