@@ -19,7 +19,8 @@ sys.path.insert(0, str(ROOT))
 import nbformat  # noqa: E402
 
 from llmrec.paths import output_root  # noqa: E402
-from llmrec.repro.reproduce import executed_path, load_profile, load_stamp, manifest, outputs, profiles, stamp_path  # noqa: E402
+from llmrec.repro.profiles import load_profile, manifest, profiles  # noqa: E402
+from llmrec.repro.reproduce import executed_path, load_stamp, outputs, stamp_path  # noqa: E402
 
 SOURCE = HERE / '_build' / 'source'
 PAPERS = {'llamarec': 'LlamaRec', 'tallrec': 'TALLRec', 'beyond': 'Beyond the papers'}

@@ -35,7 +35,7 @@ def texts_for(method, n_items=N):
 
 
 def fit(method, train, valid, preset=b.BinaryConfig.as_published, **changes):
-    return b.fit_binary(train, valid, N, preset(method, **TINY | changes), texts_for(method))
+    return b.fit_binary(b.BinaryData(train, valid, N, texts_for(method)), preset(method, **TINY | changes))
 
 
 @every
@@ -108,8 +108,9 @@ def test_gru_gathers_as_packing_does():
 def test_a_row_no_example_asks_for_changes_by_weight_decay_alone(method, weight_decay):
     train, valid = rows(6, 0), rows(50, 1)
     cfg = b.BinaryConfig.as_published(method, **TINY | dict(weight_decay=weight_decay, alpha=0., epochs=5))
-    start = b.make_model(train, valid, N, cfg, texts_for(method)).head.weight.detach()
-    end = b.fit_binary(train, valid, N, cfg, texts_for(method)).model.head.weight.detach()
+    data = b.BinaryData(train, valid, N, texts_for(method))
+    start = b.make_model(data, cfg).head.weight.detach()
+    end = b.fit_binary(data, cfg).model.head.weight.detach()
     untouched = np.setdiff1d(np.arange(1, N + 1), train.items)
     if not weight_decay: assert torch.equal(start[untouched], end[untouched])
     else: assert (end[untouched].abs() < start[untouched].abs()).float().mean() > .8
@@ -141,7 +142,7 @@ def test_robust_term_is_the_published_formula(head, method, robust_to):
 
 def test_robust_term_at_logits_of_a_hundred():
     W = torch.full((50, 2), 50., requires_grad=True)
-    value = b.RobustSum.apply(torch.ones(3, 2), W, torch.zeros(50), torch.ones(50), torch.tensor([0, 7, 49]), torch.ones(3), 16).sum()
+    value = b.RobustSum.apply(torch.ones(3, 2), W, torch.zeros(50), b.RobustItems(torch.ones(50), torch.tensor([0, 7, 49]), torch.ones(3), 16)).sum()
     value.backward()
     assert torch.isfinite(value) and torch.isfinite(W.grad).all()
     assert float(value.detach()) == pytest.approx(3 * (1e4 + np.log(49)), abs=.1)
@@ -193,14 +194,14 @@ BAD = {
 def test_bad_input_is_one_sentence(name):
     change, settings, message = BAD[name]
     with pytest.raises(LlmrecError, match=message.replace('?', r'\?')) as e:
-        b.fit_binary(*change(rows(20, 0), rows(20, 1)), N, b.BinaryConfig(**TINY | dict(method='GRU4Rec') | settings))
+        b.fit_binary(b.BinaryData(*change(rows(20, 0), rows(20, 1)), N), b.BinaryConfig(**TINY | dict(method='GRU4Rec') | settings))
     assert '\n' not in str(e.value)
 
 
 @pytest.mark.parametrize('texts, message', [(None, 'reads text'), (np.zeros((N, D)), 'expected \\(10, d\\)'), (np.zeros(N + 1), 'expected'),
                                             (np.full((N + 1, D), np.nan), 'item 0 is not finite')])
 def test_bad_texts_are_one_sentence(texts, message):
-    with pytest.raises(LlmrecError, match=message): b.fit_binary(rows(9, 0), rows(9, 1), N, b.BinaryConfig('GRU-BERT', **TINY), texts)
+    with pytest.raises(LlmrecError, match=message): b.fit_binary(b.BinaryData(rows(9, 0), rows(9, 1), N, texts), b.BinaryConfig('GRU-BERT', **TINY))
 
 
 QUICK = b.BinaryConfig(hidden=8, layers=1, epochs=10)
@@ -276,11 +277,11 @@ def test_robust_sum_in_double_precision_and_its_gradient():
     st, wt = s.gather(1, t[:, None])[:, 0], w[t]
     naive = torch.log(torch.exp(w * s**2).sum(1) - torch.exp(wt * st**2) + torch.exp(wt * (st - 1)**2) + 1e-24)
     for chunk in (2, 7, 100):
-        torch.testing.assert_close(b.RobustSum.apply(q, W, c, w, t, one, chunk), naive, atol=1e-12, rtol=0)
-    assert torch.autograd.gradcheck(lambda *a: b.RobustSum.apply(*a, w, t, one, 3), (q, W, c))
+        torch.testing.assert_close(b.RobustSum.apply(q, W, c, b.RobustItems(w, t, one, chunk)), naive, atol=1e-12, rtol=0)
+    assert torch.autograd.gradcheck(lambda *a: b.RobustSum.apply(*a, b.RobustItems(w, t, one, 3)), (q, W, c))
     big = (torch.full((1, 1), 100.), torch.ones(3, 1), torch.zeros(3))
     assert torch.isinf(torch.exp(torch.tensor(100.)**2))
-    value = b.RobustSum.apply(*big, torch.ones(3), torch.tensor([1]), torch.ones(1), 2).item()
+    value = b.RobustSum.apply(*big, b.RobustItems(torch.ones(3), torch.tensor([1]), torch.ones(1), 2)).item()
     assert value == pytest.approx(1e4 + np.log(2), abs=.01)
 
 

@@ -136,7 +136,7 @@ def test_a_server_that_hangs_is_given_up(server, tmp_path):
 
 
 def test_nobody_at_home_a_wrong_model_and_a_wrong_path(server, tmp_path):
-    with pytest.raises(LlmrecError, match='cannot be reached in 1 attempts'):
+    with pytest.raises(LlmrecError, match='cannot be reached in one attempt'):
         ask(at(server, base_url=f'http://127.0.0.1:{free_port()}/v1', retries=0), PROMPTS, tmp_path, progress=False)
     with pytest.raises(LlmrecError, match='does not know .*check model'): ask(at(server, model='huge'), PROMPTS, tmp_path, progress=False)
     with pytest.raises(LlmrecError, match='base_url'): ask(at(server, base_url=server.root), PROMPTS, tmp_path, progress=False)

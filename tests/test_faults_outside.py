@@ -62,21 +62,22 @@ EDGES = ['2024-02-30', '!!int ""', '!!float x', '!!bool x', '!!timestamp x', '9'
 
 @pytest.mark.parametrize('value', EDGES, ids=range(len(EDGES)))
 def test_values_that_yaml_chokes_on(profile, value):    # noqa: F811
-    from llmrec.repro.reproduce import load_profile, overrides
+    from llmrec.repro.profiles import load_profile
+    from llmrec.repro.reproduce import overrides
     for call in (lambda: load_profile(profile(f'parameters:\n  seeds: {value}\n')), lambda: overrides([f'seeds={value}'])):
         with pytest.raises(LlmrecError) as e: call()
         assert '\n' not in str(e.value)
 
 
 def test_a_profile_that_would_be_larger_than_the_memory(profile):    # noqa: F811
-    from llmrec.repro.reproduce import load_profile
+    from llmrec.repro.profiles import load_profile
     lines = ['a0: &a0 [x, x, x, x, x, x, x, x, x, x]', *(f'a{n}: &a{n} [{", ".join([f"*a{n - 1}"] * 10)}]' for n in range(1, 12))]
     with pytest.raises(LlmrecError, match='holds 1e.12 values'): load_profile(profile('parameters:\n' + '\n'.join(f'  {line}' for line in lines)))
 
 
 @pytest.mark.parametrize('text', ['artefacts: {llamarec/table2: {profile: ../../evil}}\n', 'parameters: {profile: paper}\n', 'papers: {llamarec: {profile: paper}}\n'])
 def test_no_section_sends_results_to_another_profile(profile, text):    # noqa: F811
-    from llmrec.repro.reproduce import parameters
+    from llmrec.repro.profiles import parameters
     with pytest.raises(LlmrecError, match='no parameter that can be changed'): parameters('llamarec/table2', profile(text), {})
 
 
@@ -95,7 +96,7 @@ def test_a_variant_that_was_edited(profile, text, said, tmp_path):    # noqa: F8
 @pytest.mark.parametrize('text, said', [('seeds: [0.5]', 'list of whole numbers, and 0.5'), ('seeds: [true]', 'and True is true or false'), ('seeds: [[0]]', 'is a list'),
                                         ('datasets: [films, 3]', 'and 3 is a number'), ('datasets: [{a: b}]', 'is a mapping'), ('datasets: [null]', 'is NoneType')])
 def test_what_stands_in_a_list_is_of_its_kind(profile, text, said):    # noqa: F811
-    from llmrec.repro.reproduce import parameters
+    from llmrec.repro.profiles import parameters
     with pytest.raises(LlmrecError, match=said): parameters('llamarec/table1', profile(f'parameters: {{{text}}}\n'), {})
 
 
@@ -104,14 +105,15 @@ def test_what_stands_in_a_list_is_of_its_kind(profile, text, said):    # noqa: F
     ('llamarec/choices', 'choices: [mine]', 'must be a mapping, got a list'), ('tallrec/table3', 'further_models: {smollm2: [a]}', 'smollm2 must hold names and values'),
     ('tallrec/table3', 'further_models: {smollm2: {dtype: 3}}', 'must be text, got a number'), ('tallrec/table3', 'further_models: [smollm2]', 'must be a mapping, got a list')])
 def test_changes_inside_a_parameter_are_of_its_kind(profile, artefact, text, said):    # noqa: F811
-    from llmrec.repro.reproduce import parameters
+    from llmrec.repro.profiles import parameters
     with pytest.raises(LlmrecError, match=said): parameters(artefact, profile(f'artefacts: {{{artefact}: {{{text}}}}}\n'), {})
 
 
 @pytest.mark.parametrize('section', ['5', '{interactions: 5}', '{interactions: a.csv, core: x}', '{interactions: a.csv, rating_range: [1, x]}', '{interactions: a.csv, least_rating: .nan, rating: r}',
                                      '{interactions: "a\\0b"}', '{interactions: a.csv, ties: [a]}', '{interactions: a.csv, colour: red}', '{interactions: {a: b}}', '[a]', 'null'])
 def test_data_of_ones_own_that_are_none(profile, section):    # noqa: F811
-    from llmrec.repro.reproduce import own_of, reproduce
+    from llmrec.repro.profiles import own_of
+    from llmrec.repro.reproduce import reproduce
     name = profile(f'data: {{mine: {section}}}\nparameters: {{datasets: [mine]}}\n')
     with pytest.raises(LlmrecError, match='mine|There is no file'): own_of(name); reproduce(['llamarec/table1'], name)
 
@@ -156,7 +158,8 @@ def test_a_stamp_that_is_odd_deep_inside(out, change):    # noqa: F811
 def test_every_shipped_stamp_and_provenance_is_believed():
     import zipfile
     from llmrec.paths import root
-    from llmrec.repro.reproduce import load_stamp, manifest
+    from llmrec.repro.profiles import manifest
+    from llmrec.repro.reproduce import load_stamp
     from llmrec.runs.records import ill_told
     with output_to(root()):
         for p in sorted((root() / 'figures').glob('*/*/*.json')):
@@ -204,12 +207,12 @@ def test_a_notebook_that_somebody_edited(tmp_path, monkeypatch, cell, said):
 
 
 def test_a_default_that_is_computed_is_no_parameter(tmp_path, monkeypatch):
-    from llmrec.repro import reproduce
-    monkeypatch.setattr(reproduce, 'root', lambda: tmp_path)
+    from llmrec.repro import profiles
+    monkeypatch.setattr(profiles, 'root', lambda: tmp_path)
     (tmp_path / 'nbs').mkdir()
     cell = dict(cell_type='code', id='a', metadata=dict(tags=['parameters']), outputs=[], execution_count=None, source='seeds = list(range(3))')
     (tmp_path / 'nbs/a.ipynb').write_text(json.dumps(NOTEBOOK | dict(cells=[cell], metadata=dict(kernelspec=dict(name='python3', language='python', display_name='x')))))
-    with pytest.raises(LlmrecError, match="the default of 'seeds' is no plain value"): reproduce.notebook_parameters('a.ipynb')
+    with pytest.raises(LlmrecError, match="the default of 'seeds' is no plain value"): profiles.notebook_parameters('a.ipynb')
 
 
 # --- endpoints

@@ -124,7 +124,8 @@ GOOD = dict(notebook='72_llamarec_table2.ipynb', seconds=1., parameters={}, reco
 @pytest.mark.parametrize('change', [dict(records=[]), dict(files=3), dict(parameters='x'), dict(seconds='1'), dict(inputs=[]), dict(inputs={}), dict(runs=[]), dict(notebook=None), dict(failed=7),
                                     dict(inputs=GOOD['inputs'] | dict(library=[]))], ids=str)
 def test_a_stamp_of_another_shape_is_no_stamp(out, change):
-    from llmrec.repro.reproduce import cost, load_stamp, parameters, state
+    from llmrec.repro.profiles import parameters
+    from llmrec.repro.reproduce import cost, load_stamp, state
     from llmrec.repro.trace import check_artefact
     values = parameters('llamarec/table2', 'miniature', {})
     stamped(GOOD)
@@ -136,25 +137,26 @@ def test_a_stamp_of_another_shape_is_no_stamp(out, change):
 
 @pytest.mark.parametrize('missing', [['records'], ['inputs', 'records'], ['parameters'], ['files'], ['seconds', 'runs']])
 def test_a_stamp_of_before_that_lacks_fields(out, missing):
-    from llmrec.repro.reproduce import cost, parameters, state
+    from llmrec.repro.profiles import parameters
+    from llmrec.repro.reproduce import cost, state
     stamped({k: v for k, v in GOOD.items() if k not in missing})
     assert state('llamarec/table2', 'miniature', parameters('llamarec/table2', 'miniature', {}))[0] == 'stale'
     cost('llamarec/table2', 'miniature')
 
 
-@pytest.mark.parametrize('text, said', [('', 'must hold a line'), ('[a]', 'must hold a line'), ('a: b', 'does not name an artefact'), ('beyond/x: 3', 'does not name'),
+@pytest.mark.parametrize('text, said', [('', 'must hold a line'), ('[a]', 'must hold a line'), ('a: b', 'does not name an artefact'), ('beyond/x: 3', 'does not name'), ('beyond/x: {notebok: a.ipynb}', 'does not name'), ('beyond/x: {notebook: a.ipynb, paramters: {}}', "Did you mean 'parameters'"), ('beyond/x: {notebook: a.ipynb, parameters: [a]}', 'does not name'),
                                         ('<<<<<<< HEAD\nbeyond/x: a.ipynb\n', 'cannot be read'), ('a: &b [*b', 'cannot be read'), (b'\xff', 'cannot be read'), (None, 'cannot be read')])
 def test_a_list_of_artefacts_that_is_none(tmp_path, monkeypatch, text, said):
-    from llmrec.repro import reproduce
-    monkeypatch.setattr(reproduce, 'root', lambda: tmp_path)
+    from llmrec.repro import profiles
+    monkeypatch.setattr(profiles, 'root', lambda: tmp_path)
     if text is not None: (tmp_path / 'artefacts.yaml').write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(LlmrecError, match=said) as e: reproduce.manifest()
+    with pytest.raises(LlmrecError, match=said) as e: profiles.manifest()
     assert '\n' not in str(e.value)
 
 
 @pytest.mark.parametrize('text', ['', '{}', '[1]', '<<<<<<< HEAD\n{"cells": []}', '{"cells": [\n<<<<<<< HEAD\n]}', '{"cells": [3], "nbformat": 4, "nbformat_minor": 5, "metadata": {}}', '[' * 100_000, None])
 def test_a_notebook_that_is_none(tmp_path, text):
-    from llmrec.repro.reproduce import read_notebook
+    from llmrec.repro.profiles import read_notebook
     path = tmp_path / 'a.ipynb'
     if text is not None: path.write_text(text)
     with pytest.raises(LlmrecError, match='a.ipynb cannot be read as a notebook') as e: read_notebook(path)

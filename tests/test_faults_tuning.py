@@ -9,7 +9,7 @@ from llmrec.data import miniature
 from llmrec.data.interactions import from_lists
 from llmrec.llm.backbones import BackboneConfig, check_source, load_backbone, tiny_backbone
 from llmrec.llm.prompts import LlamaRecPromptConfig
-from llmrec.llm.tuning import RankerRows, TuningConfig, last_checkpoint, tune
+from llmrec.llm.tuning import RankerRows, Session, TuningConfig, last_checkpoint, tune
 from llmrec.paths import LlmrecError, output_to
 from llmrec.repro.reproduce import carried
 
@@ -37,7 +37,7 @@ def go(folder, out, cut_at=None, cfg=CFG):
             if state.global_step == cut_at: raise Cut
     backbone = bb(folder)
     steps = iter(range(1, 99))
-    tune(backbone, rows(backbone, cfg), lambda model: {'NDCG@10': 1 / next(steps)}, cfg, out, callbacks=[Stop()])    # the first evaluation is the best
+    tune(backbone, rows(backbone, cfg), lambda model: {'NDCG@10': 1 / next(steps)}, cfg, out, Session(callbacks=[Stop()]))    # the first evaluation is the best
     return (out / 'adapter/adapter_model.safetensors').read_bytes()
 
 

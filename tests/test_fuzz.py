@@ -23,8 +23,9 @@ from llmrec.experiments import study as llamarec_study
 from llmrec.experiments import tallrec_study
 from llmrec.paths import LlmrecError, parse_json, read_json
 from llmrec.recommend.commands import histories_in, setting
-from llmrec.repro import reproduce as module
-from llmrec.repro.reproduce import load_profile, overrides, parameters, read_notebook
+from llmrec.repro import profiles as module
+from llmrec.repro.profiles import load_profile, parameters, read_notebook
+from llmrec.repro.reproduce import overrides
 from llmrec.runs.records import load_record
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from llmrec.evaluation.ranking import summary
 from llmrec.llm.backbones import Backbone, byte_tokenizer, default_texts, metaspace_tokenizer, prepare_tokenizer
-from llmrec.llm.generation import (ASK_FOR_TITLES, GenerationPromptConfig, ParsedRanking, answer_tokens, generate_batch, generate_rankings, generation_prompt,
+from llmrec.llm.generation import (ASK_FOR_TITLES, GenerationPromptConfig, ParsedRanking, Rules, answer_tokens, generate_batch, generate_rankings, generation_prompt,
                                    order_scores, parse_ranking)
 from llmrec.llm.prompts import INSTRUCTION, encode_prompt, prompt_ids, render
 from llmrec.llm.ranking import rank_candidates
@@ -65,14 +65,14 @@ def test_the_end_token_ends_one_row_and_not_the_batch(backbone):
         tokenizer = copy.deepcopy(backbone.tokenizer)
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(token)
         return dataclasses.replace(backbone, tokenizer=tokenizer)
-    rows = generate_batch(backbone, asked, [n] * len(asked), to_the_end=True)
+    rows = generate_batch(backbone, asked, [n] * len(asked), Rules(to_the_end=True))
     stops = {t: [row.index(t) if t in row else n for row in rows] for row in rows for t in row}
     token = max(stops, key=lambda t: len(dict.fromkeys(stops[t])))
     assert len(dict.fromkeys(stops[token])) > 1
     ended = with_end(token)
     assert [len(row) for row in generate_batch(ended, asked, [n] * len(asked))] == stops[token]
     for size in (1, 5): assert generate_rankings(ended, asked, n, size) == [greedy(ended, p, n) for p in asked]
-    assert generate_rankings(ended, asked, n, 2, to_the_end=True) == [greedy(ended, p, n, may_end=False) for p in asked]
+    assert generate_rankings(ended, asked, n, 2, Rules(to_the_end=True)) == [greedy(ended, p, n, may_end=False) for p in asked]
 
 def test_a_generation_config_that_samples_is_overruled(backbone):
     asked, inner = prompts(backbone), backbone.model.get_base_model() if hasattr(backbone.model, 'get_base_model') else backbone.model

@@ -20,7 +20,7 @@ from llmrec.llm.backbones import BackboneConfig, byte_tokenizer, default_texts, 
 from llmrec.llm.prompts import LlamaRecPromptConfig, encode_example, encode_prompt, fit_prompt, letters, render
 from llmrec.llm.ranking import rank_candidates, score_candidates
 from llmrec.llm.loss import collate, label_loss
-from llmrec.llm.tuning import RankerRows, TuningConfig, last_checkpoint, sample_negatives, tune, with_adapter
+from llmrec.llm.tuning import RankerRows, Session, TuningConfig, last_checkpoint, sample_negatives, tune, with_adapter
 from llmrec.llm.verbalizer import letter_ids
 from llmrec.paths import LlmrecError
 
@@ -170,7 +170,7 @@ def left_behind(folder): return [file_fingerprint(Path(folder) / n) for n in ('a
 def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(tiny, tmp_path, step, accumulation):
     cfg = dataclasses.replace(SHORT, accumulation=accumulation)
     tune(tiny, rows_of(tiny), measure(tiny), cfg, tmp_path / 'calm')
-    with pytest.raises(KeyboardInterrupt): tune(tiny, rows_of(tiny), measure(tiny), cfg, tmp_path / 'cut', callbacks=[Kill(step)])
+    with pytest.raises(KeyboardInterrupt): tune(tiny, rows_of(tiny), measure(tiny), cfg, tmp_path / 'cut', Session(callbacks=[Kill(step)]))
     tune(tiny, rows_of(tiny), measure(tiny), cfg, tmp_path / 'cut')
     assert left_behind(tmp_path / 'calm') == left_behind(tmp_path / 'cut')
 
@@ -179,13 +179,13 @@ CHILD = """
 import os, signal
 from pathlib import Path
 from llmrec.llm.backbones import BackboneConfig, load_backbone
-from llmrec.llm.tuning import tune
+from llmrec.llm.tuning import Session, tune
 from tests.test_llm import SHORT, TrainerCallback, measure, rows_of
 class Sigkill(TrainerCallback):
     def on_step_end(self, args, state, control, **kw):
         if state.global_step == 8: os.kill(os.getpid(), signal.SIGKILL)
 bb = load_backbone(BackboneConfig('tiny-metaspace'))
-tune(bb, rows_of(bb), measure(bb), SHORT, {folder!r}, callbacks=[Sigkill()])
+tune(bb, rows_of(bb), measure(bb), SHORT, {folder!r}, Session(callbacks=[Sigkill()]))
 """
 
 
@@ -247,7 +247,7 @@ def test_a_backbone_that_cannot_be_had_is_one_sentence(monkeypatch):
 
 def test_without_evaluation_the_last_step_is_kept_and_a_finished_tuning_returns_at_once(tiny, tmp_path):
     cfg = dataclasses.replace(SHORT, max_steps=4)
-    adapter = tune(tiny, rows_of(tiny), None, cfg, tmp_path / 't', callbacks=[])
+    adapter = tune(tiny, rows_of(tiny), None, cfg, tmp_path / 't')
     written = (adapter / 'adapter_model.safetensors').stat().st_mtime_ns
     assert tune(tiny, rows_of(tiny), None, cfg, tmp_path / 't') == adapter
     assert (adapter / 'adapter_model.safetensors').stat().st_mtime_ns == written

@@ -90,17 +90,25 @@ def test_what_cannot_be_compared(w):
         with pytest.raises(LlmrecError, match=says): matched_auc(*args)
 
 
+def gap(w, strata, a, b): return matched_compare(*(matched(strata, w.who, w.gold, s) for s in (a, b)))
+
+
+def test_a_comparison_of_different_pairs_is_refused(w):
+    with pytest.raises(LlmrecError, match='different pairs'):
+        matched_compare(matched(w.shown, w.who, w.gold, w.reads), matched(np.zeros(640), w.who, w.gold, w.reads))
+
+
 def test_a_comparison_of_all_pairs_is_that_of_pooled_auc(w):
     keys = ('difference', 'low', 'high', 'p_bootstrap')
     c, all_alike = (f for f in (compare(w.who, w.gold, w.reads, w.shown),
-                                matched_compare(np.zeros(640), w.who, w.gold, w.reads, w.shown)))
+                                gap(w, np.zeros(640), w.reads, w.shown)))
     assert [all_alike[k] for k in keys] == close([c[k] for k in keys])
 
 
 def test_a_comparison_turns_with_its_methods_and_is_0_for_equals(w):
-    there = matched_compare(w.shown, w.who, w.gold, w.reads, w.shown)
-    back = matched_compare(w.shown, w.who, w.gold, w.shown, w.reads)
+    there = gap(w, w.shown, w.reads, w.shown)
+    back = gap(w, w.shown, w.shown, w.reads)
     assert there['low'] > 0
     assert [back['difference'], back['low']] == close([-there['difference'], -there['high']])
-    same = matched_compare(w.shown, w.who, w.gold, w.both, 2 * w.both)
+    same = gap(w, w.shown, w.both, 2 * w.both)
     assert [same['difference'], same['p_bootstrap']] == [0, 1]

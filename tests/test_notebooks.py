@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from llmrec.repro.reproduce import manifest
+from llmrec.repro.profiles import manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(p for p in (ROOT / 'nbs').glob('**/*.ipynb') if not any(part[0] in '._' for part in p.relative_to(ROOT).parts))

@@ -15,7 +15,8 @@ from llmrec.data.datasets import DATASETS, LISTED, OWN, load_dataset, only_own, 
 from llmrec.data.own import TAKEN, OwnData
 from llmrec.experiments import llamarec, retrieval
 from llmrec.paths import LlmrecError, records_dir
-from llmrec.repro.reproduce import main, parameters, variant, variant_name, write_atomic
+from llmrec.repro.profiles import parameters, variant, variant_name
+from llmrec.repro.reproduce import main, write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = dict(seeds=[0], methods=['Popularity', 'ItemKNN', 'LRURec'], training=dict(epochs=2, validate_every=10), backbone='miniature',

@@ -22,7 +22,7 @@ def test_groups_begin_with_the_tables_own_run_and_keep_the_order(tmp_path, monke
         ('NARM', .3, asked[0].training.lr, 2, 'item', 0), ('NARM', asked[0].architecture.dropout, .01, 7, 'item', 0),
         ('BERT4Rec', asked[3].architecture.dropout, asked[3].training.lr, 2, 'item', 0), ('BERT4Rec', asked[3].architecture.dropout, asked[3].training.lr, 2, 'items', 4)]
     assert groups[0].whole == [] and [r.error for r in groups[1].records] == ['3', '4']
-    assert 'no run of the table is whole' in probes.group_said(groups[0], [], {})
+    assert 'not all of its runs are whole' in probes.group_said(groups[0], [], {})
 
 
 @pytest.mark.parametrize('probe, said', [(dict(dataset='films'), 'needs a dataset and a method'), (dict(dataset='film', method='NARM'), "Did you mean 'films'"), (dict(dataset='films', method='Popularity'), 'method of a probe'),

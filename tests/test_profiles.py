@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from llmrec.paths import LlmrecError, checkpoints_dir, figures_dir, records_dir
-from llmrec.repro import reproduce as module
-from llmrec.repro.reproduce import load_profile, parameters, reproduce
+from llmrec.repro import profiles as module, reproduce as runner
+from llmrec.repro.profiles import load_profile, parameters
+from llmrec.repro.reproduce import reproduce
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -16,7 +17,7 @@ def profile(tmp_path, monkeypatch):
     "A project folder with a single profile whose text is given; the function returns its name."
     for name in ('artefacts.yaml', 'settings.ini'): shutil.copy(ROOT / name, tmp_path)
     (tmp_path / 'nbs').symlink_to(ROOT / 'nbs'); (tmp_path / 'llmrec').symlink_to(ROOT / 'llmrec'); (tmp_path / 'profiles').mkdir()
-    monkeypatch.setattr(module, 'root', lambda: tmp_path)
+    for m in (module, runner): monkeypatch.setattr(m, 'root', lambda: tmp_path)
     monkeypatch.setenv('LLMREC_OUT', str(tmp_path / 'out'))
     def write(text):
         (tmp_path / 'profiles/mine.yaml').write_bytes(text if isinstance(text, bytes) else text.encode())

@@ -10,7 +10,7 @@ from llmrec.data.changes import CHANGES, changed, numbered_titles
 from llmrec.data.yesno import load_yesno
 from llmrec.evaluation.auc import auc, auc_summary, compare, within_between
 from llmrec.evaluation.intervals import holm
-from llmrec.evaluation.matched import matched_auc, matched_compare
+from llmrec.evaluation.matched import matched, matched_auc, matched_compare
 from llmrec.experiments import readings, tallrec
 from llmrec.experiments.readings import Answers, ReadingRun, counted, facts, finding, flipped, long_table, study_answers
 from llmrec.experiments.tallrec_study import study
@@ -115,7 +115,7 @@ def test_bounds_are_those_of_copied_rows(seed):
     values = np.array(values)
     got = matched_auc(strata, users, labels, a, n=draws, seed=seed)
     assert [got['low'], got['high']] == pytest.approx(np.nanquantile(values[:, 0], [.025, .975]), abs=1e-12)
-    gap = matched_compare(strata, users, labels, a, b, n=draws, seed=seed)
+    gap = matched_compare(*(matched(strata, users, labels, s) for s in (a, b)), n=draws, seed=seed)
     assert [gap['low'], gap['high']] == pytest.approx(np.nanquantile(values[:, 0] - values[:, 1], [.025, .975]), abs=1e-12)
     assert gap['difference'] == pytest.approx(brute(strata, labels, a)[0] - brute(strata, labels, b)[0], abs=1e-12)
 

@@ -21,8 +21,8 @@ from llmrec.runs.records import records_of
 from llmrec.data.miniature import world_checksum
 from llmrec.experiments.retrieval import METHODS
 from llmrec.paths import LlmrecError, output_to, root
-from llmrec.repro import reproduce as module
-from llmrec.repro.reproduce import manifest, parameters, profiles
+from llmrec.repro import profiles as settings_of, reproduce as module
+from llmrec.repro.profiles import manifest, parameters, profiles
 from llmrec.sequential.binary import BINARY
 from llmrec.sequential.counting import SIMPLE
 
@@ -276,29 +276,30 @@ def test_a_result_notebook_asks_for_the_settings_of_its_artefact(name):
 
 def test_a_notebook_that_is_opened_by_hand_has_the_values_of_its_profile(tmp_path):
     raw = yaml.safe_load((ROOT / 'profiles' / 'real-cpu.yaml').read_text(encoding='utf-8'))
-    with output_to(tmp_path): found = module.settings('llamarec/table1', 'real-cpu')
+    with output_to(tmp_path): found = settings_of.settings('llamarec/table1', 'real-cpu')
     assert found.datasets == raw['parameters']['datasets'] and found.search == raw['artefacts']['llamarec/table1']['search']
-    assert found.profile == 'real-cpu' and found.methods == module.entries()['llamarec/table1']['parameters']['methods']
+    assert found.profile == 'real-cpu' and found.methods == settings_of.entries()['llamarec/table1']['parameters']['methods']
     assert list(tmp_path.rglob('*')) == []
 
 
 def test_a_change_by_hand_makes_a_variant_and_leaves_the_profile_alone(tmp_path):
     with output_to(tmp_path):
-        changed = module.settings('llamarec/table2', change={'datasets': ['films']})
+        changed = settings_of.settings('llamarec/table2', change={'datasets': ['films']})
         assert changed.profile.startswith('miniature+') and changed.datasets == ['films']
-        again = module.settings('llamarec/table2', changed.profile)
+        again = settings_of.settings('llamarec/table2', changed.profile)
         assert vars(again) == vars(changed)
         assert parameters('llamarec/table2', changed.profile, {})['datasets'] == ['films']
         # as the command hands them on: every value, and no variant
-        assert module.settings('llamarec/table2', 'miniature', {'datasets': ['films', 'books']}).profile == 'miniature'
-        assert module.settings('llamarec/table2', changed.profile, {'datasets': ['films']}).profile == changed.profile
+        assert settings_of.settings('llamarec/table2', 'miniature', {'datasets': ['films', 'books']}).profile == 'miniature'
+        assert settings_of.settings('llamarec/table2', changed.profile, {'datasets': ['films']}).profile == changed.profile
     assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob('*') if p.is_file()] == [f'figures/{changed.profile}/variant.yaml']
 
 
 @pytest.mark.parametrize('change, said', [({'datsets': ['films']}, "Did you mean 'datasets'"), ({'datasets': 'films'}, 'must be a list'),
-                                          ({'datasets': ['filmes']}, "Did you mean 'films'"), ({'profile': 'paper'}, 'no parameter that can be changed')])
+                                          ({'datasets': ['filmes']}, "Did you mean 'films'"), ({'profile': 'paper'}, 'no parameter that can be changed'),
+                                          (['datasets'], 'must hold names and values'), ({'datasets': ['https://me:hush@example.org']}, 'a password or a key')])
 def test_a_wrong_change_by_hand_is_refused_before_anything_is_written(change, said, tmp_path):
-    with output_to(tmp_path), pytest.raises(LlmrecError, match=said): module.settings('llamarec/table2', change=change)
+    with output_to(tmp_path), pytest.raises(LlmrecError, match=said): settings_of.settings('llamarec/table2', change=change)
     assert [p for p in tmp_path.rglob('*') if p.is_file()] == []
 
 
@@ -356,19 +357,19 @@ def test_figure3_says_how_much_memory_a_large_llama_needs(tmp_path):
 
 
 def test_names_of_artefacts():
-    assert module.chosen([]) == list(manifest()) and module.chosen(['llamarec/table2', 'figure4']) == ['llamarec/table2', 'tallrec/figure4']
+    assert settings_of.chosen([]) == list(manifest()) and settings_of.chosen(['llamarec/table2', 'figure4']) == ['llamarec/table2', 'tallrec/figure4']
     for notebook in manifest().values(): assert (ROOT / 'nbs' / notebook).exists(), notebook
-    with pytest.raises(LlmrecError, match="Did you mean 'llamarec/table2'"): module.chosen(['llamarec/tabel2'])
+    with pytest.raises(LlmrecError, match="Did you mean 'llamarec/table2'"): settings_of.chosen(['llamarec/tabel2'])
     for name in profiles(): module.check_profile(name)
 
 
 def test_a_variant_is_known_by_its_name(out):
-    assert module.variant('miniature', {}) == ('miniature', {})
-    module.write_atomic(module.variant_path('miniature+short'), 'training.epochs: 2\n')
-    assert module.variant('miniature+short', {}) == ('miniature+short', {'training.epochs': 2})
+    assert settings_of.variant('miniature', {}) == ('miniature', {})
+    module.write_atomic(settings_of.variant_path('miniature+short'), 'training.epochs: 2\n')
+    assert settings_of.variant('miniature+short', {}) == ('miniature+short', {'training.epochs': 2})
     assert parameters('llamarec/table1', 'miniature+short', {})['training']['epochs'] == 2
-    with pytest.raises(LlmrecError, match='another name'): module.variant('miniature', {'seeds': [1]}, 'short')
-    with pytest.raises(LlmrecError, match='There is no variant'): module.variant('miniature+shrt', {})
+    with pytest.raises(LlmrecError, match='another name'): settings_of.variant('miniature', {'seeds': [1]}, 'short')
+    with pytest.raises(LlmrecError, match='There is no variant'): settings_of.variant('miniature+shrt', {})
 
 
 def test_what_counts_of_source():
@@ -418,3 +419,10 @@ def test_the_command_line_and_the_plan(capsys):
                        (['llamarec/table1', '-p', 'epoch=3'], 'Unknown parameter')):
         capsys.readouterr()
         assert module.main(argv) == 1 and said in capsys.readouterr().err
+
+
+def test_a_notebook_without_the_two_parameters_is_not_run(monkeypatch):
+    "papermill would put its cell first, and the notebook would overwrite the values with the miniature's."
+    monkeypatch.setattr(settings_of, 'notebook_parameters', lambda notebook: {'profile': 'miniature'})
+    with pytest.raises(LlmrecError, match='72_llamarec_table2.ipynb must have a cell tagged "parameters" that sets profile and change'):
+        settings_of.handed('llamarec/table2', parameters('llamarec/table2', 'miniature', {}))

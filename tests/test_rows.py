@@ -10,7 +10,7 @@ from llmrec.experiments.retrieval import RetrievalConfig, loss_maker
 from llmrec.paths import LlmrecError
 from llmrec.sequential import rows, sasrec
 from llmrec.sequential.lrurec import windows
-from llmrec.sequential.training import TrainingConfig, fit, optimiser, row_optimiser, step
+from llmrec.sequential.training import Task, TrainingConfig, fit, optimiser, row_optimiser, step
 
 
 def catalogue(n_items=300, users=40, seed=0):
@@ -97,7 +97,7 @@ def test_a_killed_run_by_rows_ends_like_an_undisturbed_one(tmp_path):
         torch.manual_seed(0)
         model, calls = sasrec.build(data.n_items, arch), iter(range(1, 100))
         # the best is the last validation, so the very last weights are compared
-        return model, fit(model, loss, lambda m: next(calls) / 100, spans, cfg, checkpoint, progress=False)
+        return model, fit(model, Task(loss, lambda m: next(calls) / 100, spans), cfg, checkpoint, progress=False)
     parts, left = sasrec.make_row_loss(data, arch), iter(range(13))
     def dies(batch):
         if next(left, None) is None: raise KeyboardInterrupt
@@ -107,7 +107,7 @@ def test_a_killed_run_by_rows_ends_like_an_undisturbed_one(tmp_path):
     torch.manual_seed(1)
     model = sasrec.build(data.n_items, arch)
     more = iter(range(50, 100))
-    state = fit(model, parts, lambda m: next(more) / 100, spans, cfg, tmp_path / 'state.pt', progress=False)
+    state = fit(model, Task(parts, lambda m: next(more) / 100, spans), cfg, tmp_path / 'state.pt', progress=False)
     assert state.iteration == 24
     for p, q in zip(undisturbed.parameters(), model.parameters()): assert torch.equal(p, q)
 

@@ -61,7 +61,7 @@ def test_attention_is_the_formula_however_rectangles_are_joined(causal, spare):
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 8, 4)
     alone = torch.cat([by_hand(*x, 2, causal) for x in zip(*(y.split([4, 2, 2]) for y in (q, k, v)))])
-    close(sasrec.attention(q, k, v, [(1, 4), (2, 2)], 2, causal, spare=spare), alone, eps=1e-6)
+    close(sasrec.attention((q, k, v), [(1, 4), (2, 2)], sasrec.Heads(2, causal), spare=spare), alone, eps=1e-6)
 
 
 def test_positions_from_either_side():
@@ -111,9 +111,9 @@ def test_calibration_is_the_formula(k, n, t):
 
 
 def test_generalised_binary_cross_entropy(drawn):
-    close(3 * gbce(*drawn, t=0), bce(*drawn), eps=1e-6)
+    close(3 * gbce(*drawn, sasrec.calibration(2, 5, 0)), bce(*drawn), eps=1e-6)
     plain, positive = (pointwise(*drawn, beta).mean() for beta in (0., 1.))
-    close(3 * gbce(*drawn, t=1), plain + 2 / 4 * (positive - plain), eps=1e-6)
+    close(3 * gbce(*drawn, sasrec.calibration(2, 5, 1)), plain + 2 / 4 * (positive - plain), eps=1e-6)
 
 
 def test_sampled_cross_entropy(drawn):

@@ -23,6 +23,7 @@ from transformers import TrainerCallback
 from llmrec.data.yesno import load_yesno
 from llmrec.llm.backbones import BackboneConfig, load_backbone
 from llmrec.llm.rec_tuning import RecTuningConfig, rec_tune
+from llmrec.llm.tuning import Session
 torch.set_num_threads(1)
 folder, at = sys.argv[1], int(sys.argv[2])
 class Kill(TrainerCallback):
@@ -31,7 +32,7 @@ class Kill(TrainerCallback):
 cfg = RecTuningConfig.corrected()
 tuning = replace(cfg.tuning, lr=1e-3, max_steps=4, eval_steps=2, warmup_steps=1, batch_size=4, accumulation=1, gradient_checkpointing=False)
 backbone, data = load_backbone(BackboneConfig('smollm2', dtype='bfloat16')), load_yesno('films')
-rec_tune(backbone, [(data, range(4))], data, replace(cfg, tuning=tuning, valid_rows=8), folder, callbacks=[Kill()])
+rec_tune(backbone, [(data, range(4))], data, replace(cfg, tuning=tuning, valid_rows=8), folder, Session(callbacks=[Kill()]))
 '''
 
 

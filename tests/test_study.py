@@ -2,11 +2,13 @@
 from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from llmrec.data import yesno
 from llmrec.experiments import study as st
-from llmrec.experiments import tallrec_study
+from llmrec.experiments import tables, tallrec_study
 from llmrec.paths import LlmrecError
 
 SEARCH = {'films': {'weight_decay': [0, .01], 'dropout': [.1, .5]}, 'books': {'dropout': [.1, .5]}}
@@ -66,6 +68,14 @@ def test_a_dataset_may_have_other_numbers_of_training_rows():
     asked = [(train, variant, k) for train, variant, k, _ in tallrec_study.llm_grid(s)]
     assert asked == [(('movie',), 'AT', 0), (('movie',), 'TALLRec', 16), (('movie',), 'TALLRec', 64), (('book',), 'AT', 0), (('book',), 'TALLRec', 64)]
     assert s.ks_of(('movie', 'book')) == (16, 64)
+
+
+@pytest.mark.parametrize('place, hits', [(0, 0), (1, 200)])
+def test_bounds_without_a_single_hit_are_no_point(place, hits):
+    found = {r['metric']: r for r in tables.rows('films', 'x', [np.full(200, place)])}
+    theirs = stats.binomtest(hits, 200).proportion_ci(method='wilson')
+    for metric in ('Recall@10', 'NDCG@10', 'MRR@5'): assert (found[metric]['low'], found[metric]['high']) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+    assert found['Recall@10']['value'] == hits / 200 and theirs.high - theirs.low > .01
 
 
 def test_a_setting_may_have_draws_of_its_own():

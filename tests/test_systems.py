@@ -183,7 +183,7 @@ def test_with_enough_beams_the_search_is_the_order_of_all_probabilities(numberin
     cfg = p5.P5Config(numbering=numbering, leaf=3, clusters=2, beams=6, hidden=16, layers=1)
     names = p5.item_names(WORLD, SPLIT.train, cfg)
     model, tokenizer = p5.build(names, cfg)
-    way, = p5.answer(model.eval(), tokenizer, names, from_lists([[1, 2]], 8), np.array([0]), cfg)
+    way, = p5.answer(p5.Trained(model.eval(), tokenizer, names, cfg), from_lists([[1, 2]], 8), np.array([0]))
     oracle = p5.log_probabilities(model, tokenizer, way.asked, names)
     oracle[[0, 1, 2]] = -np.inf
     assert way.items == tuple(np.argsort(-oracle, kind='stable')[:6].tolist())
@@ -194,8 +194,8 @@ def test_rows_of_a_batch_do_not_see_each_other():
     cfg = p5.P5Config(numbering='random', beams=4, hidden=16, layers=1)
     names = p5.item_names(WORLD, SPLIT.train, cfg)
     model, tokenizer = p5.build(names, cfg)
-    together = p5.answer(model.eval(), tokenizer, names, SPLIT.test_history, np.arange(5), cfg)
-    alone = [p5.answer(model, tokenizer, names, SPLIT.test_history, np.array([u]), cfg)[0] for u in range(5)]
+    together = p5.answer(p5.Trained(model.eval(), tokenizer, names, cfg), SPLIT.test_history, np.arange(5))
+    alone = [p5.answer(p5.Trained(model, tokenizer, names, cfg), SPLIT.test_history, np.array([u]))[0] for u in range(5)]
     assert [w.items for w in together] == [w.items for w in alone]
 
 
@@ -203,7 +203,7 @@ def test_more_beams_than_items_that_are_left():
     cfg = p5.P5Config(numbering='random', beams=20, hidden=16, layers=1)
     names = p5.item_names(WORLD, SPLIT.train, cfg)
     model, tokenizer = p5.build(names, cfg)
-    way, = p5.answer(model.eval(), tokenizer, names, from_lists([[1, 2, 3, 4, 5, 6]], 8), np.array([0]), cfg)
+    way, = p5.answer(p5.Trained(model.eval(), tokenizer, names, cfg), from_lists([[1, 2, 3, 4, 5, 6]], 8), np.array([0]))
     assert sorted(way.items) == [7, 8]
 
 
@@ -211,7 +211,7 @@ def test_free_decoding_counts_what_is_no_item():
     cfg = p5.P5Config(numbering='random', beams=10, hidden=16, layers=1, constrained=False)
     names = p5.item_names(WORLD, SPLIT.train, cfg)
     model, tokenizer = p5.build(names, cfg)
-    way, = p5.answer(model.eval(), tokenizer, names, SPLIT.test_history, np.array([0]), cfg)
+    way, = p5.answer(p5.Trained(model.eval(), tokenizer, names, cfg), SPLIT.test_history, np.array([0]))
     assert len(way.unknown) > 0 and not set(way.unknown) & set(names)
     assert len(way.written) == len(way.items) + len(way.unknown) + way.repeated + way.met
 
@@ -356,7 +356,7 @@ def test_a_confined_model_that_knows_nothing_lists_candidates_and_a_free_one_doe
     score, users = markov(SPLIT.train), np.arange(5)
     for constrained in (True, False):
         cfg = palr.PALRConfig(candidates=4, profile='none', answer_tokens=40, constrained=constrained, answer_batch=2)
-        ways = palr.answer(llama, llama, TITLES, score, SPLIT.test_history, users, cfg)
+        ways = palr.answer(palr.PALR(llama, llama, TITLES, score, cfg), SPLIT.test_history, users)
         assert all(bool(w.items) == constrained for w in ways)
         if constrained: assert not any(w.repeated for w in ways)
 
@@ -403,13 +403,13 @@ def test_a_plan_is_bounded_and_ends_in_an_answer():
         plan = recmind.make_plan(say, tools(cfg), cfg, recmind.Plan('Rules.'))
         assert plan.calls == len(say.asked) == 2 * thoughts + 1
         assert say.asked[-1].endswith('Action: Answer[')
-        assert recmind.way_of(plan, TITLES, [], cfg).unknown == ('Hm.',)
+        assert recmind.way_of(plan, tools(cfg)).unknown == ('Hm.',)
 
 
 def test_all_thoughts_of_a_step_are_seen_by_later_ones():
     cfg = recmind.RecMindConfig(steps=2, thoughts=2)
     say = Lines(' Search[zin]', ' Retrieve[1]', 'Zin]')
-    way = recmind.planned(say, tools(cfg), TITLES, SPLIT.test_history[0], cfg, 1)[0]
+    way = recmind.planned(say, tools(cfg), 1)[0]
     assert 'Search[zin]' in say.asked[1] and 'Search[zin]' in say.asked[2] and 'Retrieve[1]' in say.asked[2]
     assert way.items == (5,)
 
@@ -432,18 +432,18 @@ def test_an_endpoint_that_fails_in_the_middle_loses_nothing(tmp_path, llama):
         calls.append(body['prompt'])
         if broken and len(calls) > 3: raise ConnectionError('gone')
         return original(backbone, body, chat)
-    recmind.reply, arguments = reply, (TITLES, markov(SPLIT.train), SPLIT.test_history, users, cfg)
+    recmind.reply, arguments = reply, (recmind.Agent(TITLES, markov(SPLIT.train), cfg), SPLIT.test_history, users)
     try:
         with recmind.serving(llama, max_tokens=4) as endpoint:
-            with pytest.raises(LlmrecError, match='2 of 3 plans were cut off, all exchanges before are kept'): recmind.answer(endpoint, tmp_path, *arguments)
+            with pytest.raises(LlmrecError, match='2 of 3 plans were cut off, all exchanges before are kept'): recmind.answer(recmind.Talk(endpoint, tmp_path), *arguments)
             assert len(list(Path(tmp_path).rglob('*.json'))) == 3
-            shown = recmind.answer(endpoint, tmp_path, *arguments, strict=False)
+            shown = recmind.answer(recmind.Talk(endpoint, tmp_path), *arguments, strict=False)
             assert [bool(w.note) for w in shown] == [False, True, True] and 'after 1 calls' in shown[1].note
             broken, n = False, len(calls)
-            whole = recmind.answer(endpoint, tmp_path, *arguments)
+            whole = recmind.answer(recmind.Talk(endpoint, tmp_path), *arguments)
             assert len(calls) - n == 3 and not any('endpoint' in w.note for w in whole)
             assert whole[0] == shown[0]
-        assert recmind.answer(endpoint, tmp_path, *arguments) == whole    # the server is gone, the exchanges are not
+        assert recmind.answer(recmind.Talk(endpoint, tmp_path), *arguments) == whole    # the server is gone, the exchanges are not
     finally: recmind.reply = original
 
 
@@ -451,7 +451,7 @@ def test_two_persons_share_no_exchange(tmp_path, llama):
     "Nothing that is known of one person may answer for another."
     cfg = recmind.RecMindConfig(steps=1, max_tokens=2)
     with recmind.serving(llama, max_tokens=2) as endpoint:
-        recmind.answer(endpoint, tmp_path, TITLES, markov(SPLIT.train), SPLIT.test_history, np.array([0, 1]), cfg)
+        recmind.answer(recmind.Talk(endpoint, tmp_path), recmind.Agent(TITLES, markov(SPLIT.train), cfg), SPLIT.test_history, np.array([0, 1]))
     assert len(list(Path(tmp_path).rglob('*.json'))) == 2
 
 
@@ -460,7 +460,7 @@ def test_the_purse(tmp_path, llama):
     with recmind.serving(llama, max_tokens=2) as endpoint:
         dear = replace(endpoint, price_in=1e6, price_out=1e6, max_cost=10.)
         with pytest.raises(LlmrecError, match='max_cost'):
-            recmind.answer(dear, tmp_path, TITLES, markov(SPLIT.train), SPLIT.test_history, np.array([0, 1]), cfg)
+            recmind.answer(recmind.Talk(dear, tmp_path), recmind.Agent(TITLES, markov(SPLIT.train), cfg), SPLIT.test_history, np.array([0, 1]))
     assert len(list(Path(tmp_path).rglob('*.json'))) == 1
 
 
@@ -469,7 +469,7 @@ def test_the_chat_interface_says_the_same(tmp_path, llama):
     for api in ('completions', 'chat'):
         cfg = recmind.RecMindConfig(steps=2, max_tokens=4)
         with recmind.serving(llama, api, 4) as endpoint:
-            ways += recmind.answer(endpoint, tmp_path / api, TITLES, markov(SPLIT.train), SPLIT.test_history, np.array([0]), cfg)
+            ways += recmind.answer(recmind.Talk(endpoint, tmp_path / api), recmind.Agent(TITLES, markov(SPLIT.train), cfg), SPLIT.test_history, np.array([0]))
     assert ways[0].asked == ways[1].asked
 
 
@@ -480,7 +480,7 @@ def test_a_title_with_semicolons_is_one_title():
         assert recmind.titles_in('; '.join(chosen), find) == recmind.titles_in('\n'.join(chosen), find) == chosen
     assert recmind.titles_in('A; Zin; C&quot; X;', find) == ('A', 'Zin', 'C&quot', 'X')
     plan = recmind.Plan('', answer='A; B; nowhere')
-    assert recmind.way_of(plan, names, [], recmind.RecMindConfig()).items == (1,)
+    assert recmind.way_of(plan, recmind.Tools(names, None, None, [], recmind.RecMindConfig())).items == (1,)
 
 
 def test_an_example_is_about_somebody_else_and_ends_in_what_he_took(tmp_path, llama):
@@ -488,7 +488,7 @@ def test_an_example_is_about_somebody_else_and_ends_in_what_he_took(tmp_path, ll
     for shots in (1, 2):
         cfg = recmind.RecMindConfig(steps=1, max_tokens=2, shots=shots, shown=3)
         with recmind.serving(llama, max_tokens=2) as endpoint:
-            ways = recmind.answer(endpoint, tmp_path, TITLES, score, histories, np.array([0, 1]), cfg)
+            ways = recmind.answer(recmind.Talk(endpoint, tmp_path), recmind.Agent(TITLES, score, cfg), histories, np.array([0, 1]))
         for u, way in enumerate(ways):
             people = [int(x) for x in recmind.re.findall(r'^Person (\d+):$', way.asked, recmind.re.M)]
             assert people[-1] == u + 1 and u + 1 not in people[:-1] and len(people) == shots + 1

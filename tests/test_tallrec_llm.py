@@ -24,7 +24,7 @@ from llmrec.llm.prompts import prompt_ids
 from llmrec.llm.rec_tuning import (ALPACA_RECIPE, RECIPE, AlpacaTuningConfig, RecTuningConfig, alpaca_tune, for_rows, log_likelihood,
                                    rec_tune, validation_rows)
 from llmrec.llm.loss import can_gather, collate, label_loss, labelled_tokens
-from llmrec.llm.tuning import TuningConfig, add_lora, continue_from, read_adapter, tune, with_adapter
+from llmrec.llm.tuning import Session, TuningConfig, add_lora, continue_from, read_adapter, tune, with_adapter
 from llmrec.llm.yesno import (COMMENT, AlpacaRows, YesNoPromptConfig, YesNoRows, answer_form, context_of, encode_questions, question,
                               question_ids, record_of, wrap, yesno_ids)
 from llmrec.paths import LlmrecError, output_to
@@ -372,7 +372,7 @@ def test_a_quantised_base_takes_a_step_with_finite_gradients(place, tmp_path, qu
         def on_pre_optimizer_step(self, args, state, control, model=None, **kw):
             norms.extend(float(p.grad.norm()) for n, p in model.named_parameters() if 'lora_B' in n)
     cfg = RecTuningConfig(YesNoPromptConfig(loss=loss), short(2, gradient_checkpointing=True), valid_rows=20)
-    folder = rec_tune(bb, [(DATA, range(8))], DATA, cfg, tmp_path / 'q', callbacks=[Watch()])
+    folder = rec_tune(bb, [(DATA, range(8))], DATA, cfg, tmp_path / 'q', Session(callbacks=[Watch()]))
     assert norms and np.isfinite(norms).all() and min(norms) > 0
     prompts, _ = encode_questions(bb.tokenizer, DATA, DATA.splits['test'][:8], PROMPT)
     base, tuned = (score_answers(b, prompts, yesno_ids(bb.tokenizer)) for b in (bb, with_adapter(load(place, quantisation=quantisation, dtype=dtype), folder)))
@@ -397,7 +397,7 @@ def test_checkpointing_lets_go_of_every_blocks_activations(place, tmp_path, monk
         layer.mlp.down_proj.register_forward_pre_hook(lambda module, args: inputs.append(StorageWeakRef(args[0].untyped_storage())))
     for on in (False, True):
         cfg = short(1, gradient_checkpointing=on, target_modules=('q_proj', 'v_proj'))
-        tune(bb, YesNoRows(DATA, range(8), bb.tokenizer, PROMPT), None, cfg, tmp_path / str(on), callbacks=[Watch()])
+        tune(bb, YesNoRows(DATA, range(8), bb.tokenizer, PROMPT), None, cfg, tmp_path / str(on), Session(callbacks=[Watch()]))
     assert kept[-1] == 0 and (kept[0] > 0 or quantisation != '8bit'), kept
     assert seen['norms'] and min(seen['norms']) > 0
     assert seen['ways'] and all(way == (quantisation == '8bit') for way in seen['ways'])
@@ -446,9 +446,9 @@ def first_stage(tiny, tmp_path_factory): return alpaca_tune(tiny, RECORDS, FIRST
 def test_the_full_recipe_goes_on_with_the_first_stages_adapter(place, tiny, held, first_stage, tmp_path):
     def scores(folder): return score_answers(with_adapter(load(place), folder), held[0], held[2])
     still = RecTuningConfig(tuning=short(1, lr=1e-12), valid_rows=20)
-    assert np.abs(scores(rec_tune(tiny, [(DATA, range(8))], DATA, still, tmp_path / 'still', start=first_stage)) - scores(first_stage)).max() < 1e-4
+    assert np.abs(scores(rec_tune(tiny, [(DATA, range(8))], DATA, still, tmp_path / 'still', Session(first_stage))) - scores(first_stage)).max() < 1e-4
     cfg = RecTuningConfig(tuning=short(3), valid_rows=20)
-    full, alone = (rec_tune(tiny, [(DATA, range(8))], DATA, cfg, tmp_path / name, start=start) for name, start in (('full', first_stage), ('alone', None)))
+    full, alone = (rec_tune(tiny, [(DATA, range(8))], DATA, cfg, tmp_path / name, Session(start)) for name, start in (('full', first_stage), ('alone', None)))
     assert np.abs(scores(full) - scores(alone)).max() > 1e-3 and np.abs(scores(full) - scores(first_stage)).max() > 1e-3
     assert 'start' in json.loads((tmp_path / 'full/tuning.json').read_text())
     assert score_answers(tiny, held[0], held[2]).tolist() == score_answers(load(place), held[0], held[2]).tolist()  # the base is handed back untouched
@@ -457,7 +457,7 @@ def test_the_full_recipe_goes_on_with_the_first_stages_adapter(place, tiny, held
 @pytest.mark.parametrize('change, what', [(dict(lora_r=4), 'lora_r to 8'), (dict(lora_alpha=32), 'lora_alpha to 16'), (dict(target_modules=('q_proj',)), 'target_modules')])
 def test_a_start_adapter_of_another_kind_is_one_sentence(tiny, first_stage, tmp_path, change, what):
     with pytest.raises(LlmrecError, match=f'set TuningConfig.{what}') as e:
-        rec_tune(tiny, [(DATA, range(4))], DATA, RecTuningConfig(tuning=short(2, **change), valid_rows=20), tmp_path / 'x', start=first_stage)
+        rec_tune(tiny, [(DATA, range(4))], DATA, RecTuningConfig(tuning=short(2, **change), valid_rows=20), tmp_path / 'x', Session(first_stage))
     assert '\n' not in str(e.value)
 
 
@@ -466,7 +466,7 @@ def test_a_killed_full_recipe_ends_with_the_bytes_of_an_undisturbed_one(tiny, fi
         def on_step_end(self, args, state, control, **kw):
             if state.global_step == 5: raise KeyboardInterrupt
     cfg = RecTuningConfig(tuning=short(8, eval_steps=2), valid_rows=20)
-    def go(name, **kw): return rec_tune(tiny, [(DATA, range(40))], DATA, cfg, tmp_path / name, start=first_stage, **kw)
+    def go(name, **kw): return rec_tune(tiny, [(DATA, range(40))], DATA, cfg, tmp_path / name, Session(first_stage, **kw))
     calm = go('calm')
     with pytest.raises(KeyboardInterrupt): go('cut', callbacks=[Kill()])
     assert left_behind(go('cut')) == left_behind(calm)

@@ -13,7 +13,7 @@ from llmrec.evaluation.auc import auc
 from llmrec.experiments import binary, tallrec
 from llmrec.experiments.tallrec_study import Cell, binary_run, llm_run, printed, frame, seen_rows, study, tests as compare_all
 from llmrec.runs.records import Record
-from llmrec.repro.reproduce import load_profile, parameters
+from llmrec.repro.profiles import load_profile, parameters
 from test_reproduce import MAIN, ROOT, artefact, complaint, environment, pairs, records, reproduce, succeeded
 
 QUICK = '{max_steps: 2, eval_steps: 1, warmup_steps: 0, gradient_checkpointing: false, optimiser: adamw_torch}'

@@ -16,7 +16,7 @@ import pytest
 
 from llmrec.evaluation.ranking import per_user
 from llmrec.paths import output_to, root
-from llmrec.repro.reproduce import manifest
+from llmrec.repro.profiles import manifest
 from llmrec.repro.trace import check_record, record_files, run_trace, run_verify
 
 ROOT, TABLE, CURVE = root(), 'beyond/lrurec-exact', 'beyond/lrurec-curve'

@@ -1,11 +1,13 @@
 "The training loop: its batches, and a run that was killed and goes on."
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from llmrec.paths import LlmrecError
-from llmrec.sequential.training import TrainingConfig, batches, fit, schedule
+from llmrec.sequential.training import Task, TrainingConfig, batches, fit, schedule
 
 SPANS = np.stack([np.arange(100)] * 2, 1)
 TOY = TrainingConfig(batch_size=10, epochs=6, validate_every=15, patience=3, lr=.01)
@@ -27,6 +29,9 @@ def toy_loss(model, spans):
 def toy_score(model):
     model.eval()
     return -float(toy_loss(model, SPANS))
+
+
+TASK = Task(toy_loss, toy_score, SPANS)
 
 
 def killed_after(n):
@@ -60,9 +65,9 @@ def test_the_schedule_goes_on_from_any_iteration():
 
 def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path):
     undisturbed, resumed, file = toy_model(), toy_model(), tmp_path/'state.pt'
-    state = fit(undisturbed, toy_loss, toy_score, SPANS, TOY, progress=False)
-    with pytest.raises(Killed): fit(toy_model(), killed_after(37), toy_score, SPANS, TOY, file, progress=False)
-    again = fit(resumed, toy_loss, toy_score, SPANS, TOY, file, progress=False)
+    state = fit(undisturbed, TASK, TOY, progress=False)
+    with pytest.raises(Killed): fit(toy_model(), replace(TASK, loss=killed_after(37)), TOY, file, progress=False)
+    again = fit(resumed, TASK, TOY, file, progress=False)
     for a, b in zip(undisturbed.parameters(), resumed.parameters()): assert torch.equal(a, b)
     assert state.curve == again.curve
     assert state.curve[0][0] == 0
@@ -73,6 +78,6 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path):
                                    lambda: nn.Linear(1, 1)], ids=['another catalogue', 'another model'])
 def test_the_checkpoint_of_another_model_is_refused(tmp_path, other):
     file = tmp_path/'state.pt'
-    with pytest.raises(Killed): fit(toy_model(), killed_after(37), toy_score, SPANS, TOY, file, progress=False)
+    with pytest.raises(Killed): fit(toy_model(), replace(TASK, loss=killed_after(37)), TOY, file, progress=False)
     with pytest.raises(LlmrecError, match='belongs to another run'):
-        fit(other(), toy_loss, toy_score, SPANS, TOY, file, progress=False)
+        fit(other(), TASK, TOY, file, progress=False)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from llmrec.llm.backbones import BackboneConfig, load_backbone
 from llmrec.llm.prompts import LlamaRecPromptConfig, encode_example, fit_prompt, letters
 from llmrec.llm.rec_tuning import RECIPE, AlpacaTuningConfig, RecTuningConfig
-from llmrec.llm.tuning import (TuningConfig, draw_candidates, misfit, sample_negatives, training_rows, tune,
+from llmrec.llm.tuning import (Session, TuningConfig, draw_candidates, misfit, sample_negatives, training_rows, tune,
                                with_adapter)
 from llmrec.paths import output_to
 from llmrec.runs.records import write_atomic
@@ -51,12 +51,12 @@ def test_what_is_refused(bb, learnable, load_tiny, tmp_path):
     other = tune(bb, learnable, None, dataclasses.replace(quick, max_steps=6), f'{d}/other')
     fails(lambda: with_adapter(load_tiny(seed=1), other), contains='it was made for tiny-metaspace-llama')
     narrow = dataclasses.replace(quick, lora_r=4, max_steps=6)
-    fails(lambda: tune(bb, learnable, None, narrow, f'{d}/d', start=other),
+    fails(lambda: tune(bb, learnable, None, narrow, f'{d}/d', Session(other)),
               contains='has r 8 and the settings 4')
     few = dataclasses.replace(quick, target_modules=('q_proj',), max_steps=6)
-    fails(lambda: tune(bb, learnable, None, few, f'{d}/e', start=other),
+    fails(lambda: tune(bb, learnable, None, few, f'{d}/e', Session(other)),
               contains='set TuningConfig.target_modules')
-    fails(lambda: tune(load_tiny(seed=1), learnable, None, quick, f'{d}/f', start=other),
+    fails(lambda: tune(load_tiny(seed=1), learnable, None, quick, f'{d}/f', Session(other)),
               contains='does not fit the backbone')
 
 def test_adapters_of_another_shape_and_from_elsewhere(bb, learnable, load_tiny, tmp_path):
@@ -86,7 +86,7 @@ def test_rows_and_negatives():
     same(len(sample_negatives(rng, 4, [2, 1], 3, 9, distinct=False)), 9)
 
 def test_shuffled_candidates_hold_the_target_and_nothing_of_the_history():
-    mixed = draw_candidates(np.random.default_rng(0), 9, [1], 4, 5, TuningConfig())
+    mixed = draw_candidates(np.random.default_rng(0), 9, [1, 4], 5, TuningConfig())
     same((len(mixed), 4 in mixed, 1 in mixed), (5, True, False))
 
 def test_the_recipes_of_both_stages():
@@ -152,6 +152,6 @@ def test_a_reporter_that_cannot_be_used_is_named_before_anything_is_tuned(bb, le
 def test_a_tuning_shows_how_far_it_is_and_how_long_it_will_take(bb, learnable, tmp_path, capfd):
     cfg = dataclasses.replace(quick, max_steps=4, eval_steps=4, warmup_steps=0, batch_size=2)
     for progress in (False, True):
-        tune(bb, learnable[:16], None, cfg, tmp_path / str(progress), progress=progress)
+        tune(bb, learnable[:16], None, cfg, tmp_path / str(progress), Session(progress=progress))
         said = capfd.readouterr().err
         assert bool(re.search(r'4/4 \[\d\d:\d\d<\d\d:\d\d', said)) == progress, said

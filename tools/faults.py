@@ -24,7 +24,7 @@ KINDS = {
     'A secret in what others wrote': (
         ['paths.redacted'], [('test_secrets', ''), ('test_faults_records', 'redacted|what_is_not')]),
     'A profile, a parameter or a setting that is none': (
-        ['repro.reproduce.parse_yaml', 'repro.reproduce.plain', 'repro.reproduce.check_kinds', 'config.check_types', 'config.from_dict'],
+        ['repro.profiles.parse_yaml', 'repro.profiles.plain', 'repro.profiles.check_kinds', 'config.check_types', 'config.from_dict'],
         [('test_profiles', 'profile|parameter|command'), ('test_faults_outside', 'number|settings|yaml|profile|variant|stands|ones_own|default|parameter|study'), ('test_fuzz', 'profiles|parameters|studies|json'), ('test_study', 'refused|right_kind|above_0')]),
     'A name or a parameter that leads elsewhere': (
         ['paths.below', 'recommend.recommender.check_free'], [('test_profiles', 'outside'), ('test_faults_outside', 'section|names_that'), ('test_recommender', 'written_over')]),
@@ -32,7 +32,7 @@ KINDS = {
         ['data.raw.open_text', 'data.raw.reader', 'data.own.read_table'],
         [('test_odd_files', ''), ('test_fuzz', 'readers|good_file'), ('test_data', 'broken|survives|refuse|named|damaged|truncated|wrong'), ('test_recommender', 'no_table|cannot_be_read|history_that')]),
     'A notebook that was edited': (
-        ['repro.reproduce.read_notebook', 'repro.reproduce.notebook_parameters', 'repro.reproduce.entries', 'repro.reproduce.defaults_of'], [('test_faults_records', 'notebook'), ('test_faults_outside', 'notebook|computed')]),
+        ['repro.profiles.read_notebook', 'repro.profiles.notebook_parameters', 'repro.profiles.entries', 'repro.profiles.defaults_of'], [('test_faults_records', 'notebook'), ('test_faults_outside', 'notebook|computed')]),
     'A title that looks like markup': (
         ['runs.artefacts.table_md', 'runs.artefacts.table_tex', 'runs.artefacts.save_figure'], [('test_titles_in_markup', '')]),
     'A title that looks like a control token': (

@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 
 from llmrec.experiments import longer, retrieval
 from llmrec.experiments.study import LlamaRecStudy, best_setting, search_records, study
-from llmrec.repro.reproduce import parameters
+from llmrec.repro.profiles import parameters
 from llmrec.runs.grid import run_all
 
 

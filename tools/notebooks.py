@@ -22,7 +22,8 @@ import nbformat
 from nbclient import NotebookClient
 
 from llmrec.config import digest
-from llmrec.repro.reproduce import HANDS_ON, code_of, library_used, manifest, parameters
+from llmrec.repro.profiles import manifest, parameters
+from llmrec.repro.reproduce import HANDS_ON, code_of, library_used
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILE = 'miniature'

@@ -262,7 +262,7 @@ def main():
     sys.path.insert(0, str(ROOT))
     from llmrec.config import from_dict
     from llmrec.experiments.peers import PeersConfig, race
-    from llmrec.repro.reproduce import load_profile
+    from llmrec.repro.profiles import load_profile
     cfg = from_dict(PeersConfig, load_profile(args.profile)['artefacts'].get('beyond/peers', {}))
     race(cfg, args.folder, args.profile, Path(__file__).resolve(), args.trial, args.only)
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 from llmrec.paths import root
-from llmrec.repro.reproduce import chosen, defaults_of
+from llmrec.repro.profiles import chosen, defaults_of
 
 MODEL = dict(backbone='smollm2', quantisation='none', dtype='bfloat16')
 STEPS = dict(max_steps=2, eval_steps=1, warmup_steps=0, accumulation=1, optimiser='adamw_torch')

@@ -17,34 +17,42 @@ from ..paths import LlmrecError, parse_json
 INSTRUCTION, INPUT, OUTPUT = 'instruction', 'input', 'output'
 FIELDS = (INSTRUCTION, INPUT, OUTPUT)
 
+# %% ../../nbs/14_alpaca.ipynb #92d79c2b
+def fault_of(record) -> str | None:
+    "What is wrong with a record, and what to do; None where nothing is."
+    if not isinstance(record, dict):
+        return f'expected a mapping with {", ".join(FIELDS)}; repair or remove it.'
+    name = next((name for name in FIELDS if not isinstance(record.get(name), str)), None)
+    if name is None: return None
+    got = type(record[name]).__name__ if name in record else 'nothing'
+    return f"field '{name}' must be text, got {got}; repair or remove the record."
+
+# %% ../../nbs/14_alpaca.ipynb #666f2d8a
 def check_record(
     path,            # file the record is from
     number: int,     # its place in the file, from 1
     record,          # the record itself
 ) -> None:
     "Raise an `LlmrecError` unless `record` is a mapping whose three fields are all text."
-    if not isinstance(record, dict):
-        raise LlmrecError(f'{path}, record {number}: expected a mapping with {", ".join(FIELDS)}; '
-                          'repair or remove it.')
-    for name in FIELDS:
-        if not isinstance(record.get(name), str):
-            got = type(record[name]).__name__ if name in record else 'nothing'
-            raise LlmrecError(f"{path}, record {number}: field '{name}' must be text, got {got}; "
-                              'repair or remove the record.')
+    if fault := fault_of(record): raise LlmrecError(f'{path}, record {number}: {fault}')
 
-# %% ../../nbs/14_alpaca.ipynb #8639f622
-@reader
-def read_instructions(path) -> pl.DataFrame:
-    "The records of a JSON list as a frame of instruction, input and output, in file order."
-    with open_text(path, newline='') as f: text = f.read()
+# %% ../../nbs/14_alpaca.ipynb #3113351f
+def json_list(path, text: str) -> list:
+    "The list in `text`, or an `LlmrecError` that says where the file is broken."
     try: records = parse_json(text)
     except json.JSONDecodeError as e:
         raise LlmrecError(f'{path}, line {e.lineno}: not JSON ({e.msg}); '
                           'the file is damaged or truncated, fetch it again.') from None
     except ValueError as e: raise LlmrecError(f'{path}: {e}; repair the file or fetch it again.') from None
-    if not isinstance(records, list):
-        raise LlmrecError(f'{path}: expected a list of records, got {type(records).__name__}; '
-                          'give the right file.')
+    if isinstance(records, list): return records
+    raise LlmrecError(f'{path}: expected a list of records, got {type(records).__name__}; '
+                      'give the right file.')
+
+# %% ../../nbs/14_alpaca.ipynb #8639f622
+@reader
+def read_instructions(path) -> pl.DataFrame:
+    "The records of a JSON list as a frame of instruction, input and output, in file order."
+    with open_text(path, newline='') as f: records = json_list(path, f.read())
     for number, record in enumerate(records, 1): check_record(path, number, record)
     data = {name: [r[name] for r in records] for name in FIELDS}
     return pl.DataFrame(data, schema=dict.fromkeys(FIELDS, pl.String))

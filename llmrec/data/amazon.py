@@ -48,6 +48,13 @@ def amazon_title(
     return ' '.join((html.unescape(value) if unescape else value).split()) or None
 
 # %% ../../nbs/12_amazon.ipynb #adac00a5
+def item_of(record: dict) -> str:
+    "The id of an item of the metadata, or a ValueError where it has none."
+    item = record.get('asin')
+    if not isinstance(item, str) or not item.strip(): raise ValueError("the item has no 'asin'")
+    return item.strip()
+
+# %% ../../nbs/12_amazon.ipynb #b5d5053b
 @reader
 def read_amazon_metadata(
     path,                    # metadata file, one item per line, gzipped or not
@@ -58,15 +65,13 @@ def read_amazon_metadata(
     with open_text(path, newline='\n') as f:
         for number, line in enumerate(f, 1):
             if not line.strip(): continue
-            try: record = parse_metadata_line(line)
+            try:
+                record = parse_metadata_line(line)
+                item = item_of(record)
             except ValueError as e:
                 raise LlmrecError(f'{path}, line {number}: {e}; '
                                   'repair or remove the line, or fetch the file again.') from None
-            item = record.get('asin')
-            if not isinstance(item, str) or not item.strip():
-                raise LlmrecError(f"{path}, line {number}: the item has no 'asin'; "
-                                  'repair or remove the line.')
-            titles[item.strip()] = amazon_title(record.get('title'), unescape) or titles.get(item.strip())
+            titles[item] = amazon_title(record.get('title'), unescape) or titles.get(item)
     data = {ITEM: list(titles), TITLE: list(titles.values())}
     return pl.DataFrame(data, schema={ITEM: pl.String, TITLE: pl.String})
 
@@ -74,6 +79,7 @@ def read_amazon_metadata(
 AMAZON_FILES = {'beauty': ('ratings_Beauty.csv', 'meta_Beauty.json'),
                 'games': ('ratings_Video_Games.csv', 'meta_Video_Games.json')}
 
+# %% ../../nbs/12_amazon.ipynb #309b41a6
 def load_amazon(
     name: str | None = None,  # 'beauty' or 'games'; may be omitted when both paths are given
     folder=None,              # folder with files of these names; None: the registered files

@@ -39,6 +39,19 @@ class ParseReport:
 # %% ../../nbs/11_bookcrossing.ipynb #cf287a78
 SHOWN = 10
 
+def bx_rows(
+    path,
+    lines,                     # a `csv.reader` behind the header
+    width: int,                # fields of a row
+    usable,                    # whether a row with the right number of fields can be used
+) -> tuple[list, list]:        # usable rows (None for NULL), and the line numbers of the others
+    rows, bad = [], []
+    for row in rows_of(path, lines):
+        if len(row) == width and usable(row): rows.append([None if v == 'NULL' else v for v in row])
+        elif row: bad.append(lines.line_num)
+    return rows, bad
+
+# %% ../../nbs/11_bookcrossing.ipynb #6be3f689
 @reader
 def read_bx(
     path,                      # a BX-*.csv file, gzipped or not
@@ -46,17 +59,12 @@ def read_bx(
     usable=lambda row: True,   # whether a row with the right number of fields can be used
 ) -> tuple[list[list], ParseReport]:
     "The rows of a BookCrossing file as lists of text (None for NULL), and a report on the rows left out."
-    rows, bad = [], []
     with open_text(path, 'latin-1', newline='') as f:
         found = csv.reader(f, BX)
-        lines = rows_of(path, found)
-        if next(lines, None) != list(columns):
+        if next(rows_of(path, found), None) != list(columns):
             raise LlmrecError(f'{path}, line 1: expected the header {";".join(columns)}; '
                               'give the right file.')
-        for row in lines:
-            if len(row) == len(columns) and usable(row):
-                rows.append([None if v == 'NULL' else v for v in row])
-            elif row: bad.append(found.line_num)
+        rows, bad = bx_rows(path, found, len(columns), usable)
     examples = tuple(f'{Path(path).name}:{n}' for n in bad[:SHOWN])
     return rows, ParseReport(len(rows) + len(bad), len(bad), examples)
 
@@ -112,6 +120,7 @@ def load_bookcrossing(
     books, second = read_bx_books(source('bookcrossing', 'BX-Books.csv', folder), unescape)
     return interactions if implicit else explicit(interactions), books, first + second
 
+# %% ../../nbs/11_bookcrossing.ipynb #fb9a928d
 def load_bookcrossing_users(folder=None) -> tuple[pl.DataFrame, ParseReport]:
     "BookCrossing's users (user, location, age) and a report on the rows left out."
     return read_bx_users(source('bookcrossing', 'BX-Users.csv', folder))

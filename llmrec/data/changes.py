@@ -35,6 +35,7 @@ def retargeted(samples: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
     "The samples with the targets in random order over the rows."
     return samples.with_columns(pl.Series(ITEM, rng.permutation(samples[ITEM].to_numpy())))
 
+# %% ../../nbs/17_changed_questions.ipynb #81b23a33
 def emptied(samples: pl.DataFrame) -> pl.DataFrame:
     "The samples without history."
     return samples.with_columns(pl.col('history', 'history_labels').list.head(0))
@@ -50,6 +51,7 @@ def numbered_titles(
 # %% ../../nbs/17_changed_questions.ipynb #ea053c43
 CHANGES = ('as they are', 'titles exchanged', 'titles numbered', 'history emptied', 'target replaced')
 
+# %% ../../nbs/17_changed_questions.ipynb #f9a6f3aa
 def _changed_split(samples: pl.DataFrame, change: str, rng: np.random.Generator) -> pl.DataFrame:
     "A split after a change that affects its rows."
     if change == 'titles exchanged':
@@ -75,10 +77,8 @@ def changed(
 ) -> YesNoData:      # new; `data` is not modified
     "The data with its questions changed; an `LlmrecError` for unknown names, or numbers in some splits only."
     known('change', change, CHANGES)
-    for name in splits:
-        known('split', name, data.splits)
-    if change == 'as they are':
-        return replace(data)
+    for name in splits: known('split', name, data.splits)
+    if change == 'as they are': return replace(data)
     checksum = digest(data.checksum, change, seed, sorted(splits), length=12)
     if change == 'titles numbered':
         titles = _all_numbered(data, splits, seed)

@@ -44,6 +44,7 @@ class DatasetInfo:
     ties: str = 'item'    # rule for equal timestamps, see `load_dataset`
     titled: bool = True   # whether items have titles, which a language model needs
 
+# %% ../../nbs/18_datasets.ipynb #da6aaa05
 LISTED = {
     'ml-100k': DatasetInfo('ML-100k', 'movielens', 'ml-latest-small', 200, 16, 16),
     'beauty': DatasetInfo('Beauty', 'amazon', 'beauty', 50, 64, 12),
@@ -59,21 +60,25 @@ OWN = 'LLMREC_OWN_DATA'  # environment variable: a JSON list, see `OwnData`
 def _registered(text: str) -> dict:
     return {v['name']: from_dict(OwnData, v) for v in json.loads(text or '[]')}
 
+# %% ../../nbs/18_datasets.ipynb #c9b555f1
 def registered() -> dict[str, OwnData]:
     "Your own datasets, by name."
     return dict(_registered(os.environ.get(OWN, '')))
 
+# %% ../../nbs/18_datasets.ipynb #d902f9d1
 class Registry(Mapping):
     "Name -> `DatasetInfo`: the five listed datasets, then those currently registered."
     def __getitem__(self, name): return LISTED[name] if name in LISTED else info_of(registered()[name])
     def __iter__(self): return iter([*LISTED, *registered()])
     def __len__(self): return len(LISTED) + len(registered())
 
+# %% ../../nbs/18_datasets.ipynb #36f9e9a4
 def info_of(own: OwnData) -> DatasetInfo:
     "What the experiments need to know about your own data."
     return DatasetInfo(own.label or own.name, 'own', None, own.max_length, own.batch_size, own.ranker_batch,
                        core=own.core, ties=own.ties, titled=own.title is not None)
 
+# %% ../../nbs/18_datasets.ipynb #271ba799
 DATASETS = Registry()
 
 # %% ../../nbs/18_datasets.ipynb #11d6a8c0
@@ -82,10 +87,10 @@ def absolute(own: OwnData, folder='.') -> OwnData:
     def path(p): return None if p is None else str(Path(folder).resolve() / Path(p).expanduser())
     return replace(own, interactions=path(own.interactions), items=path(own.items))
 
-def register(own: OwnData) -> None:
-    "Make your own data a dataset like the others, in this process and in those that it starts."
-    check_own(own)
-    own, there = absolute(own), registered()
+# %% ../../nbs/18_datasets.ipynb #e3aaab3b
+def check_new(own: OwnData) -> None:
+    "Raise an `LlmrecError` where the name or the label of `own` belongs to other data."
+    there = registered()
     if there.get(own.name, own) != own:
         raise LlmrecError(f"The name '{own.name}' is in use for {there[own.name].interactions}; give your "
                           "data another one.")
@@ -93,8 +98,16 @@ def register(own: OwnData) -> None:
     if (label := info_of(own).label) in labels:
         raise LlmrecError(f"The label '{label}' of {own.name} is that of dataset {labels[label]}; tables "
                           "could not tell them apart.")
-    os.environ[OWN] = json.dumps([to_dict(o) for o in (there | {own.name: own}).values()])
 
+# %% ../../nbs/18_datasets.ipynb #0db71c46
+def register(own: OwnData) -> None:
+    "Make your own data a dataset like the others, in this process and in those that it starts."
+    check_own(own)
+    own = absolute(own)
+    check_new(own)
+    os.environ[OWN] = json.dumps([to_dict(o) for o in (registered() | {own.name: own}).values()])
+
+# %% ../../nbs/18_datasets.ipynb #73e9c73a
 @contextlib.contextmanager
 def only_own(several: list[OwnData]) -> Iterator[None]:
     "Inside this context, these are the only own datasets that are registered."
@@ -114,6 +127,13 @@ def dataset_checksum(name: str) -> str:
     return data_checksum(info.raw) if info.raw else world_checksum()[:12]
 
 # %% ../../nbs/18_datasets.ipynb #c14e0ebc
+def amazon_raw(name: str, folder) -> tuple[pl.DataFrame, pl.DataFrame]:
+    "Interactions and items of a dataset in Amazon's format; the miniature's books have names of their own."
+    if DATASETS[name].raw: return load_amazon(name, folder)
+    books = Path(folder)
+    return load_amazon(ratings=books / 'ratings_Books.csv.gz', meta=books / 'meta_Books.json.gz')
+
+# %% ../../nbs/18_datasets.ipynb #2788deb9
 def load_raw(
     name: str,    # a dataset of the registry
     folder=None,  # read files of the same format from here instead
@@ -121,13 +141,9 @@ def load_raw(
     "The frames of dataset `name`, unfiltered."
     info = DATASETS[known('dataset', name, DATASETS)]
     if info.format == 'own': return own_raw(registered()[name])
-    world = ensure_world() if info.raw is None and folder is None else None
-    if info.format == 'movielens':
-        return load_ml_latest_small(world / 'ml-latest-small' if world else folder)
-    if info.raw:
-        return load_amazon(name, folder)
-    books = Path(folder or world / 'books')
-    return load_amazon(ratings=books / 'ratings_Books.csv.gz', meta=books / 'meta_Books.json.gz')
+    if info.raw is None and folder is None:
+        folder = ensure_world() / {'movielens': 'ml-latest-small', 'amazon': 'books'}[info.format]
+    return load_ml_latest_small(folder) if info.format == 'movielens' else amazon_raw(name, folder)
 
 # %% ../../nbs/18_datasets.ipynb #02bee354
 def own_raw(own: OwnData) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -155,6 +171,7 @@ def once(interactions: pl.DataFrame, name: str) -> pl.DataFrame:
                                             len(interactions) - len(kept))
     return kept
 
+# %% ../../nbs/18_datasets.ipynb #68462175
 def titles_by_id(items: pl.DataFrame, name: str) -> dict:
     "Raw id -> title of the items that have one; an `LlmrecError` when an item has two."
     pairs = items.select(ITEM, TITLE).drop_nulls(TITLE).unique(maintain_order=True)
@@ -165,19 +182,23 @@ def titles_by_id(items: pl.DataFrame, name: str) -> dict:
                       'give it one.')
 
 # %% ../../nbs/18_datasets.ipynb #683d93ff
+def kept_of(name: str, core: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    "The interactions of a listed dataset that are left, and its items."
+    interactions, items = load_raw(name)
+    kept = k_core(once(drop_untitled(interactions, items), name), core)
+    if len(kept): return kept, items
+    raise LlmrecError(f'Nothing is left of dataset {name} after the {core}-core; '
+                      'lower `core` or bring more interactions.')
+
+# %% ../../nbs/18_datasets.ipynb #f3eb0207
 @lru_cache(maxsize=8)
 def load_listed(name: str, core: int, ties: str, tie_seed: int) -> Dataset:
     "`load_dataset` for one of the five."
     known('rule for ties', ties, (*TIES, 'guessed'))
-    interactions, items = load_raw(name)
-    kept = k_core(once(drop_untitled(interactions, items), name), core)
-    if not len(kept):
-        raise LlmrecError(f'Nothing is left of dataset {name} after the {core}-core; '
-                          'lower `core` or bring more interactions.')
+    kept, items = kept_of(name, core)
     if ties == 'guessed':
         kept, ties = guess_days(kept, known_places(name, items, kept), tie_seed), 'items'
-    indexed = index(kept, ties, tie_seed)
-    by_id = titles_by_id(items, name)
+    indexed, by_id = index(kept, ties, tie_seed), titles_by_id(items, name)
     show = clean_title if DATASETS[name].format == 'movielens' else str
     titles = ['', *(show(by_id[i]) for i in indexed.items)]
     return Dataset(name, dataset_checksum(name), indexed, titles)
@@ -185,12 +206,14 @@ def load_listed(name: str, core: int, ties: str, tie_seed: int) -> Dataset:
 # %% ../../nbs/18_datasets.ipynb #24b76b77
 @lru_cache(maxsize=8)
 def _load_own(own: OwnData, checksum: str, tie_seed: int) -> Dataset:
+    "`load_dataset` for your own data, once for each content of the files."
     return replace(load_own(own, tie_seed)[0], checksum=checksum)
 
+# %% ../../nbs/18_datasets.ipynb #61d4dccf
 def load_dataset(
     name: str,
     core: int | None = None,  # minimum of interactions per user and item; None: the dataset's own
-    ties: str | None = None,  # for equal timestamps: one of `TIES`, or 'guessed': random within guessed days; None: the dataset's
+    ties: str | None = None,  # of equal times: one of `TIES` or 'guessed' (days); None: the dataset's own
     tie_seed: int = 0,        # for its random rules
 ) -> Dataset:
     "Load, drop items without a title, take the k-core, number and order (LlamaRec 4.0.1)."

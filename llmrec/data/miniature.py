@@ -36,6 +36,7 @@ GENRES = ('comedy', 'crime', 'fantasy', 'history', 'horror', 'romance')
 MOODS = ('bleak', 'dreamy', 'playful', 'tense')
 VERSION = 3  # of the generator; a change of the code that changes the files raises it
 
+# %% ../../nbs/19_miniature.ipynb #8ef11718
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
     "The constants from which the miniature world is made."
@@ -97,6 +98,7 @@ def catalogue(rng: np.random.Generator, n: int, zipf: float) -> pl.DataFrame:
                          'mood': rng.permutation(np.arange(n) % len(MOODS)),
                          'quality': rng.standard_normal(n), 'popularity': weight / weight.mean()})
 
+# %% ../../nbs/19_miniature.ipynb #c461f5ec
 def _names(column: str, names: tuple) -> pl.Expr:
     "The column of integers as names."
     return pl.col(column).replace_strict(dict(enumerate(names)), return_dtype=pl.String)
@@ -144,6 +146,7 @@ def attention(valence) -> np.ndarray:
     weight = np.exp(.7 * np.asarray(valence))
     return weight / weight.sum()
 
+# %% ../../nbs/19_miniature.ipynb #dd0241fb
 def implicit_share(z, cfg: WorldConfig):
     "The share of implicit book ratings of a person who is `z` standard deviations above the mean."
     middle = ndtri(cfg.implicit) * np.sqrt(1 + IMPLICIT_SPREAD**2)
@@ -166,6 +169,7 @@ def afresh(genres, moods) -> np.ndarray:
     "(G, M) probabilities of a session's first state, from the person's valences."
     return np.outer(attention(genres), attention(moods))
 
+# %% ../../nbs/19_miniature.ipynb #fd12b2a1
 def onward(genres, moods, state: tuple[int, int], cfg: WorldConfig) -> np.ndarray:
     "(G, M) probabilities of the next state within a session."
     g, m = state
@@ -202,6 +206,7 @@ def _draw(rng: np.random.Generator, weights: np.ndarray) -> int:
     total = np.cumsum(weights.ravel())
     return int(np.searchsorted(total, rng.random() * total[-1], side='right'))
 
+# %% ../../nbs/19_miniature.ipynb #da77acde
 def walk(rng: np.random.Generator, genres, moods, weights: np.ndarray, n: int, cfg: WorldConfig):
     "`n` steps of a person: item indices, states (n, 2), and whether each step begins a session."
     seen, items, states, starts = np.zeros(weights.shape[2], bool), [], [], []
@@ -235,14 +240,18 @@ def _times(
     return first + np.cumsum(gaps).astype(np.int64)
 
 # %% ../../nbs/19_miniature.ipynb #53bb7e84
+def lengths_of(rng: np.random.Generator, cfg: WorldConfig, n_users: int, n_items: int) -> np.ndarray:
+    "How many items each person rates: log-normal, at least 3 and at most a third of the catalogue."
+    return np.clip(cfg.length * np.exp(.5 * rng.standard_normal(n_users)), 3, n_items // 3).astype(int)
+
+# %% ../../nbs/19_miniature.ipynb #d85f9608
 def make_ratings(
     rng: np.random.Generator, cfg: WorldConfig, users: pl.DataFrame, items: pl.DataFrame,
     within: float, between: float,  # seconds between ratings inside a session, and before a new one
 ) -> pl.DataFrame:                  # user, item, stars (1-5), timestamp, genre_state, mood_state
     "Everyone's walk through `items` with their ratings, sorted by user and time."
     weights, mean, parts = choice_weights(items, cfg), opinions(users, items), []
-    lengths = cfg.length * np.exp(.5 * rng.standard_normal(len(users)))
-    lengths = np.clip(lengths, 3, len(items) // 3).astype(int)
+    lengths = lengths_of(rng, cfg, len(users), len(items))
     for u, (row, n) in enumerate(zip(users.iter_rows(named=True), lengths)):
         picked, states, starts = walk(rng, row['genres'], row['moods'], weights, n, cfg)
         stars = np.clip(np.rint(mean[u, picked] + cfg.noise * rng.standard_normal(n)), 1, 5)
@@ -287,16 +296,21 @@ def peopled(
     return World(cfg, films, books, users, watched, read.with_columns(book_notes(rngs[2], users, read)))
 
 # %% ../../nbs/19_miniature.ipynb #c9e9f2b3
+def coined_for(rng: np.random.Generator, cfg: WorldConfig) -> tuple[list, list, list]:
+    "Words for the films, words for the books, and words for names; no word twice."
+    n_names, split = max(32, cfg.n_books // 2), 2 * cfg.n_films
+    words = coin_words(rng, 2 * (cfg.n_films + cfg.n_books) + n_names)
+    return words[:split], words[split:-n_names], words[-n_names:]
+
+# %% ../../nbs/19_miniature.ipynb #8ffe0080
 def make_world(cfg: WorldConfig = WorldConfig()) -> World:
     "The world that `cfg` describes; equal configurations make equal worlds."
     if min(cfg.n_users, cfg.n_films, cfg.n_books) < 40:
         raise LlmrecError('A world needs at least 40 users, films and books.')
     rngs = [np.random.default_rng(s) for s in np.random.SeedSequence(cfg.seed).spawn(6)]
-    n_names = max(32, cfg.n_books // 2)
-    words = coin_words(rngs[0], 2 * (cfg.n_films + cfg.n_books) + n_names)
-    split, names = 2 * cfg.n_films, words[-n_names:]
-    films = make_films(rngs[1], cfg, coin_titles(rngs[1], words[:split], cfg.two_words))
-    books = make_books(rngs[2], cfg, coin_titles(rngs[2], words[split:-n_names], cfg.two_words), names)
+    for_films, for_books, names = coined_for(rngs[0], cfg)
+    films = make_films(rngs[1], cfg, coin_titles(rngs[1], for_films, cfg.two_words))
+    books = make_books(rngs[2], cfg, coin_titles(rngs[2], for_books, cfg.two_words), names)
     return peopled(cfg, films, books, rngs[3:])
 
 # %% ../../nbs/19_miniature.ipynb #8102fc04
@@ -312,28 +326,37 @@ def other_people(
 
 # %% ../../nbs/19_miniature.ipynb #2d676a82
 def _crlf(lines) -> str: return ''.join(f'{line}\r\n' for line in lines)
+
+# %% ../../nbs/19_miniature.ipynb #9aa0ad7d
 def _lf(lines) -> str: return ''.join(f'{line}\n' for line in lines)
 
 # %% ../../nbs/19_miniature.ipynb #a5806ccd
+def u_item(films: pl.DataFrame) -> list[str]:
+    "The lines of `u.item`; the first genre flag is 'unknown'."
+    flags = {name: '|'.join('1' if i == g + 1 else '0' for i in range(19)) for g, name in enumerate(GENRES)}
+    return [f"{i}|{title}|01-Jan-{year}||http://miniature.invalid/{i}|{flags[genre]}"
+            for i, title, year, genre in films.select(ITEM, TITLE, 'year', 'genre').iter_rows()]
+
+# %% ../../nbs/19_miniature.ipynb #2d4b2dca
 def ml_100k_files(world: World) -> dict[str, bytes]:
-    "u.data, u.item, u.user and u.genre as in MovieLens-100K; the first genre flag is 'unknown'."
+    "u.data, u.item, u.user and u.genre as in MovieLens-100K."
     ratings = world.film_ratings.select(USER, ITEM, RATING, TIMESTAMP)
     ratings = ratings[np.random.default_rng(world.config.seed).permutation(len(ratings))]
-    flags = {name: '|'.join('1' if i == g + 1 else '0' for i in range(19)) for g, name in enumerate(GENRES)}
-    items = [f"{i}|{title}|01-Jan-{year}||http://miniature.invalid/{i}|{flags[genre]}"
-             for i, title, year, genre in world.films.select(ITEM, TITLE, 'year', 'genre').iter_rows()]
     users = [f"{u}|{age}|{'MF'[u % 2]}|other|{10_000 + u}"
              for u, age in world.users.select(USER, 'age').iter_rows()]
     genres = [f'{name}|{i}' for i, name in enumerate(('unknown', *GENRES))]
     return {'u.data': _lf('\t'.join(map(str, r)) for r in ratings.iter_rows()).encode(),
-            'u.item': _lf(items).encode('latin-1'),
+            'u.item': _lf(u_item(world.films)).encode('latin-1'),
             'u.user': _lf(users).encode(), 'u.genre': _lf(genres).encode()}
+
+# %% ../../nbs/19_miniature.ipynb #d9c1b291
+def quoted(title: str) -> str:
+    "A title as a field of a CSV file."
+    return '"' + title.replace('"', '""') + '"' if ',' in title or '"' in title else title
 
 # %% ../../nbs/19_miniature.ipynb #708d6638
 def ml_latest_files(world: World) -> dict[str, bytes]:
     "ratings.csv and movies.csv as in ml-latest-small: by user and film, ratings with a decimal."
-    def quoted(title): return '"' + title.replace('"', '""') + '"' if ',' in title or '"' in title else title
-
     rated = world.film_ratings.select(USER, ITEM, RATING, TIMESTAMP).sort(USER, ITEM)
     ratings = [f'{u},{i},{float(r)},{t}' for u, i, r, t in rated.iter_rows()]
     films = world.films.select(ITEM, TITLE, 'genre')
@@ -353,6 +376,7 @@ def _bx(rows) -> bytes:
 _BX_HEAD = ('ISBN', 'Book-Title', 'Book-Author', 'Year-Of-Publication', 'Publisher',
             'Image-URL-S', 'Image-URL-M', 'Image-URL-L')
 
+# %% ../../nbs/19_miniature.ipynb #565225d0
 def bookcrossing_files(world: World) -> dict[str, bytes]:
     "The three BX files; titles carry `&amp;` for an ampersand, image addresses are empty."
     mixed = np.random.default_rng(world.config.seed).random(len(world.book_ratings))
@@ -369,27 +393,35 @@ def bookcrossing_files(world: World) -> dict[str, bytes]:
 # %% ../../nbs/19_miniature.ipynb #cc0eec8e
 def _gz(text: str) -> bytes: return gzip.compress(text.encode(), mtime=0)
 
+# %% ../../nbs/19_miniature.ipynb #2c0703c1
+def metadata_of(book: dict) -> dict:
+    "A line of the metadata before it is written: no title where the book is untitled."
+    title = {} if book['untitled'] else {'title': book[TITLE].replace('&', '&amp;')}
+    return {'asin': book[ITEM], **title, 'categories': [['Books', book['genre'].capitalize()]]}
+
+# %% ../../nbs/19_miniature.ipynb #f8eb07ba
 def amazon_files(world: World) -> dict[str, bytes]:
     "ratings_Books.csv.gz (no header, stars, whole days), meta_Books.json.gz (literals, some untitled)."
     rated = world.book_ratings.select(USER, ITEM, 'stars', TIMESTAMP)
     ratings = [f'A{u:013d},{i},{float(s)},{t // DAY * DAY}' for u, i, s, t in rated.iter_rows()]
-    meta = []
-    for b in world.books.iter_rows(named=True):
-        title = {} if b['untitled'] else {'title': b[TITLE].replace('&', '&amp;')}
-        meta.append({'asin': b[ITEM], **title, 'categories': [['Books', b['genre'].capitalize()]]})
+    meta = [metadata_of(book) for book in world.books.iter_rows(named=True)]
     return {'ratings_Books.csv.gz': _gz(_lf(ratings)), 'meta_Books.json.gz': _gz(_lf(map(repr, meta)))}
 
 # %% ../../nbs/19_miniature.ipynb #a47223c9
 def _title(item: dict) -> str: return f'"{item[TITLE]}"'
 
+# %% ../../nbs/19_miniature.ipynb #f66ffb79
 def _name(r: random.Random, item: dict) -> str:
     "The quoted title, for a book followed by its author half of the time."
     return _title(item) + (f' written by {item[AUTHOR]}' if AUTHOR in item and r.random() < .5 else '')
 
+# %% ../../nbs/19_miniature.ipynb #10e43826
 def _list(items, show=_title) -> str: return ', '.join(map(show, items))
 
+# %% ../../nbs/19_miniature.ipynb #7cdb55b7
 def _yes_or_no(question: str) -> str: return f'{question} Answer with "Yes." or "No.".'
 
+# %% ../../nbs/19_miniature.ipynb #2b181c07
 def _with(items: list[dict], item: dict, column: str, same: bool) -> list[dict]:
     "The other items that have the `item`'s value in `column`, or those that do not."
     return [x for x in items if x is not item and (x[column] == item[column]) == same]
@@ -399,18 +431,22 @@ def tell_genre(r, kind, items):
     item = r.choice(items)
     return f'Name the genre of the {kind}.', _name(r, item), item['genre'].capitalize() + '.'
 
+# %% ../../nbs/19_miniature.ipynb #7a30a5aa
 def tell_mood(r, kind, items):
     item = r.choice(items)
     return f'Name the mood of the {kind}.', _name(r, item), item['mood'].capitalize() + '.'
 
+# %% ../../nbs/19_miniature.ipynb #59b7fe7a
 def tell_author(r, kind, items):
     item = r.choice(items)
     return f'Name the author of the {kind}.', _title(item), item[AUTHOR] + '.'
 
+# %% ../../nbs/19_miniature.ipynb #b7deb5eb
 def tell_year(r, kind, items):
     item = r.choice(items)
     return f'In which year did the {kind} come out?', _title(item), f"{item['year']}."
 
+# %% ../../nbs/19_miniature.ipynb #5ab46442
 def describe(r, kind, items):
     item = r.choice(items)
     answer = f"It is a {item['mood']} {item['genre']} {kind}."
@@ -422,9 +458,13 @@ def _is_it(r, kind, items, column, names):
     asked = item[column] if yes else r.choice([name for name in names if name != item[column]])
     return _yes_or_no(f'Is the {column} of the {kind} {asked}?'), _name(r, item), 'Yes.' if yes else 'No.'
 
+# %% ../../nbs/19_miniature.ipynb #fd07faed
 def is_genre(r, kind, items): return _is_it(r, kind, items, 'genre', GENRES)
+
+# %% ../../nbs/19_miniature.ipynb #591077db
 def is_mood(r, kind, items): return _is_it(r, kind, items, 'mood', MOODS)
 
+# %% ../../nbs/19_miniature.ipynb #d50e1cba
 def is_author(r, kind, items):
     item, yes = r.choice(items), r.random() < .5
     author = item[AUTHOR] if yes else r.choice(_with(items, item, AUTHOR, False))[AUTHOR]
@@ -437,6 +477,7 @@ def are_alike(r, kind, items):
     text = f'First: {_name(r, item)}\nSecond: {_name(r, other)}'
     return _yes_or_no(f'Do the two {kind}s have the same genre?'), text, 'Yes.' if yes else 'No.'
 
+# %% ../../nbs/19_miniature.ipynb #4e7df498
 def is_among(r, kind, items):
     item, yes = r.choice(items), r.random() < .5
     shelf = r.sample(_with(items, item, 'genre', False), r.randint(2, 6))
@@ -449,16 +490,19 @@ def is_among(r, kind, items):
 # %% ../../nbs/19_miniature.ipynb #62d9a70a
 NUMBERS = {2: 'Two.', 3: 'Three.', 4: 'Four.', 5: 'Five.', 6: 'Six.'}
 
+# %% ../../nbs/19_miniature.ipynb #cdef1278
 def pick_genre(r, kind, items):
     shelf = r.sample(items, r.randint(3, 5))
     genre = r.choice(shelf)['genre']
     first = next(x for x in shelf if x['genre'] == genre)
     return f'Pick the first {genre} {kind} of the list.', _list(shelf), _title(first) + '.'
 
+# %% ../../nbs/19_miniature.ipynb #998a574f
 def repeat(r, kind, items):
     shelf, end = r.sample(items, r.randint(2, 5)), r.randrange(2)
     return f"Repeat the {('first', 'last')[end]} {kind} of the list.", _list(shelf), _title(shelf[-end]) + '.'
 
+# %% ../../nbs/19_miniature.ipynb #4466fc20
 def count(r, kind, items):
     shelf = r.sample(items, r.randint(2, 6))
     return f'Count the {kind}s in the list.', _list(shelf, lambda x: _name(r, x)), NUMBERS[len(shelf)]
@@ -469,12 +513,14 @@ def sort_years(r, kind, items):
     given, answer = (', '.join(map(str, some)) for some in (years, sorted(years)))
     return 'Sort the years from the earliest to the latest.', given, answer + '.'
 
+# %% ../../nbs/19_miniature.ipynb #59dd7c11
 def end_letter(r, kind, items):
     item, end = r.choice(items), r.randrange(2)
     letters = [c for c in item[TITLE].partition(' (')[0] if c.isalpha()]
     question = f"What is the {('first', 'last')[end]} letter of the title?"
     return question, _title(item), letters[-end].upper() + '.'
 
+# %% ../../nbs/19_miniature.ipynb #de71911e
 def is_earlier(r, kind, items):
     a, b = r.sample(range(1935, 1999), 2)
     return _yes_or_no(f'Is the year {a} before the year {b}?'), '', 'Yes.' if a < b else 'No.'
@@ -491,11 +537,13 @@ def _shelves(r, kind, items):
     text = f'Upper shelf: {upper}\nLower shelf: {lower}\nNew {kind}: {show(new)}'
     return text, int(new['genre'] not in genres[:3])
 
+# %% ../../nbs/19_miniature.ipynb #92e6aa06
 def which_shelf(r, kind, items):
     text, k = _shelves(r, kind, items)
     question = f'The {kind}s are sorted by genre. On which shelf does the new {kind} belong?'
     return question, text, ('Upper.', 'Lower.')[k]
 
+# %% ../../nbs/19_miniature.ipynb #73972e84
 def belongs(r, kind, items):
     (text, k), asked = _shelves(r, kind, items), r.randrange(2)
     shelf = ('upper', 'lower')[asked]
@@ -524,6 +572,7 @@ def instruction_records(
     r.shuffle(records)
     return records
 
+# %% ../../nbs/19_miniature.ipynb #e1167902
 def instructions(world: World, n: int = 2000) -> list[dict[str, str]]:
     "`n` instruction records about the films and books of `world`."
     return instruction_records(world.films.to_dicts(), world.books.to_dicts(), n, world.config.seed)
@@ -545,6 +594,7 @@ def write_world(world: World, folder) -> Path:
         write_atomic(Path(folder) / name, content)
     return Path(folder)
 
+# %% ../../nbs/19_miniature.ipynb #78c5754a
 def checksum_of(files: dict[str, bytes]) -> str:
     "sha256 over the names and the unpacked contents of `files`."
     total = hashlib.sha256()
@@ -563,10 +613,12 @@ def ensure_world(cfg: WorldConfig = WorldConfig()) -> Path:
     try:
         write_world(make_world(cfg), aside)
         with contextlib.suppress(OSError): os.rename(aside, folder)    # another process may have been faster
-        if not folder.exists(): raise LlmrecError(f'{folder} could not be written; is a file of that name in the way?')
+        if not folder.exists():
+            raise LlmrecError(f'{folder} could not be written; is a file of that name in the way?')
     finally: shutil.rmtree(aside, ignore_errors=True)    # also when the disk is full
     return folder
 
+# %% ../../nbs/19_miniature.ipynb #2ed6d5ae
 def world_checksum(cfg: WorldConfig = WorldConfig()) -> str:
     "sha256 over the files of the world that `cfg` describes, as they are on this machine."
     folder = ensure_world(cfg)
@@ -588,16 +640,18 @@ def like_chance(
     return (1 - implicit) * (reaches(3) + reaches(4)) / 2
 
 # %% ../../nbs/19_miniature.ipynb #5a40bd39
+def nodes(n: int) -> list[tuple[float, float]]:
+    "Values of a standard normal variable and their weights, which sum to 1: `n` quadrature nodes."
+    z, weight = np.polynomial.hermite_e.hermegauss(n)
+    return list(zip(z, weight / weight.sum()))
+
+# %% ../../nbs/19_miniature.ipynb #a294bc35
 def all_people(
     cfg: WorldConfig,
     bias_nodes: int = 3,      # quadrature nodes of the bias
     implicit_nodes: int = 1,  # of the share of implicit ratings; 1: everyone has the mean
 ) -> pl.DataFrame:            # genres, moods, bias, implicit and their probability, prior
     "Every possible taste, at the nodes of bias and implicit share; `opinions` takes the frame as users."
-    def nodes(n):
-        z, weight = np.polynomial.hermite_e.hermegauss(n)
-        return list(zip(z, weight / weight.sum()))
-
     tastes = product(*(dict.fromkeys(permutations(v)) for v in (GENRE_VALENCE, MOOD_VALENCE)))
     rows = [(g, m, BIAS * b, float(implicit_share(z, cfg)), p * q)
             for (g, m), (b, p), (z, q) in product(tastes, nodes(bias_nodes), nodes(implicit_nodes))]

@@ -29,6 +29,16 @@ def convertible(
     except ValueError: return False
 
 # %% ../../nbs/10_movielens.ipynb #578134ed
+def fault_of(
+    fields: list[str],  # of one row
+    schema: dict,       # column -> polars type
+) -> str | None:
+    "What is wrong with a row: a number of fields, or a field that cannot be read; None where nothing is."
+    if len(fields) != len(schema): return f'{len(fields)} fields'
+    wrong = (f'{c} is {v!r}' for (c, kind), v in zip(schema.items(), fields) if not convertible(v, kind))
+    return next(wrong, None)
+
+# %% ../../nbs/10_movielens.ipynb #a2c77b6a
 def bad_line(
     path,            # the file that could not be read
     lines,           # iterable of its rows, each a list of fields, header excluded
@@ -37,14 +47,27 @@ def bad_line(
 ) -> None:
     "Raise an `LlmrecError` for the first row with a wrong number of fields or an unreadable field."
     for number, fields in enumerate(lines, first):
-        wrong = [f'{c} is {v!r}' for (c, kind), v in zip(schema.items(), fields) if not convertible(v, kind)]
-        if len(fields) != len(schema): wrong = [f'{len(fields)} fields']
-        if wrong:
-            kinds = {c: 'text' if kind == pl.String else 'number' for c, kind in schema.items()}
-            expected = ', '.join(f'{c} ({kind})' for c, kind in kinds.items())
-            raise LlmrecError(f'{path}, line {number}: {wrong[0]}, '
-                              f'expected {len(schema)} fields: {expected}; '
-                              'repair or remove the line, or fetch the file again.')
+        if (wrong := fault_of(fields, schema)) is None: continue
+        kinds = {c: 'text' if kind == pl.String else 'number' for c, kind in schema.items()}
+        expected = ', '.join(f'{c} ({kind})' for c, kind in kinds.items())
+        raise LlmrecError(f'{path}, line {number}: {wrong}, expected {len(schema)} fields: {expected}; '
+                          'repair or remove the line, or fetch the file again.')
+
+# %% ../../nbs/10_movielens.ipynb #09b7c543
+def check_header(path, text: str, separator: str, header: tuple[str, ...]) -> None:
+    "Raise an `LlmrecError` where the first line of `text` is not `header`; () expects none."
+    if header and text.split('\n', 1)[0].strip().split(separator) != list(header):
+        raise LlmrecError(f'{path}, line 1: expected the header {separator.join(header)}; '
+                          'add it or give the right file.')
+
+# %% ../../nbs/10_movielens.ipynb #4fa9ed45
+def fast_table(text: str, separator: str, skip: int, schema: dict) -> tuple[pl.DataFrame | None, str]:
+    "The table in `text` behind `skip` lines, and ''; or None and what polars says."
+    try:
+        frame = pl.read_csv(io.StringIO(text), separator=separator, has_header=False, skip_rows=skip,
+                            schema=schema, quote_char=None)
+    except pl.exceptions.PolarsError as e: return None, str(e).split('\n')[0]
+    return (None, 'a field is empty') if frame.null_count().sum_horizontal()[0] else (frame, '')
 
 # %% ../../nbs/10_movielens.ipynb #b81c367f
 @reader
@@ -58,19 +81,12 @@ def read_ratings(
 ) -> pl.DataFrame:              # the columns of `schema`, in file order
     "Read a table of ratings; an `LlmrecError` names the line of a broken row; empty last lines are ignored."
     with open_text(path, encoding, newline='') as f: text = f.read().rstrip('\r\n') + '\n'
-    if header and text.split('\n', 1)[0].strip().split(separator) != list(header):
-        raise LlmrecError(f'{path}, line 1: expected the header {separator.join(header)}; '
-                          'add it or give the right file.')
-    try:
-        frame = pl.read_csv(io.StringIO(text), separator=separator, has_header=False,
-                            skip_rows=len(header) > 0, schema=schema, quote_char=None)
-        if not frame.null_count().sum_horizontal()[0]:
-            return with_finite_ratings(path, frame, 1 + bool(header), nan_is_null)
-        why = 'a field is empty'
-    except pl.exceptions.PolarsError as e: why = str(e).split('\n')[0]
-    rows = (line.rstrip('\r').split(separator) for line in text.removesuffix('\n').split('\n'))
-    if header: next(rows)
-    bad_line(path, rows, schema, first=1 + bool(header))
+    check_header(path, text, separator, header)
+    skip = int(bool(header))
+    frame, why = fast_table(text, separator, skip, schema)
+    if frame is not None: return with_finite_ratings(path, frame, 1 + skip, nan_is_null)
+    rows = [line.rstrip('\r').split(separator) for line in text.removesuffix('\n').split('\n')]
+    bad_line(path, rows[skip:], schema, first=1 + skip)
     raise LlmrecError(f'{path}: not a table of {", ".join(schema)} ({why}); repair it or fetch it again.')
 
 # %% ../../nbs/10_movielens.ipynb #d6945eb6
@@ -104,33 +120,30 @@ def read_genres(path) -> list[str]:
 # %% ../../nbs/10_movielens.ipynb #d71e042a
 def _item_fields(path) -> list[list[str]]:
     "The fields of every line of a `u.item` file; a wrong number of fields is an `LlmrecError`."
-    rows = []
-    with open_text(path, 'latin-1', newline='\n') as f:
-        for number, line in enumerate(f, 1):
-            fields = line.rstrip('\r\n').split('|')
-            if len(fields) != ITEM_FIELDS or not is_number(fields[0]):
-                raise LlmrecError(f'{path}, line {number}: {len(fields)} fields '
-                                  f'beginning with {fields[0]!r}, '
-                                  f"expected {ITEM_FIELDS} between '|' beginning with a number; "
-                                  'repair the line or fetch the file again.')
-            rows.append(fields)
+    with open_text(path, 'latin-1', newline='\n') as f: rows = [line.rstrip('\r\n').split('|') for line in f]
+    for number, fields in enumerate(rows, 1):
+        if len(fields) != ITEM_FIELDS or not is_number(fields[0]):
+            raise LlmrecError(f'{path}, line {number}: {len(fields)} fields beginning with {fields[0]!r}, '
+                              f"expected {ITEM_FIELDS} between '|' beginning with a number; "
+                              'repair the line or fetch the file again.')
     return rows
 
 # %% ../../nbs/10_movielens.ipynb #b476e583
+def item_of(fields: list[str], names: list[str]) -> tuple:
+    "(id, title, date, genres 'A|B') of a line of `u.item`; an empty title or date is None."
+    genres = '|'.join(name for name, flag in zip(names, fields[5:]) if flag == '1')
+    return int(fields[0]), fields[1].strip() or None, fields[2] or None, genres
+
+# %% ../../nbs/10_movielens.ipynb #80a3e9a4
 @reader
 def read_u_item(
     path,                           # a `u.item` file
     genres: list[str] | None = None,  # genre names by number; None: their numbers
 ) -> pl.DataFrame:                  # item, title, release_date, genres ('A|B')
     "The items of MovieLens-100K; empty titles and dates are null."
-    rows = _item_fields(path)
     names = genres or [str(g) for g in range(ITEM_FIELDS - 5)]
-    data = {ITEM: [int(r[0]) for r in rows],
-            TITLE: [r[1].strip() or None for r in rows],
-            'release_date': [r[2] or None for r in rows],
-            'genres': ['|'.join(n for n, flag in zip(names, r[5:]) if flag == '1') for r in rows]}
     schema = {ITEM: pl.Int64, TITLE: pl.String, 'release_date': pl.String, 'genres': pl.String}
-    return pl.DataFrame(data, schema=schema)
+    return pl.DataFrame([item_of(f, names) for f in _item_fields(path)], schema=schema, orient='row')
 
 # %% ../../nbs/10_movielens.ipynb #3c9f0f05
 def load_ml_100k(
@@ -155,6 +168,7 @@ def read_u_user(path) -> pl.DataFrame:
     frame = pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient='row')
     return frame.with_columns(pl.col(USER, 'age').cast(pl.Int64))
 
+# %% ../../nbs/10_movielens.ipynb #054cdaf6
 def load_ml_100k_users(folder=None) -> pl.DataFrame:
     "The users of MovieLens-100K: user, age, gender, occupation, zip_code."
     return read_u_user(source('ml-100k-classic', 'u.user', folder))
@@ -167,6 +181,15 @@ def rows_of(path, reader) -> Iterator[list[str]]:
         raise LlmrecError(f'{path}, line {reader.line_num}: {e}; '
                           'repair the line or fetch the file again.') from None
 
+# %% ../../nbs/10_movielens.ipynb #cd1a1aa3
+def movie_of(path, line: int, row: list[str]) -> tuple:
+    "(id, title or None, genres) of a row of `movies.csv`, or an `LlmrecError`."
+    if len(row) != 3 or not is_number(row[0]):
+        raise LlmrecError(f'{path}, line {line}: {len(row)} fields beginning with {row[:1]}, expected '
+                          'a number, a title and genres; repair the line or fetch the file again.')
+    return int(row[0]), row[1] if row[1].strip() else None, row[2]
+
+# %% ../../nbs/10_movielens.ipynb #64a00625
 @reader
 def read_movies(path, encoding: str = 'utf-8') -> pl.DataFrame:
     "The items of ml-latest-small: item, title (as printed, outer spaces kept; null when empty), genres."
@@ -176,13 +199,7 @@ def read_movies(path, encoding: str = 'utf-8') -> pl.DataFrame:
         if next(reader, None) != columns:
             raise LlmrecError(f'{path}, line 1: expected the header {",".join(columns)}; give the '
                               'right file.')
-        rows = []
-        for row in rows_of(path, reader):
-            if len(row) != 3 or not is_number(row[0]):
-                raise LlmrecError(f'{path}, line {reader.line_num}: {len(row)} fields beginning with '
-                                  f'{row[:1]}, expected '
-                                  'a number, a title and genres; repair the line or fetch the file again.')
-            rows.append((int(row[0]), row[1] if row[1].strip() else None, row[2]))
+        rows = [movie_of(path, reader.line_num, row) for row in rows_of(path, reader)]
     return pl.DataFrame(rows, schema={ITEM: pl.Int64, TITLE: pl.String, 'genres': pl.String}, orient='row')
 
 # %% ../../nbs/10_movielens.ipynb #89e98fa1

@@ -64,16 +64,20 @@ def unzipped(path: Path) -> bytes:
     return content.removeprefix(b'\xef\xbb\xbf')
 
 # %% ../../nbs/18a_own_data.ipynb #9bc0fe74
+def check_names(columns: list[str]) -> None:
+    "A polars error unless the columns have names, each its own."
+    if len(set(columns)) < len(columns) or not all(c.strip() for c in columns):
+        raise pl.exceptions.SchemaError(f'its first line is not a line of names: {columns}')
+
+# %% ../../nbs/18a_own_data.ipynb #64270274
 def read_separated(path: Path, separator: str) -> pl.DataFrame:
     "A table with a header line, every field as text; a line with too many or too few fields is an error."
     content = unzipped(path)
     content.decode()    # says where it is not UTF-8
-    # RecBole quotes nothing
-    quote = None if path.name.removesuffix('.gz').endswith(('.inter', '.item')) else '"'
+    quote = None if path.name.removesuffix('.gz').endswith(('.inter', '.item')) else '"'  # RecBole
     frame = pl.read_csv(io.BytesIO(content), separator=separator, quote_char=quote, infer_schema=False,
                         raise_if_empty=True)
-    if len(set(frame.columns)) < len(frame.columns) or not all(c.strip() for c in frame.columns):
-        raise pl.exceptions.SchemaError(f'its first line is not a line of names: {frame.columns}')
+    check_names(frame.columns)
     return frame
 
 # %% ../../nbs/18a_own_data.ipynb #0489c179
@@ -118,24 +122,34 @@ class OwnData:
 # %% ../../nbs/18a_own_data.ipynb #69984c96
 TAKEN = ('ml-100k', 'beauty', 'games', 'films', 'books', 'movie', 'book')  # see `datasets`, `yesno`
 
-def check_own(own: OwnData) -> None:
-    "Check the types, and that the name is not taken."
-    check_types(own)
-    if own.name in TAKEN:
-        raise LlmrecError(f"The name '{own.name}' belongs to a registered dataset; give your data another "
-                          "one.")
-    hidden = own.name.startswith('.') or not own.name.isprintable()
-    if not own.name or Path(own.name).name != own.name or hidden or len(own.name) > 100:
+# %% ../../nbs/18a_own_data.ipynb #662d4205
+def check_name(name: str) -> None:
+    "Raise an `LlmrecError` where a dataset cannot have this name."
+    if name in TAKEN:
+        raise LlmrecError(f"The name '{name}' belongs to a registered dataset; give your data another one.")
+    hidden = name.startswith('.') or not name.isprintable()
+    if not name or Path(name).name != name or hidden or len(name) > 100:
         raise LlmrecError('A dataset is named by a single word that can be part of a file name, got '
-                          f'{own.name!r}.')
-    for name in ('core', 'max_length', 'batch_size', 'ranker_batch'):
-        if getattr(own, name) < 1:
-            raise LlmrecError(f'OwnData.{name} must be at least 1, got {getattr(own, name)}.')
+                          f'{name!r}.')
+
+# %% ../../nbs/18a_own_data.ipynb #440d11f2
+def check_ratings_used(own: OwnData) -> None:
+    "Raise an `LlmrecError` where what is said of ratings does not fit together."
     if len(own.rating_range) not in (0, 2) or list(own.rating_range) != sorted(own.rating_range):
         raise LlmrecError('OwnData.rating_range is a pair: the lowest and the highest rating.')
     for name in ('least_rating', 'like_from', 'rating_range'):
         if own.rating is None and getattr(own, name) not in (None, ()):
             raise LlmrecError(f'OwnData.{name} needs a rating; name its column in OwnData.rating.')
+
+# %% ../../nbs/18a_own_data.ipynb #707d1ebb
+def check_own(own: OwnData) -> None:
+    "Check the types, and that the name is not taken."
+    check_types(own)
+    check_name(own.name)
+    for name in ('core', 'max_length', 'batch_size', 'ranker_batch'):
+        if getattr(own, name) < 1:
+            raise LlmrecError(f'OwnData.{name} must be at least 1, got {getattr(own, name)}.')
+    check_ratings_used(own)
     if not own.thing.strip() or own.thing != ' '.join(own.thing.split()):
         raise LlmrecError(f"OwnData.thing is a noun like 'song', got {own.thing!r}.")
 
@@ -162,6 +176,16 @@ def ids(table: pl.DataFrame, name: str, path) -> pl.Series:
                       'same way in every row.')
 
 # %% ../../nbs/18a_own_data.ipynb #551da94a
+def iso_moments(values: pl.Series) -> pl.Series:
+    "ISO dates with or without the time of day as datetimes; null where a text is none."
+    text = values.str.replace('Z$', '+00:00').str.replace(' ', 'T')
+    def times(form): return text.str.to_datetime(form, strict=False, time_unit='us')
+    moments = pl.coalesce(times('%Y-%m-%dT%H:%M:%S%.f%:z').dt.replace_time_zone(None),
+                          times('%Y-%m-%dT%H:%M:%S%.f'), times('%Y-%m-%dT%H:%M'),
+                          text.str.to_date('%Y-%m-%d', strict=False).cast(pl.Datetime('us')))
+    return pl.select(moments).to_series()
+
+# %% ../../nbs/18a_own_data.ipynb #0655eccc
 MILLISECONDS = 1e11  # larger numbers cannot be seconds: they would be later than the year 5000
 
 def parse_times(
@@ -172,15 +196,7 @@ def parse_times(
     numbers = values.cast(pl.Float64, strict=False)
     if numbers.is_finite().fill_null(False).all():
         return numbers / 1000 if len(numbers) and numbers.abs().max() > MILLISECONDS else numbers
-    text = values.str.replace('Z$', '+00:00').str.replace(' ', 'T')
-    moments = pl.coalesce(
-        text.str.to_datetime('%Y-%m-%dT%H:%M:%S%.f%:z', strict=False,
-                             time_unit='us').dt.replace_time_zone(None),
-        text.str.to_datetime('%Y-%m-%dT%H:%M:%S%.f', strict=False, time_unit='us'),
-        text.str.to_datetime('%Y-%m-%dT%H:%M', strict=False, time_unit='us'),
-        text.str.to_date('%Y-%m-%d', strict=False).cast(pl.Datetime('us')),
-    )
-    moments = pl.select(moments).to_series()
+    moments = iso_moments(values)
     if moments.null_count():
         bad = int(moments.is_null().arg_max())
         raise LlmrecError(f'{where}, row {bad + 1}: {values[bad]!r} is not a time like the others; '
@@ -222,32 +238,46 @@ class Report:
         return ', '.join(f'{count:,} {what}' for what, count in self.frame().iter_rows() if count)
 
 # %% ../../nbs/18a_own_data.ipynb #da07e284
+def raw_rows(own: OwnData, table: pl.DataFrame) -> pl.DataFrame:
+    "user, item, rating and time as text, a row for each row of the table."
+    path = own.interactions
+    def text(name, default): return column(table, name, path) if name else pl.lit(default)
+    return pl.DataFrame({USER: ids(table, own.user, path), ITEM: ids(table, own.item, path)}).with_columns(
+        text(own.rating, '1').alias('raw rating'), text(own.timestamp, '0').alias('raw time'))
+
+# %% ../../nbs/18a_own_data.ipynb #504018b3
+def parsed_rows(own: OwnData, rows: pl.DataFrame) -> pl.DataFrame:
+    "The rows that have a user, an item and a time, with rating and time as numbers."
+    whole, path = rows.drop_nulls([USER, ITEM, 'raw time']), own.interactions
+    ratings = parse_ratings(whole['raw rating'], f'{path}, {own.rating}')
+    times = parse_times(whole['raw time'], f'{path}, {own.timestamp}')
+    return whole.select(USER, ITEM, ratings.alias(RATING), times.alias(TIMESTAMP))
+
+# %% ../../nbs/18a_own_data.ipynb #6f5751c6
 def read_interactions(own: OwnData) -> tuple[pl.DataFrame, dict, pl.DataFrame]:
     "Interactions (user, item, rating, timestamp), the rows left out by reason, and the table as read."
     wanted = ([c for c in (own.user, own.item, own.rating, own.timestamp) if c]
               + [own.title] * (not own.items and own.title is not None))
-    table, path = read_table(own.interactions, wanted), own.interactions
-    columns = {USER: ids(table, own.user, path), ITEM: ids(table, own.item, path)}
-    frame = pl.DataFrame(columns).with_columns(row=pl.int_range(pl.len()))
-    frame = frame.with_columns(column(table, own.rating, path).alias('raw rating')
-                               if own.rating else pl.lit('1').alias('raw rating'),
-                               column(table, own.timestamp, path).alias('raw time')
-                               if own.timestamp else pl.lit('0').alias('raw time'))
-    whole = frame.drop_nulls([USER, ITEM, 'raw time'])
-    ratings = parse_ratings(whole['raw rating'], f'{path}, {own.rating}')
-    times = parse_times(whole['raw time'], f'{path}, {own.timestamp}')
-    whole = whole.with_columns(ratings.alias(RATING), times.alias(TIMESTAMP))
-    fine = pl.col(RATING).is_not_null()
-    if own.rating_range: fine &= pl.col(RATING).is_between(*own.rating_range)
-    inside = whole.filter(fine)
+    table = read_table(own.interactions, wanted)
+    whole, fine = parsed_rows(own, raw_rows(own, table)), pl.col(RATING).is_not_null()
+    inside = whole.filter(fine & pl.col(RATING).is_between(*own.rating_range) if own.rating_range else fine)
     once = (inside.unique([USER, ITEM, TIMESTAMP], keep='first', maintain_order=True)
             if own.timestamp else inside)
     liked = once if own.least_rating is None else once.filter(pl.col(RATING) >= own.least_rating)
-    out = dict(rows=len(table), incomplete=len(frame) - len(whole), out_of_range=len(whole) - len(inside),
+    out = dict(rows=len(table), incomplete=len(table) - len(whole), out_of_range=len(whole) - len(inside),
                repeated=len(inside) - len(once), low=len(once) - len(liked))
-    return liked.select(USER, ITEM, RATING, TIMESTAMP), out, table
+    return liked, out, table
 
 # %% ../../nbs/18a_own_data.ipynb #5292a6fe
+def one_title_each(pairs: pl.DataFrame, path) -> dict[str, str]:
+    "Item id -> title of the distinct `pairs` (item, title), or an `LlmrecError` where an item has two."
+    twice = pairs.filter(pl.len().over(ITEM) > 1)
+    if not len(twice): return dict(pairs.iter_rows())
+    one = twice.filter(pl.col(ITEM) == twice[ITEM][0])[TITLE].to_list()
+    raise LlmrecError(f'{path}: item {twice[ITEM][0]!r} has {len(one)} titles ({one[0]!r}, {one[1]!r}); '
+                      'give it one.')
+
+# %% ../../nbs/18a_own_data.ipynb #196d4265
 def read_titles(own: OwnData, table: pl.DataFrame) -> dict[str, str | None] | None:
     "Item id -> title, or None for an item without one; None if the data have no titles at all."
     if own.title is None:
@@ -258,13 +288,7 @@ def read_titles(own: OwnData, table: pl.DataFrame) -> dict[str, str | None] | No
     source = read_table(own.items, [name, own.title]) if own.items else table
     pairs = pl.DataFrame({ITEM: ids(source, name, path), TITLE: column(source, own.title, path)})
     pairs = pairs.drop_nulls(ITEM).unique(maintain_order=True)
-    known_titles = pairs.drop_nulls()
-    twice = known_titles.filter(pl.len().over(ITEM) > 1)
-    if len(twice):
-        one = twice.filter(pl.col(ITEM) == twice[ITEM][0])[TITLE].to_list()
-        raise LlmrecError(f'{path}: item {twice[ITEM][0]!r} has {len(one)} titles ({one[0]!r}, {one[1]!r}); '
-                          'give it one.')
-    return dict.fromkeys(pairs[ITEM].to_list()) | dict(known_titles.iter_rows())
+    return dict.fromkeys(pairs[ITEM].to_list()) | one_title_each(pairs.drop_nulls(), path)
 
 # %% ../../nbs/18a_own_data.ipynb #0f4ba692
 @dataclass(frozen=True)
@@ -279,6 +303,7 @@ class Dataset:
 @lru_cache(64)
 def _content(path: Path, size: int, changed: int) -> str: return hashlib.sha256(path.read_bytes()).hexdigest()
 
+# %% ../../nbs/18a_own_data.ipynb #d5aa0897
 def content_of(path) -> str | None:
     "The checksum of a file, computed again only when the file has changed; None if `path` is None."
     if path is None: return None
@@ -306,6 +331,15 @@ def titled(own: OwnData) -> tuple[pl.DataFrame, dict | None, dict]:
     return kept, titles, out | dict(unknown=len(interactions) - len(listed), untitled=len(listed) - len(kept))
 
 # %% ../../nbs/18a_own_data.ipynb #8adf3317
+def core_of(own: OwnData, interactions: pl.DataFrame) -> pl.DataFrame:
+    "The core of the interactions, or an `LlmrecError` where nothing is left."
+    kept = k_core(interactions, own.core)
+    if len(kept): return kept
+    raise LlmrecError(f'Nothing is left of {own.interactions} after the {own.core}-core: '
+                      f'{len(interactions)} interactions of {interactions[USER].n_unique()} users were there '
+                      'before. Lower OwnData.core or bring more interactions.')
+
+# %% ../../nbs/18a_own_data.ipynb #ea730ec6
 def load_own(
     own: OwnData,
     tie_seed: int = 0,  # for the random rules of ties
@@ -313,16 +347,10 @@ def load_own(
     "The dataset and the report on its files; titles are '' where the data have none."
     check_own(own)
     interactions, titles, out = titled(own)
-    kept = k_core(interactions, own.core)
-    if not len(kept):
-        raise LlmrecError(f'Nothing is left of {own.interactions} after the '
-                          f'{own.core}-core: {len(interactions)} interactions of '
-                          f'{interactions[USER].n_unique()} users were there before. Lower OwnData.core or '
-                          'bring more interactions.')
-    found = index(kept, own.ties, tie_seed)
+    kept = core_of(own, interactions)
+    found, names = index(kept, own.ties, tie_seed), titles or {}
+    unused = sum(t is not None for t in names.values()) - (len(found.items) if names else 0)
     report = Report(**out, outside_core=len(interactions) - len(kept), kept=len(kept), users=len(found.users),
-                    items=len(found.items),
-                    titles_unused=sum(t is not None
-                                      for t in (titles or {}).values()) - (len(found.items) if titles else 0))
-    shown = ['', *((titles or {}).get(i, '') for i in found.items)]
+                    items=len(found.items), titles_unused=unused)
+    shown = ['', *(names.get(i, '') for i in found.items)]
     return Dataset(own.name, own_checksum(own), found, shown), report

@@ -32,6 +32,7 @@ def check_likes(own: OwnData) -> None:
                           'OwnData.like_from '
                           f'({own.like_from:g}), so nothing is disliked; leave least_rating out.')
 
+# %% ../../nbs/18b_own_ratings.ipynb #c7cb723c
 def with_likes(
     ratings: pl.DataFrame,  # user, item, rating, timestamp
     like_from: float,
@@ -43,6 +44,15 @@ def with_likes(
                                 times.cast(pl.Int64) if whole else times)
 
 # %% ../../nbs/18b_own_ratings.ipynb #28eb1a9b
+def check_splits(splits: dict, own: OwnData, history: int) -> None:
+    "Raise an `LlmrecError` where a split has no sample."
+    if empty := [name for name, s in splits.items() if not s.height]:
+        n = sum(s.height for s in splits.values())
+        raise LlmrecError(f'{own.interactions} gives {n} samples, too few for {empty[0]}: a sample needs '
+                          f'{history} earlier ratings of its user; '
+                          'lower the history or OwnData.core, or bring more ratings.')
+
+# %% ../../nbs/18b_own_ratings.ipynb #daa3cae8
 def load_own_ratings(
     own: OwnData,  # with `rating`, `like_from` and titles
     cfg: MovieSamplesConfig = MovieSamplesConfig.corrected(),  # its `like_above` is ignored
@@ -51,13 +61,8 @@ def load_own_ratings(
     check_likes(own)
     ratings, titles, out = titled(own)
     kept = k_core(ratings, own.core)
-    samples = movie_samples(with_likes(kept, own.like_from), replace(cfg, like_above=.5))
-    splits = split_samples(samples, cfg)
-    if empty := [name for name, s in splits.items() if not s.height]:
-        raise LlmrecError(f'{own.interactions} gives {samples.height} samples, too few for {empty[0]}: a '
-                          f'sample needs {cfg.history} '
-                          'earlier ratings of its user; lower the history or OwnData.core, or bring '
-                          'more ratings.')
+    splits = split_samples(movie_samples(with_likes(kept, own.like_from), replace(cfg, like_above=.5)), cfg)
+    check_splits(splits, own, cfg.history)
     items = kept[ITEM].unique().sort().to_list()
     splits, users = numbered(splits, items)
     report = Report(**out, outside_core=len(ratings) - len(kept), kept=len(kept),

@@ -46,6 +46,11 @@ def by_user_and_time(interactions: pl.DataFrame, time_as_text: bool = True) -> p
     block = pl.col('row').min().over(USER)
     return interactions.with_row_index('row').sort(block, time, maintain_order=True).drop('row')
 
+# %% ../../nbs/15_tallrec_movie.ipynb #b130d6c2
+def before(column: str, n: int) -> pl.Expr:
+    "The values of a user's `n` rows before each row, oldest first; null where there are fewer."
+    return pl.concat_list([pl.col(column).shift(k).over(USER) for k in range(n, 0, -1)])
+
 # %% ../../nbs/15_tallrec_movie.ipynb #bd9c6a72
 def movie_samples(
     interactions: pl.DataFrame,  # user, item, rating, timestamp, in file order
@@ -54,10 +59,8 @@ def movie_samples(
     "TALLRec's samples (steps 1 to 4): a target, its label (0 or 1) and the films before it, oldest first."
     label = (pl.col(RATING) > cfg.like_above).cast(pl.Int8).alias('label')
     frame = by_user_and_time(interactions, cfg.time_as_text).with_columns(label)
-    back = range(cfg.history, 0, -1)
-    window = lambda column: pl.concat_list([pl.col(column).shift(k).over(USER) for k in back])
     place = pl.int_range(pl.len()).over(USER)
-    frame = frame.with_columns(history=window(ITEM), history_labels=window('label'))
+    frame = frame.with_columns(history=before(ITEM, cfg.history), history_labels=before('label', cfg.history))
     frame = frame.filter(place >= cfg.history)
     if cfg.order == 'time': frame = frame.sort(TIMESTAMP, maintain_order=True)
     return frame.tail(cfg.keep).select(USER, 'history', 'history_labels', ITEM, 'label', TIMESTAMP)
@@ -77,6 +80,7 @@ def phrase(title: str, author: str | None = None) -> str:
     "An item as it is written in the lists of a prompt."
     return f'"{title}"' if author is None else f'"{title}{BY}{author}'
 
+# %% ../../nbs/15_tallrec_movie.ipynb #a68bfef0
 def is_phrase(text: str) -> bool:
     "Whether `text` has the form of one item: an opening quote, a closing one at the end or before an author."
     return text[:1] == '"' and (BY in text[1:] or len(text) > 1 and text[-1] == '"')
@@ -139,6 +143,7 @@ def git_blob_id(content: bytes) -> str:
     "The id under which git stores `content`: sha1 of the header 'blob <length>', a zero byte, and the bytes."
     return hashlib.sha1(b'blob %d\0' % len(content) + content).hexdigest()
 
+# %% ../../nbs/15_tallrec_movie.ipynb #662bc821
 MOVIE_BLOBS = {'train': '2bbe93bffecd30423606a6d8e78d22c9a6c5f64f',
                'valid': 'd26599315557a9587cd74d83c1c565670361d215',
                'test': 'ee8bb62c56a82d6f176b07d094cc39e8a13878bc'}
@@ -160,6 +165,14 @@ def describe(splits: dict[str, pl.DataFrame]) -> pl.DataFrame:
     return pl.DataFrame([dict(split=name, **facts(s)) for name, s in splits.items()])
 
 # %% ../../nbs/15_tallrec_movie.ipynb #f9c41706
+def check_answers(path, frame: pl.DataFrame) -> None:
+    "Raise an `LlmrecError` for the first record whose output is not one of the two answers."
+    odd = frame.with_row_index('record', offset=1).filter(~pl.col(OUTPUT).is_in(TALLREC_ANSWERS))
+    if odd.height:
+        raise LlmrecError(f"{path}, record {odd['record'][0]}: output is {odd[OUTPUT][0]!r}, "
+                          f"expected {' or '.join(TALLREC_ANSWERS)}; repair the record.")
+
+# %% ../../nbs/15_tallrec_movie.ipynb #1f5c1efd
 def load_tallrec_json(
     domain: str,  # 'movie' or 'book'
     split: str,   # 'train' (movie only), 'valid' or 'test'
@@ -169,19 +182,21 @@ def load_tallrec_json(
     known('split', split, SPLITS)
     path = source(f"tallrec-{known('domain', domain, ('movie', 'book'))}", f'{split}.json', folder)
     frame = read_instructions(path)
-    odd = frame.with_row_index('record', offset=1).filter(~pl.col(OUTPUT).is_in(TALLREC_ANSWERS))
-    if odd.height:
-        raise LlmrecError(f"{path}, record {odd['record'][0]}: output is {odd[OUTPUT][0]!r}, "
-                          f"expected {' or '.join(TALLREC_ANSWERS)}; repair the record.")
+    check_answers(path, frame)
     return frame.with_columns(label=(pl.col(OUTPUT) == TALLREC_ANSWERS[1]).cast(pl.Int8))
+
+# %% ../../nbs/15_tallrec_movie.ipynb #8847f41e
+def cuts_of(text: str) -> list[int]:
+    "Where an item of a list may begin, and where one after the last would."
+    return [0, *(m.start() + 2 for m in re.finditer(', "', text)), len(text) + 2]
 
 # %% ../../nbs/15_tallrec_movie.ipynb #681ec4ee
 def read_list(
     text: str,  # a list of items as written in a prompt
 ) -> tuple[list[str], int]:
     "The phrases of the list, and the number of ways to cut it into that many (0: not a list of items)."
-    at = [0, *(m.start() + 2 for m in re.finditer(', "', text)), len(text) + 2]
-    best, ways = [[]], [1]   # for the text up to each place
+    at = cuts_of(text)
+    best, ways = [[]], [1]   # the best way and the number of ways, for the text up to each cut
     for j in range(1, len(at)):
         pieces = [(i, text[at[i]:at[j] - 2]) for i in range(j)]
         found = [(len(best[i]), i, piece) for i, piece in pieces if ways[i] and is_phrase(piece)]
@@ -222,6 +237,7 @@ def parse_record(record: dict[str, str], thing: str) -> dict:
 # %% ../../nbs/15_tallrec_movie.ipynb #64561d53
 PARSED = {'liked': pl.List(pl.String), 'disliked': pl.List(pl.String), 'target': pl.String, 'label': pl.Int8}
 
+# %% ../../nbs/15_tallrec_movie.ipynb #8ff75cac
 def load_tallrec_parsed(domain: str, split: str, folder=None) -> pl.DataFrame:
     "A released file taken apart: liked, disliked (lists), target, label; see `load_tallrec_json`."
     known('domain', domain, EXTRA_QUOTES)

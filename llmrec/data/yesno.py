@@ -85,17 +85,21 @@ def used_items(splits: dict[str, pl.DataFrame]) -> list:
     return pl.concat(columns).unique(maintain_order=True).to_list()
 
 # %% ../../nbs/16_yesno_data.ipynb #b049d8b2
+def check_titles(splits: dict[str, pl.DataFrame], titles: dict, path) -> None:
+    "Raise an `LlmrecError` for the first item of the samples that has no title."
+    untitled = next((item for item in used_items(splits) if not titles.get(item)), None)
+    if untitled is not None:
+        raise LlmrecError(f'{path}: item {untitled} is rated in u.data and has no title here; '
+                          'add its line, or drop its ratings.')
+
+# %% ../../nbs/16_yesno_data.ipynb #59032888
 def load_films(
     cfg: MovieSamplesConfig,
     folder=None,  # folder with u.data and u.item; None: the registered files
 ) -> dict:        # splits, titles, authors, users and items as in `YesNoData`
     "Films from files in the form of MovieLens-100K."
     splits, titles = movie_splits(cfg, folder)
-    for item in used_items(splits):
-        if not titles.get(item):
-            path = source('ml-100k-classic', 'u.item', folder)
-            raise LlmrecError(f'{path}: item {item} is rated in u.data and has no title here; '
-                              'add its line, or drop its ratings.')
+    check_titles(splits, titles, source('ml-100k-classic', 'u.item', folder))
     samples, users = numbered(splits, list(titles))
     authors = [None] * (len(titles) + 1)
     return dict(splits=samples, titles=['', *titles.values()], authors=authors, users=users,
@@ -140,6 +144,17 @@ def titled_ratings(
     return by_phrase.unique([USER, ITEM], keep='first', maintain_order=True)
 
 # %% ../../nbs/16_yesno_data.ipynb #5af1da72
+def shuffled_books(
+    rng: random.Random, items: list, like: list,
+    permuted: bool,  # whether the likes are assigned to random books
+) -> tuple[list, list]:
+    "One user's books in random order, each with its like."
+    order = rng.sample(range(len(items)), len(items))
+    items, like = [items[i] for i in order], [like[i] for i in order]
+    if permuted: rng.shuffle(like)
+    return items, like
+
+# %% ../../nbs/16_yesno_data.ipynb #2d9822dd
 def book_samples(
     ratings: pl.DataFrame,    # user, item, rating, as from `titled_ratings`
     cfg: BookSamplesConfig,
@@ -149,10 +164,7 @@ def book_samples(
     liked = ratings.with_columns(like=(pl.col(RATING) > cfg.like_above).cast(pl.Int8))
     by_user = liked.group_by(USER, maintain_order=True).agg(ITEM, 'like')
     for user, items, like in by_user.filter(pl.col(ITEM).list.len() >= cfg.min_ratings).iter_rows():
-        order = rng.sample(range(len(items)), len(items))
-        items, like = [items[i] for i in order], [like[i] for i in order]
-        if cfg.labels == 'permuted':
-            rng.shuffle(like)
+        items, like = shuffled_books(rng, items, like, cfg.labels == 'permuted')
         last = min(cfg.history, len(items) - 1)
         rows.append((user, items[:last], like[:last], items[-1], like[-1], None))
     kinds = (ratings.schema[USER], pl.List(pl.String), pl.List(pl.Int8), pl.String, pl.Int8, pl.Int64)
@@ -237,6 +249,13 @@ def catalogued(splits: dict[str, pl.DataFrame]) -> dict:
                 items=[None, *items])
 
 # %% ../../nbs/16_yesno_data.ipynb #720a02ca
+def check_splits(splits: dict[str, pl.DataFrame], where: str, least: int) -> None:
+    "Raise an `LlmrecError` where a split is empty; a user counts with `least` books."
+    if not all(s.height for s in splits.values()):
+        raise LlmrecError(f'{where}: a split is empty, since too few users have '
+                          f'{least} titled books that count; bring more ratings.')
+
+# %% ../../nbs/16_yesno_data.ipynb #92205e36
 def load_books(
     cfg: BookSamplesConfig,
     folder=None,                           # folder with all the files needed; None: the registered ones
@@ -244,13 +263,9 @@ def load_books(
     released: bool = False,                # validation and test as released by TALLRec
 ) -> dict:                                 # splits, titles, authors, users and items as in `YesNoData`
     "Books from files in the form of BookCrossing."
-    if released:
-        splits = released_books(cfg, folder)
-    else:
-        splits = book_splits(bx_ratings(cfg, folder, ratings), cfg)
-    if not all(s.height for s in splits.values()):
-        raise LlmrecError(f'{folder or "bookcrossing"}/{ratings}: a split is empty, since too few users have '
-                          f'{cfg.min_ratings} titled books that count; bring more ratings.')
+    splits = (released_books(cfg, folder) if released
+              else book_splits(bx_ratings(cfg, folder, ratings), cfg))
+    check_splits(splits, f'{folder or "bookcrossing"}/{ratings}', cfg.min_ratings)
     return catalogued(splits)
 
 # %% ../../nbs/16_yesno_data.ipynb #c8abc633
@@ -270,10 +285,12 @@ NOTES = {
 # %% ../../nbs/16_yesno_data.ipynb #0ceab15b
 PROTOCOLS = ('as_published', 'corrected')
 
+# %% ../../nbs/16_yesno_data.ipynb #1515e1c0
 def thing_of(name: str) -> str:
     "The noun of the prompts of `name`."
     return 'movie' if known('dataset', name, YESNO_DATASETS) in ('movie', 'films') else 'book'
 
+# %% ../../nbs/16_yesno_data.ipynb #3a3815c0
 def recipe(name: str, protocol: str) -> MovieSamplesConfig | BookSamplesConfig:
     "The configuration by which the samples of `name` are drawn in `protocol`."
     of = MovieSamplesConfig if thing_of(name) == 'movie' else BookSamplesConfig
@@ -304,6 +321,15 @@ def yesno_checksum(name: str, protocol: str = 'as_published', folder=None) -> st
     return digest(name, VERSION, cfg, parts, length=12)
 
 # %% ../../nbs/16_yesno_data.ipynb #f0b23e33
+def drawn(name: str, protocol: str, where) -> dict:
+    "Splits, titles, authors, users and items of `name`, from files in the folder `where`."
+    cfg = recipe(name, protocol)
+    if thing_of(name) == 'movie': return load_films(cfg, where)
+    if name == 'books': return load_books(cfg, where)
+    if protocol == 'corrected': return load_books(cfg, where, EXPLICIT_ONLY)
+    return load_books(cfg, where, released=True)
+
+# %% ../../nbs/16_yesno_data.ipynb #1c35aa84
 @lru_cache(maxsize=16)
 def load_yesno(
     name: str,                         # a key of `YESNO_DATASETS`
@@ -311,17 +337,11 @@ def load_yesno(
     folder=None,                       # read files of the same format from here instead
 ) -> YesNoData:
     "The samples of domain `name` in one protocol."
-    cfg, thing, where = recipe(name, protocol), thing_of(name), folder
+    thing, where = thing_of(name), folder
+    known('protocol', protocol, PROTOCOLS)
     if name in ('films', 'books') and folder is None:
         where = ensure_world() / {'films': 'ml-100k', 'books': 'bookcrossing'}[name]
-    if thing == 'movie':
-        loaded = load_films(cfg, where)
-    elif name == 'books':
-        loaded = load_books(cfg, where)
-    elif protocol == 'corrected':
-        loaded = load_books(cfg, where, EXPLICIT_ONLY)
-    else:
-        loaded = load_books(cfg, where, released=True)
+    loaded = drawn(name, protocol, where)
     checksum, note = yesno_checksum(name, protocol, folder), NOTES.get((name, protocol), '')
     return YesNoData(name, protocol, thing, checksum, note=note, **loaded)
 

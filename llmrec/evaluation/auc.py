@@ -138,6 +138,7 @@ def _pooled(p: Pairs, w: np.ndarray) -> np.ndarray:
     of = (w @ p.likes) * (w @ p.dislikes)
     return np.where(of > 0, won / np.maximum(of, 1), np.nan)
 
+# %% ../../nbs/22_auc.ipynb #3a2ea1ef
 def _mean_own(p: Pairs, w: np.ndarray) -> np.ndarray:
     "(m,) mean AUC of the users with both classes, weighted by `w`; nan if none of them is drawn."
     own = _own(p)
@@ -152,6 +153,12 @@ def _bounds(draws: np.ndarray, n_users: int, level: float = .95) -> tuple[float,
     return tuple(map(float, np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])))
 
 # %% ../../nbs/22_auc.ipynb #e409348f
+def _resampled(p: Pairs, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    "(n,) pooled AUC and (n,) mean AUC of the users, for the same resamples."
+    pooled, mean = zip(*((_pooled(p, w), _mean_own(p, w)) for w in _draws(len(p.users), n, seed)))
+    return np.concatenate(pooled), np.concatenate(mean)
+
+# %% ../../nbs/22_auc.ipynb #2c529cdb
 def auc_summary(
     users: np.ndarray,   # (n,) the user of each row
     labels: np.ndarray,  # (n,) 0 or 1
@@ -161,11 +168,9 @@ def auc_summary(
 ) -> dict:
     "Pooled AUC and mean AUC of the users, each with 95 % bounds over users, and the numbers of users."
     p = pairs(users, labels, scores)
-    own, one = _own(p), np.ones((1, len(p.users)))
+    (pooled, mean), own, one = _resampled(p, n, seed), _own(p), np.ones((1, len(p.users)))
     has = ~np.isnan(own)
-    pooled, mean = zip(*((_pooled(p, w), _mean_own(p, w)) for w in _draws(len(p.users), n, seed)))
-    low, high = _bounds(np.concatenate(pooled), len(own))
-    own_low, own_high = _bounds(np.concatenate(mean), has.sum())
+    (low, high), (own_low, own_high) = _bounds(pooled, len(own)), _bounds(mean, has.sum())
     weighted = float(np.average(own[has], weights=p.rows[has])) if has.any() else np.nan
     return {'AUC': float(_pooled(p, one)[0]), 'AUC_low': low, 'AUC_high': high,
             'UAUC': float(_mean_own(p, one)[0]), 'UAUC_low': own_low, 'UAUC_high': own_high,
@@ -179,6 +184,12 @@ def _two_sided(draws: np.ndarray) -> float:
     return min(1., float(2 * tail / (1 + len(draws))))
 
 # %% ../../nbs/22_auc.ipynb #97dcf5b6
+def _sign_flip(p: Pairs, q: Pairs, seed: int) -> float:
+    "The sign-flip p-value of the users' own AUCs; nan where no user has both classes."
+    mine, theirs = (own[~np.isnan(own)] for own in (_own(p), _own(q)))
+    return paired_permutation(mine, theirs, seed=seed) if len(mine) else np.nan
+
+# %% ../../nbs/22_auc.ipynb #073268a2
 def compare(
     users: np.ndarray, labels: np.ndarray,
     a: np.ndarray,   # (n,) or (seeds, n) scores of one method
@@ -191,10 +202,9 @@ def compare(
     gap = Pairs(p.users, p.rows, p.likes, p.wins - q.wins)
     draws = np.concatenate([_pooled(gap, w) for w in _draws(len(p.users), n, seed)])
     low, high = _bounds(draws, len(p.users))
-    mine, theirs = (own[~np.isnan(own)] for own in (_own(p), _own(q)))
     return {'difference': float(_pooled(gap, np.ones((1, len(p.users))))[0]), 'low': low, 'high': high,
             'p_bootstrap': np.nan if np.isnan(low) else _two_sided(draws[~np.isnan(draws)]),
-            'p_permutation': paired_permutation(mine, theirs, seed=seed) if len(mine) else np.nan}
+            'p_permutation': _sign_flip(p, q, seed)}
 
 # %% ../../nbs/22_auc.ipynb #4bc1df51
 def seed_t_test(

@@ -22,6 +22,7 @@ def _chunks(n: int, width: int) -> list[int]:
     step = max(1, CHUNK // max(1, width))
     return [min(step, n - i) for i in range(0, n, step)]
 
+# %% ../../nbs/21_intervals.ipynb #564212b0
 def _per_user(values, name: str = 'values') -> np.ndarray:
     "`values` as a non-empty float vector without missing values."
     values = np.asarray(values, dtype=float)
@@ -86,6 +87,11 @@ def _means(values: np.ndarray, level: float, n: int, seed: int) -> np.ndarray:
     return means
 
 # %% ../../nbs/21_intervals.ipynb #514e5dd0
+def _middle(draws: np.ndarray, level: float) -> tuple[float, float]:
+    "The bounds of the middle `level` of the defined `draws`."
+    return tuple(map(float, np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])))
+
+# %% ../../nbs/21_intervals.ipynb #7488b218
 def bootstrap_interval(
     values: np.ndarray,   # (n_users,) one value per user
     level: float = .95,   # coverage
@@ -94,8 +100,7 @@ def bootstrap_interval(
 ) -> tuple[float, float, float]:
     "Mean over users with its percentile bootstrap bounds: (mean, low, high)."
     values = _per_user(values)
-    low, high = np.quantile(_means(values, level, n, seed), [(1 - level) / 2, (1 + level) / 2])
-    return float(values.mean()), float(low), float(high)
+    return float(values.mean()), *_middle(_means(values, level, n, seed), level)
 
 # %% ../../nbs/21_intervals.ipynb #fe906f60
 def _rows_of_users(users: np.ndarray) -> list[np.ndarray]:
@@ -118,8 +123,7 @@ def clustered_interval(
     for _ in range(n):
         drawn = rng.integers(0, len(rows), len(rows))
         draws.append(statistic(np.concatenate([rows[i] for i in drawn])))
-    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return float(statistic(np.arange(len(users)))), float(low), float(high)
+    return float(statistic(np.arange(len(users)))), *_middle(draws, level)
 
 # %% ../../nbs/21_intervals.ipynb #49dd0b4c
 def proportion_interval(hits: int, n: int, level: float = .95) -> tuple[float, float, float]:
@@ -141,6 +145,7 @@ def _student(means, level: float, factor) -> tuple[float, float, float]:
     half = stats.t.ppf((1 + level) / 2, len(means) - 1) * means.std(ddof=1) * factor(len(means))
     return float(means.mean()), float(means.mean() - half), float(means.mean() + half)
 
+# %% ../../nbs/21_intervals.ipynb #e6bafe79
 def seed_interval(means, level: float = .95) -> tuple[float, float, float]:
     "Mean over seeds with Student's t bounds: (mean, low, high); one seed has nan bounds."
     return _student(means, level, lambda n: 1 / np.sqrt(n))
@@ -151,6 +156,13 @@ def prediction_interval(means, level: float = .95) -> tuple[float, float, float]
     return _student(means, level, lambda n: np.sqrt(1 + 1 / n))
 
 # %% ../../nbs/21_intervals.ipynb #a6d0f9a6
+def _as_extreme(d: np.ndarray, n: int, seed: int) -> int:
+    "How many of `n` random assignments of signs to the differences `d` give a sum as far from 0 as theirs."
+    observed, rng = abs(d.sum()) - 1e-12 * np.abs(d).sum(), np.random.default_rng(seed)
+    sums = (rng.choice([-1., 1.], (m, len(d))) @ d for m in _chunks(n, len(d)))
+    return sum(int((np.abs(s) >= observed).sum()) for s in sums)
+
+# %% ../../nbs/21_intervals.ipynb #208e6601
 def paired_permutation(
     a: np.ndarray,    # (n_users,) values of one method
     b: np.ndarray,    # (n_users,) values of the other, in the same order of users
@@ -158,17 +170,11 @@ def paired_permutation(
     seed: int = 0,
 ) -> float:
     "Two-sided p-value of the paired sign-flip permutation test for mean(a) = mean(b)."
-    a, b, rng = _per_user(a, 'a'), _per_user(b, 'b'), np.random.default_rng(seed)
+    a, b = _per_user(a, 'a'), _per_user(b, 'b')
     if len(a) != len(b):
         raise LlmrecError('A paired test needs the same users in both methods, '
                           f'got {len(a)} and {len(b)} values.')
-    d = (a - b)[a != b]
-    observed = abs(d.sum()) - 1e-12 * np.abs(d).sum()
-    at_least = 0
-    for m in _chunks(n, len(d)):
-        sums = rng.choice([-1., 1.], (m, len(d))) @ d
-        at_least += int((np.abs(sums) >= observed).sum())
-    return (1 + at_least) / (1 + n)
+    return (1 + _as_extreme((a - b)[a != b], n, seed)) / (1 + n)
 
 # %% ../../nbs/21_intervals.ipynb #786a5eb0
 def holm(pvalues) -> np.ndarray:

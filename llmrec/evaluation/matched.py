@@ -32,6 +32,12 @@ def _numbered(strata, n: int) -> np.ndarray:
         raise LlmrecError(f'Every row needs a stratum, got strata {strata.shape} for {n} rows.')
     return np.unique(strata, axis=0, return_inverse=True)[1].reshape(n)
 
+# %% ../../nbs/23_matched_pairs.ipynb #0d257584
+def _block(strata, scores, likes, dislikes) -> tuple[np.ndarray, np.ndarray]:
+    "1 for each pair (like, dislike) of one stratum, and twice what the pair wins, summed over the seeds."
+    same = (strata[likes, None] == strata[dislikes]).astype(float)
+    return same, sum(np.sign(s[likes, None] - s[dislikes]) + 1. for s in scores)
+
 # %% ../../nbs/23_matched_pairs.ipynb #5759a15a
 def _counts(
     own: np.ndarray,     # (n,) user numbers, in ascending order
@@ -46,8 +52,7 @@ def _counts(
     step = max(1, CHUNK // len(dislikes))
     for start in range(0, len(likes), step):
         block = slice(start, start + step)
-        same = (strata[likes[block], None] == strata[dislikes]).astype(float)
-        won = sum(np.sign(s[likes[block], None] - s[dislikes]) + 1. for s in scores)
+        same, won = _block(strata, scores, likes[block], dislikes)
         pairs[block] = np.add.reduceat(same, theirs, axis=1)
         wins[block] = np.add.reduceat(same * won, theirs, axis=1)
     return np.add.reduceat(wins, mine, axis=0) / (2 * len(scores)), np.add.reduceat(pairs, mine, axis=0)
@@ -73,6 +78,12 @@ def _shares(m: Matched, w: np.ndarray) -> np.ndarray:
     return np.where(of > 0, won / np.maximum(of, 1), np.nan)
 
 # %% ../../nbs/23_matched_pairs.ipynb #1d08e559
+def _resampled(m: Matched, n: int, seed: int) -> tuple[float, np.ndarray]:
+    "The value with every user once, and that of `n` resamples of the users."
+    draws = [_shares(m, w) for w in _draws(len(m.users), n, seed)]
+    return float(_shares(m, np.ones((1, len(m.users))))[0]), np.concatenate(draws)
+
+# %% ../../nbs/23_matched_pairs.ipynb #81a4a32a
 def matched_auc(
     strata,             # (n,) or (n, k): rows with equal values are compared
     users: np.ndarray,  # (n,) the user of each row
@@ -83,28 +94,31 @@ def matched_auc(
 ) -> dict:              # value, low, high, pairs
     "AUC over pairs within a stratum, 95 % bounds over users, number of pairs; nan where there is no pair."
     m = matched(strata, users, labels, scores)
-    if not m.pairs.any():
-        return dict(value=np.nan, low=np.nan, high=np.nan, pairs=0)
-    draws = np.concatenate([_shares(m, w) for w in _draws(len(m.users), n, seed)])
+    if not m.pairs.any(): return dict(value=np.nan, low=np.nan, high=np.nan, pairs=0)
+    value, draws = _resampled(m, n, seed)
     low, high = _bounds(draws, len(m.users))
-    value = float(_shares(m, np.ones((1, len(m.users))))[0])
     return dict(value=value, low=low, high=high, pairs=int(m.pairs.sum()))
 
 # %% ../../nbs/23_matched_pairs.ipynb #2948b7ed
+def _gap(a: Matched, b: Matched) -> Matched:
+    "The same pairs, with the difference of the wins."
+    if not np.array_equal(a.pairs, b.pairs):
+        raise LlmrecError('The two methods are matched over different pairs; '
+                          'give both the same rows and strata.')
+    return Matched(a.users, a.like, a.dislike, a.wins - b.wins, a.pairs)
+
+# %% ../../nbs/23_matched_pairs.ipynb #c31d04fc
 def matched_compare(
-    strata, users: np.ndarray, labels: np.ndarray,
-    a: np.ndarray,   # (n,) or (seeds, n) scores of one method
-    b: np.ndarray,   # the same rows, scored by the other; the number of seeds may differ
+    a: Matched,      # of one method
+    b: Matched,      # of the other, with the same rows and strata
     n: int = 2000,   # resamples
     seed: int = 0,
 ) -> dict:           # difference, low, high, p_bootstrap, pairs
     "AUC(a) - AUC(b) over matched pairs, 95 % bounds and a p-value over users; nan where there is no pair."
-    p, q = matched(strata, users, labels, a), matched(strata, users, labels, b)
-    if not p.pairs.any():
+    gap = _gap(a, b)
+    if not gap.pairs.any():
         return dict(difference=np.nan, low=np.nan, high=np.nan, p_bootstrap=np.nan, pairs=0)
-    gap = Matched(p.users, p.like, p.dislike, p.wins - q.wins, p.pairs)
-    draws = np.concatenate([_shares(gap, w) for w in _draws(len(p.users), n, seed)])
-    low, high = _bounds(draws, len(p.users))
+    value, draws = _resampled(gap, n, seed)
+    low, high = _bounds(draws, len(gap.users))
     p_value = np.nan if np.isnan(low) else _two_sided(draws[~np.isnan(draws)])
-    value = float(_shares(gap, np.ones((1, len(p.users))))[0])
-    return dict(difference=value, low=low, high=high, p_bootstrap=p_value, pairs=int(p.pairs.sum()))
+    return dict(difference=value, low=low, high=high, p_bootstrap=p_value, pairs=int(gap.pairs.sum()))

@@ -11,29 +11,13 @@ import numpy as np
 
 from ..paths import LlmrecError, known
 
-# %% ../../nbs/20_ranking_metrics.ipynb #4b435c63
-TIES = ('stable', 'pessimistic', 'optimistic', 'average')
-
-def rank_of_truth(
-    scores: np.ndarray,   # (n_users, n_items), higher is better; -inf takes an item out of the list
-    truth: np.ndarray,    # (n_users,) index of the held-out item; -1 when it is not among the items
-    ties: str = 'stable', # one of `TIES`
-) -> np.ndarray:          # (n_users,) 1-based ranks, 0 = not in the list; floats for 'average'
-    "The rank of each user's truth by descending score."
-    known('tie rule', ties, TIES)
-    scores, truth = _checked(scores, truth)
-    own = np.take_along_axis(scores, np.maximum(truth, 0)[:, None], axis=1)
-    level = scores == own
-    rank = 1 + (scores > own).sum(axis=1)
+# %% ../../nbs/20_ranking_metrics.ipynb #aeb12ea8
+def _ties_ahead(level: np.ndarray, truth: np.ndarray, ties: str) -> np.ndarray:
+    "(n_users,) how many of the items on the truth's level, `level` (n_users, n_items), stand before it."
     others = level.sum(axis=1) - 1
     if ties == 'stable':
-        earlier = np.arange(scores.shape[1]) < truth[:, None]
-        rank = rank + (level & earlier).sum(axis=1)
-    if ties == 'pessimistic':
-        rank = rank + others
-    if ties == 'average':
-        rank = rank + others / 2
-    return np.where((truth >= 0) & (own[:, 0] > -np.inf), rank, 0)
+        return (level & (np.arange(level.shape[1]) < truth[:, None])).sum(axis=1)
+    return {'optimistic': 0 * others, 'pessimistic': others, 'average': others / 2}[ties]
 
 # %% ../../nbs/20_ranking_metrics.ipynb #2a2906ec
 def _checked(scores, truth) -> tuple[np.ndarray, np.ndarray]:
@@ -48,6 +32,21 @@ def _checked(scores, truth) -> tuple[np.ndarray, np.ndarray]:
                           f'or a truth outside -1..{scores.shape[1] - 1}.')
     return scores, truth
 
+# %% ../../nbs/20_ranking_metrics.ipynb #4b435c63
+TIES = ('stable', 'pessimistic', 'optimistic', 'average')
+
+def rank_of_truth(
+    scores: np.ndarray,   # (n_users, n_items), higher is better; -inf takes an item out of the list
+    truth: np.ndarray,    # (n_users,) index of the held-out item; -1 when it is not among the items
+    ties: str = 'stable', # one of `TIES`
+) -> np.ndarray:          # (n_users,) 1-based ranks, 0 = not in the list; floats for 'average'
+    "The rank of each user's truth by descending score."
+    known('tie rule', ties, TIES)
+    scores, truth = _checked(scores, truth)
+    own = np.take_along_axis(scores, np.maximum(truth, 0)[:, None], axis=1)
+    rank = 1 + (scores > own).sum(axis=1) + _ties_ahead(scores == own, truth, ties)
+    return np.where((truth >= 0) & (own[:, 0] > -np.inf), rank, 0)
+
 # %% ../../nbs/20_ranking_metrics.ipynb #9da9f8c0
 def recall(ranks: np.ndarray, k: int) -> np.ndarray:
     "(n_users,) 1 where the truth is among the first `k`, else 0."
@@ -56,10 +55,12 @@ def recall(ranks: np.ndarray, k: int) -> np.ndarray:
         raise LlmrecError(f'Ranks must be 0 or more and k 1 or more, got k = {k}.')
     return ((ranks > 0) & (ranks <= k)).astype(float)
 
+# %% ../../nbs/20_ranking_metrics.ipynb #7f32d36d
 def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
     "(n_users,) 1 / log2(rank + 1) where the truth is among the first `k`, else 0."
     return recall(ranks, k) / np.log2(np.maximum(ranks, 1) + 1)
 
+# %% ../../nbs/20_ranking_metrics.ipynb #cebd39eb
 def mrr(ranks: np.ndarray, k: int) -> np.ndarray:
     "(n_users,) 1 / rank where the truth is among the first `k`, else 0."
     return recall(ranks, k) / np.maximum(ranks, 1)
@@ -72,6 +73,7 @@ def per_user(ranks: np.ndarray, ks=KS) -> dict[str, np.ndarray]:
     "'MRR@1', 'NDCG@1', 'Recall@1', 'MRR@5' …, each (n_users,)."
     return {f'{name}@{k}': metric(ranks, k) for k in ks for name, metric in METRICS.items()}
 
+# %% ../../nbs/20_ranking_metrics.ipynb #952ffc89
 def summary(ranks: np.ndarray, ks=KS) -> dict[str, float]:
     "The mean of every `per_user` metric over the users."
     return {name: float(values.mean()) for name, values in per_user(ranks, ks).items()}

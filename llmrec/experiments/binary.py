@@ -22,7 +22,9 @@ from ..llm.backbones import BackboneConfig
 from ..llm.encoders import EncoderConfig, encode_texts, encoder_identity
 from ..paths import LlmrecError, known
 from ..runs.records import Record, one_thread, run_once
-from ..sequential.binary import BINARY, BinaryConfig, Fitted, fit_binary, reads_text, score_binary
+from llmrec.sequential.binary import (
+    BINARY, BinaryConfig, BinaryData, Fitted, fit_binary, reads_text, score_binary,
+)
 from ..sequential.counting import SIMPLE, simple_scores
 
 # %% ../../nbs/54_binary_runs.ipynb #10bb5745
@@ -93,10 +95,11 @@ def search(
     progress: bool = False,
 ) -> tuple[Fitted, float, dict]:  # best fit, its weight decay, validation AUC by weight decay
     "Fit with every weight decay; the validation AUC chooses."
+    data = BinaryData(rows.train, rows.valid, rows.n_items, rows.texts)
     best, chosen, found = None, None, {}
     for wd in decays:
         model = replace(cfg.model, method=cfg.method, seed=cfg.seed, weight_decay=wd)
-        fitted = fit_binary(rows.train, rows.valid, rows.n_items, model, rows.texts, progress, device().type)
+        fitted = fit_binary(data, model, progress, device().type)
         found[wd] = fitted.valid_auc
         if best is None or fitted.valid_auc > best.valid_auc: best, chosen = fitted, wd
     return best, chosen, found

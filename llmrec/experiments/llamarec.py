@@ -23,7 +23,7 @@ from .retrieval import RetrievalConfig, for_dataset, make_split, retriever
 from ..llm.backbones import Backbone, BackboneConfig, backbone_identity, load_backbone
 from ..llm.prompts import LlamaRecPromptConfig, encode_prompt, fit_prompt, truncate_title
 from ..llm.ranking import rank_candidates, score_candidates
-from ..llm.tuning import RankerRows, TuningConfig, tune, with_adapter
+from ..llm.tuning import RankerRows, Session, TuningConfig, tune, with_adapter
 from ..llm.verbalizer import letter_ids
 from ..paths import LlmrecError, checkpoints_dir, known
 from ..runs.records import Record, lock, one_thread, record_key, run_once
@@ -185,7 +185,7 @@ def compute(cfg: RankingConfig, profile: str, folder, progress: bool):
         return summary(ask_valid(replace(backbone, model=model))[valid.users])
 
     rows = training_rows(cfg, split.train, titles, backbone.tokenizer, score)
-    adapter = tune(backbone, rows, evaluate, cfg.tuning, folder, progress=progress)
+    adapter = tune(backbone, rows, evaluate, cfg.tuning, folder, Session(progress=progress))
     rank = asker(test, split.test_history, titles, backbone, cfg)(with_adapter(backbone, adapter))
     arrays = dict(retrieved_rank=test.retrieved_rank.astype(np.int32), rank=rank)
     return results(test, rank, split.test), arrays, dict(retrieval=seconds)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Probe', 'probe_of', 'probe_config', 'Group', 'probed', 'said', 'probe_said', 'probe_line', 'probe_table',
-           'shown_lines', 'seeds_of_table', 'valid', 'group_said']
+           'shown_lines', 'seeds_of_table', 'valid', 'best_probe', 'test_of', 'group_said', 'reaches', 'finding']
 
 # %% ../../nbs/53g_probes.ipynb #b52d27e1
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -121,17 +121,44 @@ def seeds_of_table(s: LlamaRecStudy, g: Group) -> list[float]:
 def valid(record) -> float: return record.metrics['training']['best_valid']
 
 # %% ../../nbs/53g_probes.ipynb #a3f0baab
+def best_probe(g: Group) -> tuple | None:
+    "(probe, record) with the best validation, the table's own run and other orders of ties aside."
+    others = [(p, r) for p, r in g.whole if p.ties == 'item' and p != g.probes[0]]
+    return max(others, key=lambda x: valid(x[1])) if others else None
+
+def test_of(record) -> float: return record.metrics['test']['Recall@10']
+
+# %% ../../nbs/53g_probes.ipynb #b3855d2a
 def group_said(g: Group, seeds: list[float], printed: dict) -> str:
     "How many probes validate better than every seed of the table, and what the best one has in the test."
-    ordered = [(p, r) for p, r in g.whole if p.ties == 'item']
-    if not ordered: return f'{DATASETS[g.dataset].label}, {g.method}: no run of the table is whole.'
-    (_, first), *others = ordered
-    better = sum(valid(r) > max(seeds) for _, r in others)
-    text = (f'{DATASETS[g.dataset].label}, {g.method}: {better} of {len(others)} other settings validate better '
-            'than every seed of the table')
-    if not others: return f'{text}.'
-    best, record = max(others, key=lambda x: valid(x[1]))
+    name = f'{DATASETS[g.dataset].label}, {g.method}'
+    own = next((r for p, r in g.whole if p == g.probes[0]), None)
+    ordered = [r for p, r in g.whole if p.ties == 'item' and p != g.probes[0]]
+    if own is None or not ordered: return f'{name}: not all of its runs are whole.'
+    probe, record = best_probe(g)
     paper = printed.get((g.dataset, g.method, 'Recall@10'))
-    test = lambda r: r.metrics['test']['Recall@10']
-    return (f"{text}; the best in validation ({probe_said(g, best)}) has a test Recall@10 of {test(record):.4f}, "
-            f"the table's first seed {test(first):.4f}" + (f', the paper {paper:.4f}.' if paper else '.'))
+    return (f'{name}: {sum(valid(r) > max(seeds) for r in ordered)} of {len(ordered)} other settings validate '
+            f'better than every seed of the table; the best in validation ({probe_said(g, probe)}) has a test '
+            f"Recall@10 of {test_of(record):.4f}, the table's first seed {test_of(own):.4f}"
+            + (f', the paper {paper:.4f}.' if paper else '.'))
+
+# %% ../../nbs/53g_probes.ipynb #8da56a95
+def reaches(g: Group, printed: dict) -> bool | None:
+    "Whether the best probe reaches the paper's Recall@10; None where the paper has none, or no run is whole."
+    best, paper = best_probe(g), printed.get((g.dataset, g.method, 'Recall@10'))
+    if best is None or paper is None: return None
+    found = rows(g.dataset, g.method, [best[1].arrays['test_rank']])
+    return paper <= next(r['high'] for r in found if r['metric'] == 'Recall@10')
+
+def finding(groups: list[Group], printed: dict) -> str:
+    "In how many groups the paper's number is reached, and which they are."
+    if not groups: return 'No probes here.'
+    judged = [(g, reach) for g in groups if (reach := reaches(g, printed)) is not None]
+    if not judged: return 'The paper has none of these datasets, so no probe can be compared with it.'
+    def names(yes):
+        return ', '.join(f'{g.method} on {DATASETS[g.dataset].label} ({test_of(best_probe(g)[1]):.4f}, paper '
+                         f"{printed[g.dataset, g.method, 'Recall@10']:.4f})" for g, r in judged if r == yes)
+    first = (f'Of {len(judged)} baselines that were tried with other settings, the run that validates best '
+             f"reaches the paper's Recall@10 for {sum(r for _, r in judged)}")
+    parts = [x for x in (names(True) and f': {names(True)}', names(False) and f'; not for {names(False)}') if x]
+    return first + ''.join(parts) + '.'

@@ -27,7 +27,7 @@ from ..config import digest, from_dict, schema
 from ..data.datasets import load_dataset
 from ..llm.backbones import Backbone, BackboneConfig, backbone_identity, load_backbone
 from llmrec.llm.generation import (
-    GenerationPromptConfig, answer_tokens, generate_rankings, generation_prompt,
+    GenerationPromptConfig, Rules, answer_tokens, generate_rankings, generation_prompt,
 )
 from ..llm.prompts import prompt_ids, render, truncate_title
 from ..llm.ranking import inner, left_padded, letter_logits, scoring, usable_rows
@@ -117,7 +117,8 @@ def ways(model: Backbone, candidates: int) -> dict:
     with scoring(model): rows = usable_rows(model.model, batch([1, 2, 3]), ids)
     def verbalizer(q):
         with scoring(model): return letter_logits(model.model, batch(q['verbalizer']), ids, rows).cpu()
-    def generation(q): return generate_rankings(model, [q['generation']], q['answer'], to_the_end=True)
+    to_the_end = Rules(to_the_end=True)
+    def generation(q): return generate_rankings(model, [q['generation']], q['answer'], rules=to_the_end)
     return dict(verbalizer=verbalizer, generation=generation)
 
 # %% ../../nbs/53f_ranking_time.ipynb #f784399f

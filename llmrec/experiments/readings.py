@@ -19,7 +19,7 @@ from ..data.changes import CHANGES, changed
 from ..data.yesno import YESNO_DATASETS, yesno_checksum
 from ..evaluation.auc import auc, auc_summary, compare
 from ..evaluation.intervals import holm
-from ..evaluation.matched import matched_auc, matched_compare
+from ..evaluation.matched import matched, matched_auc, matched_compare
 from .study import drop_empty
 from .tallrec import TallrecRun, chosen_rows, data_of, questions, scores_of, tuned
 from .tallrec_study import TallrecStudy, chosen_rates, llm_name, llm_run, pair
@@ -188,7 +188,7 @@ def against(
     ends = ('', '_low', '_high', '_p', '_matched', '_matched_low', '_matched_high')
     if b is None or a.failed or b.failed: return {what + end: None for end in ends}
     c = compare(a.users, a.labels, a.scores, b.scores, n=RESAMPLES)
-    m = matched_compare(a.like_rate, a.users, a.labels, a.scores, b.scores)
+    m = matched_compare(*(matched(a.like_rate, a.users, a.labels, scores) for scores in (a.scores, b.scores)))
     pooled, equal = ([100 * found[k] for k in ('difference', 'low', 'high')] for found in (c, m))
     return {what + end: value for end, value in zip(ends, [*pooled, c['p_bootstrap'], *equal])}
 

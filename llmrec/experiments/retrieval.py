@@ -27,7 +27,7 @@ from ..sequential.lrurec import LRURecConfig
 from ..sequential.narm import NARMConfig
 from ..sequential.sasrec import SASRecConfig
 from ..sequential.simple import item_knn, markov, popularity
-from ..sequential.training import TrainingConfig, fit
+from ..sequential.training import Task, TrainingConfig, fit
 
 # %% ../../nbs/51_retrieval.ipynb #69c51cad
 MODELS = {
@@ -136,7 +136,7 @@ def fit_model(
         return float(recall(r, 10)[split.valid > 0].mean())
 
     cut = narm.prefixes if getattr(arch, 'apart', False) else lrurec.windows
-    return model, fit(model, loss, validate, cut(split.train, length), cfg.training, checkpoint, progress)
+    return model, fit(model, Task(loss, validate, cut(split.train, length)), cfg.training, checkpoint, progress)
 
 # %% ../../nbs/51_retrieval.ipynb #7f4bf837
 def retriever(

@@ -37,7 +37,7 @@ from llmrec.llm.backbones import (
 from ..llm.chat import EndpointConfig, as_asked
 from ..llm.prompts import truncate_title
 from ..llm.ranking import score_candidates
-from ..llm.tuning import TuningConfig, tune, with_adapter
+from ..llm.tuning import Session, TuningConfig, tune, with_adapter
 from ..llm.verbalizer import letter_ids
 from ..paths import LlmrecError, checkpoints_dir, json_or_none, known
 from ..runs.grid import run_all
@@ -147,7 +147,8 @@ def ids_ready(at: Setting, module) -> Callable:
     names = p5.item_names(at.data.indexed.sequences, at.split.train, own)
     at.folder.mkdir(parents=True, exist_ok=True)
     model, tokenizer, _ = module.train(at.split, names, own, at.folder / 'state.pt', at.progress)
-    return lambda users: p5.answer(model, tokenizer, names, histories, users, own, at.progress)
+    trained = p5.Trained(model, tokenizer, names, own)
+    return lambda users: p5.answer(trained, histories, users, at.progress)
 
 # %% ../../nbs/53a_other_systems.ipynb #4a3d793f
 def titles_of(at: Setting, tokenizer) -> list[str]:
@@ -159,7 +160,7 @@ def gpt4rec_ready(at: Setting) -> Callable:
     own, backbone = at.cfg.settings, load_backbone(at.cfg.backbone)
     titles = titles_of(at, backbone.tokenizer)
     rows = gpt4rec.QueryRows(at.split.train, titles, backbone.tokenizer, own)
-    tuned = with_adapter(backbone, tune(backbone, rows, None, own.tuning, at.folder, progress=at.progress))
+    tuned = with_adapter(backbone, tune(backbone, rows, None, own.tuning, at.folder, Session(progress=at.progress)))
     return lambda users: gpt4rec.answer(tuned, titles, at.split.test_history, users, own, at.progress)
 
 def candidates_of(at: Setting) -> Callable:
@@ -175,17 +176,18 @@ def palr_ready(at: Setting) -> Callable:
     titles = titles_of(at, backbone.tokenizer)
     if not adapter.is_dir():    # else the profiles of the training rows need not be written again
         rows = palr.training_set(backbone, at.split.train, titles, own)
-        tune(backbone, rows, None, own.tuning, at.folder, progress=at.progress)
+        tune(backbone, rows, None, own.tuning, at.folder, Session(progress=at.progress))
     tuned = with_adapter(load_backbone(at.cfg.backbone), adapter)
-    return lambda users: palr.answer(tuned, backbone, titles, score, histories, users, own, at.progress)
+    system = palr.PALR(tuned, backbone, titles, score, own)
+    return lambda users: palr.answer(system, histories, users, at.progress)
 
 # %% ../../nbs/53a_other_systems.ipynb #8ad2f82a
 def recmind_ready(at: Setting) -> Callable:
     "RecMind."
     own, score, cache = at.cfg.settings, candidates_of(at), checkpoints_dir(at.profile) / 'answers'
-    titles, histories = at.data.titles, at.split.test_history
+    agent = recmind.Agent(at.data.titles, score, own)
     def ask(endpoint, users):
-        return recmind.answer(endpoint, cache, titles, score, histories, users, own, at.progress)
+        return recmind.answer(recmind.Talk(endpoint, cache), agent, at.split.test_history, users, at.progress)
     if own.endpoint: return partial(ask, own.endpoint)
     def served(users):
         backbone = load_backbone(at.cfg.backbone)

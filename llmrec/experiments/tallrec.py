@@ -25,7 +25,7 @@ from ..evaluation.auc import auc
 from ..llm.answers import score_answers
 from ..llm.backbones import Backbone, BackboneConfig, backbone_identity, load_backbone
 from ..llm.rec_tuning import AlpacaTuningConfig, RecTuningConfig, alpaca_tune, rec_tune
-from ..llm.tuning import with_adapter
+from ..llm.tuning import Session, with_adapter
 from ..llm.yesno import encode_questions, yesno_ids
 from ..paths import checkpoints_dir
 from ..runs.records import Record, lock, one_thread, record_key, run_once
@@ -114,7 +114,7 @@ def alpaca_adapter(
     name = digest(keyed(cfg), backbone.identity, instructions_checksum(source))
     folder = checkpoints_dir(profile) / f'alpaca-{name}'
     with lock(folder), one_thread():
-        return alpaca_tune(backbone, instruction_records(source), cfg, folder, progress=progress)
+        return alpaca_tune(backbone, instruction_records(source), cfg, folder, Session(progress=progress))
 
 # %% ../../nbs/55_tallrec_runs.ipynb #8dbcf937
 def alpaca_lora(cfg: BackboneConfig, alpaca: AlpacaTuningConfig, datasets, profile: str) -> tuple:
@@ -187,7 +187,7 @@ def tuned(cfg: TallrecRun, profile: str, progress: bool = False) -> Backbone:
     if cfg.variant == 'AT': return with_adapter(backbone, first)
     train = [(questions(d, cfg), rows) for d, rows in training_draw(cfg).items()]
     with lock(folder), one_thread():
-        adapter = rec_tune(backbone, train, train[0][0], cfg.rec, folder, start=first, progress=progress)
+        adapter = rec_tune(backbone, train, train[0][0], cfg.rec, folder, Session(first, progress=progress))
     return with_adapter(backbone, adapter)
 
 # %% ../../nbs/55_tallrec_runs.ipynb #fa7d9b33

@@ -10,7 +10,7 @@ __all__ = ['LOSSES', 'NEAR', 'NEAR_HALF', 'YesNoSpeedConfig', 'make_config', 'wa
 # %% ../../nbs/55a_yesno_speed.ipynb #6a66abfd
 import time
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -131,7 +131,7 @@ def trainers(cfg: YesNoSpeedConfig, rows: YesNoRows, profile: str) -> dict:
     "The plain trainer and ours, each with a copy of the model."
     work, base, tuning = checkpoints_dir(profile) / 'yesno-speed', load_backbone(cfg.backbone), recipe(cfg)
     model = add_lora(base, tuning)
-    ours = trainer_for(base, deepcopy(model), rows, None, tuning, work)
+    ours = trainer_for(replace(base, model=deepcopy(model)), rows, None, tuning, work)
     collator = DataCollatorForSeq2Seq(base.tokenizer, padding=True, pad_to_multiple_of=8)
     plain = Trainer(deepcopy(model), arguments(tuning, base, work, False), train_dataset=rows,
                     data_collator=collator)

@@ -6,9 +6,9 @@
 __all__ = ['COMMON', 'UPPER', 'LOWER', 'PHRASES', 'TINY', 'SHAPE', 'NO_PART', 'LABELS', 'MARKER', 'WEIGHTS', 'TOKENIZERS',
            'BackboneConfig', 'Backbone', 'byte_tokenizer', 'with_byte_tokens', 'metaspace_tokenizer', 'default_texts',
            'new_folder', 'tiny_backbone', 'file_fingerprint', 'model_type', 'folder_identity', 'miniature_llama',
-           'shipped_folder', 'is_folder', 'is_gguf', 'backbone_identity', 'backbone_label', 'take_markers_as_control',
-           'prepare_tokenizer', 'prepare_quantised', 'bits', 'load_model', 'backbone_source', 'load_backbone',
-           'check_folder', 'check_hub', 'check_source', 'precision']
+           'shipped_folder', 'is_folder', 'is_gguf', 'backbone_identity', 'backbone_label', 'undeclared_markers',
+           'take_markers_as_control', 'prepare_tokenizer', 'prepare_quantised', 'bits', 'load_model', 'backbone_source',
+           'load_backbone', 'missing_parts', 'check_folder', 'check_hub', 'check_source', 'precision']
 
 # %% ../../nbs/32_backbones.ipynb #e6f8d599
 import contextlib
@@ -24,6 +24,7 @@ from typing import Any, Literal
 import huggingface_hub
 import torch
 import transformers
+from fastcore.basics import patch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from ..config import digest, unkeyed
@@ -45,10 +46,11 @@ class BackboneConfig:
     seed: int = 0  # initialisation of the tiny models; ignored by all others
     label: str = unkeyed('')  # name in tables and figures, for a folder, file or hub id
 
-    @classmethod
-    def as_published(cls):
-        "Llama-2 7B as LlamaRec loads it: 4-bit NF4, double quantisation, bfloat16 computation."
-        return cls('meta-llama/Llama-2-7b-hf', quantisation='4bit', dtype='bfloat16')
+# %% ../../nbs/32_backbones.ipynb #3e21d5a3
+@patch(cls_method=True)
+def as_published(cls: BackboneConfig):
+    "Llama-2 7B as LlamaRec loads it: 4-bit NF4, double quantisation, bfloat16 computation."
+    return cls('meta-llama/Llama-2-7b-hf', quantisation='4bit', dtype='bfloat16')
 
 # %% ../../nbs/32_backbones.ipynb #62bb0d9d
 @dataclass(frozen=True, eq=False)
@@ -91,16 +93,27 @@ def with_byte_tokens(
     return out
 
 # %% ../../nbs/32_backbones.ipynb #7018d867
+def metaspace_merges(
+    texts,  # strings to learn the merges from; line breaks separate texts
+    vocab_size: int,
+    special: list[str],
+) -> Tokenizer:
+    "A BPE tokenizer with a metaspace in front."
+    tok = Tokenizer(models.BPE(unk_token=special[0]))
+    tok.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first', split=True)
+    lines = (line for text in texts for line in text.splitlines())
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    tok.train_from_iterator(lines, trainer)
+    return tok
+
+# %% ../../nbs/32_backbones.ipynb #9f2aff7b
 def metaspace_tokenizer(
     texts,                   # strings to learn the merges from; line breaks separate texts
     vocab_size: int = 2048,  # upper bound, without the 256 bytes
 ) -> Tokenizer:
     "A BPE tokenizer with a metaspace in front and byte fallback, like those of Llama 1 and 2."
-    tok, special = Tokenizer(models.BPE(unk_token='<unk>')), ['<unk>', '<s>', '</s>']
-    tok.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first', split=True)
-    lines = (line for text in texts for line in text.splitlines())
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
-    tok.train_from_iterator(lines, trainer)
+    special = ['<unk>', '<s>', '</s>']
+    tok = metaspace_merges(texts, vocab_size, special)
     out = with_byte_tokens(tok, special)
     out.pre_tokenizer = tok.pre_tokenizer
     out.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse(),
@@ -166,6 +179,30 @@ def new_folder(
     finally: shutil.rmtree(aside, ignore_errors=True)
 
 # %% ../../nbs/32_backbones.ipynb #c89b8e50
+def tiny_tokenizer(
+    texts,       # strings to learn from
+    style: str,  # 'byte' or 'metaspace'
+    vocab_size: int,
+) -> 'transformers.PreTrainedTokenizerFast':
+    "A tokenizer of that family with the names of Llama's control tokens."
+    tok = TINY[known('tokenizer style', style, TINY)](texts, vocab_size)
+    names = dict(unk_token='<unk>', bos_token='<s>', eos_token='</s>')
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tok, **names)
+
+# %% ../../nbs/32_backbones.ipynb #18527db5
+def fresh_llama(
+    vocabulary: int,
+    seed: int,
+    **shape,  # fields of `LlamaConfig` that differ from `SHAPE`
+) -> 'transformers.LlamaForCausalLM':
+    "A small Llama with random weights from a generator of its own."
+    config = transformers.LlamaConfig(vocab_size=vocabulary, bos_token_id=1, eos_token_id=2,
+                                      **(SHAPE | shape))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return transformers.LlamaForCausalLM(config)
+
+# %% ../../nbs/32_backbones.ipynb #50cd1f2e
 def tiny_backbone(
     folder,              # where to write it
     texts=None,          # strings for the tokenizer, `default_texts()` when None
@@ -175,35 +212,36 @@ def tiny_backbone(
     **shape,             # fields of `LlamaConfig` that differ from `SHAPE`
 ) -> Path:
     "Write a fresh small Llama with its own tokenizer to `folder`, atomically; returns the folder."
-    tok = TINY[known('tokenizer style', style, TINY)](texts or default_texts(), vocab_size)
-    names = dict(unk_token='<unk>', bos_token='<s>', eos_token='</s>')
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tok, **names)
-    config = transformers.LlamaConfig(vocab_size=tok.get_vocab_size(), bos_token_id=1, eos_token_id=2,
-                                      **(SHAPE | shape))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = transformers.LlamaForCausalLM(config)
+    tokenizer = tiny_tokenizer(texts or default_texts(), style, vocab_size)
+    model = fresh_llama(tokenizer.backend_tokenizer.get_vocab_size(), seed, **shape)
     with new_folder(folder) as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
     return Path(folder)
 
 # %% ../../nbs/32_backbones.ipynb #67855172
+def sampled(
+    f,             # a file, open for reading bytes
+    size: int,
+    samples: int,  # number of evenly spaced samples
+    block: int = 2**16,
+):
+    "Yield `samples` blocks of the file, the first at its beginning, the last at its end."
+    for i in range(samples):
+        f.seek((size - block) * i // (samples - 1))
+        yield f.read(block)
+
+# %% ../../nbs/32_backbones.ipynb #85b7d8a5
 def file_fingerprint(
     path,                  # a file
     whole: int = 2**22,    # up to this many bytes, all are read
     samples: int = 16,     # number of evenly spaced samples of a larger file
 ) -> str:
     "SHA-256 of a file's size and its bytes, or of 64 KiB samples if the file is large."
-    path, size = Path(path), Path(path).stat().st_size
-    h, block = hashlib.sha256(str(size).encode()), 2**16
+    size = Path(path).stat().st_size
+    h = hashlib.sha256(str(size).encode())
     with open(path, 'rb') as f:
-        if size <= whole:
-            h.update(f.read())
-        else:
-            for i in range(samples):
-                f.seek((size - block) * i // (samples - 1))
-                h.update(f.read(block))
+        for block in [f.read()] if size <= whole else sampled(f, size, samples): h.update(block)
     return h.hexdigest()
 
 # %% ../../nbs/32_backbones.ipynb #bf3b0fa0
@@ -227,6 +265,7 @@ def miniature_llama() -> Path:
     if checkout := repository(): return checkout / 'data' / 'miniature' / 'llama'
     return Path(__file__).resolve().parent.parent / 'miniature' / 'llama'
 
+# %% ../../nbs/32_backbones.ipynb #6a1983b5
 def shipped_folder() -> Path:
     "The folder of the miniature Llama, or an `LlmrecError` when it is missing."
     folder = miniature_llama()
@@ -239,11 +278,21 @@ def is_folder(name: str) -> bool:
     "Whether `name` means a folder: it exists as one, or cannot be a hub id."
     return Path(name).expanduser().is_dir() or name.startswith(('.', '/', '~')) or name.count('/') > 1
 
+# %% ../../nbs/32_backbones.ipynb #0a0b7ec3
 def is_gguf(name: str) -> bool:
     "Whether `name` means a GGUF file."
     return name.lower().endswith('.gguf')
 
 # %% ../../nbs/32_backbones.ipynb #3493d0e8
+def given_folder(name: str) -> Path:
+    "The folder that `name` means, or an `LlmrecError` if it holds no model."
+    folder = Path(name).expanduser()
+    if not (folder / 'config.json').is_file():
+        raise LlmrecError(f'The backbone folder {folder} has no config.json; give the folder of '
+                          "a transformers model, a hub id, 'miniature', or 'tiny'.")
+    return folder
+
+# %% ../../nbs/32_backbones.ipynb #43b55885
 def backbone_identity(
     cfg: BackboneConfig,
     texts=None,  # the texts of the tiny tokenizers
@@ -256,12 +305,8 @@ def backbone_identity(
     if cfg.name == 'miniature': return f'miniature-{folder_identity(shipped_folder())}{how}'
     if cfg.name in RECIPES: return RECIPES[cfg.name].identity + how
     if is_gguf(cfg.name): return f'gguf-{gguf_sha256(cfg.name)}{how}'
-    if not is_folder(cfg.name): return f'{cfg.name}@{cfg.revision or "main"}{how}'
-    folder = Path(cfg.name).expanduser()
-    if not (folder / 'config.json').is_file():
-        raise LlmrecError(f'The backbone folder {folder} has no config.json; give the folder of '
-                          "a transformers model, a hub id, 'miniature', or 'tiny'.")
-    return folder_identity(folder) + how
+    if is_folder(cfg.name): return folder_identity(given_folder(cfg.name)) + how
+    return f'{cfg.name}@{cfg.revision or "main"}{how}'
 
 # %% ../../nbs/32_backbones.ipynb #2d256b86
 LABELS = {'tiny': 'tiny Llama, random weights', 'tiny-metaspace': 'tiny Llama, random weights',
@@ -281,14 +326,20 @@ def backbone_label(
 # %% ../../nbs/32_backbones.ipynb #42628b9e
 MARKER = re.compile(r'<[^<>\s]+>|\[/?[A-Z_]+\]')  # what looks like a control token
 
+def undeclared_markers(
+    tokenizer,  # any fast tokenizer of transformers
+) -> list[str]:
+    "The added tokens that look like control tokens and are not declared as such."
+    added = tokenizer.added_tokens_decoder.values()
+    return [t.content for t in added if not t.special and MARKER.fullmatch(t.content)]
+
+# %% ../../nbs/32_backbones.ipynb #9c5cfcc0
 def take_markers_as_control(
     tokenizer,  # any tokenizer of transformers
 ) -> None:
     "Declare the added tokens that look like control tokens as such; ids do not change."
     if not getattr(tokenizer, 'is_fast', False): return
-    added = tokenizer.added_tokens_decoder.values()
-    markers = [t.content for t in added if not t.special and MARKER.fullmatch(t.content)]
-    if markers:
+    if markers := undeclared_markers(tokenizer):
         declared = [AddedToken(text, special=True, normalized=False) for text in markers]
         tokenizer.backend_tokenizer.add_special_tokens(declared)
 
@@ -328,6 +379,17 @@ def bits(
         bnb_4bit_compute_dtype=getattr(torch, cfg.dtype))
 
 # %% ../../nbs/32_backbones.ipynb #553c43fd
+def how_to_load(
+    cfg: BackboneConfig,
+    device: str,
+) -> dict:
+    "The arguments with which transformers loads a model of `cfg`."
+    how = dict(dtype=getattr(torch, cfg.dtype))
+    if cfg.revision is not None: how |= dict(revision=cfg.revision)
+    if cfg.quantisation == 'none': return how
+    return how | dict(quantization_config=bits(cfg), device_map={'': device})
+
+# %% ../../nbs/32_backbones.ipynb #080cd211
 def load_model(
     source: str,          # folder or hub id
     cfg: BackboneConfig,
@@ -335,38 +397,44 @@ def load_model(
     "The causal language model at `source` in the precision of `cfg`, frozen, on the GPU when there is one."
     # the current device, because each of several processes that tune together has its own
     device = f'cuda:{torch.cuda.current_device()}' if torch.cuda.is_available() else 'cpu'
-    extra = {} if cfg.revision is None else dict(revision=cfg.revision)
-    if cfg.quantisation != 'none': extra |= dict(quantization_config=bits(cfg), device_map={'': device})
-    model = load_checked(transformers.AutoModelForCausalLM, source, dtype=getattr(torch, cfg.dtype), **extra)
+    model = load_checked(transformers.AutoModelForCausalLM, source, **how_to_load(cfg, device))
     if cfg.quantisation != 'none': return prepare_quantised(model)
     return model.to(device).requires_grad_(False).eval()
 
 # %% ../../nbs/32_backbones.ipynb #712830a7
+def tiny_folder(
+    cfg: BackboneConfig,
+    texts=None,  # the texts of the tiny tokenizers
+) -> Path:
+    "The folder of a tiny model, which is built if it is missing."
+    folder = miniature_dir() / f'backbone-{backbone_identity(BackboneConfig(cfg.name, seed=cfg.seed), texts)}'
+    style = 'metaspace' if cfg.name == 'tiny-metaspace' else 'byte'
+    return folder if folder.is_dir() else tiny_backbone(folder, texts, cfg.seed, style)
+
+# %% ../../nbs/32_backbones.ipynb #239849f4
 def backbone_source(
     cfg: BackboneConfig,
     texts=None,  # the texts of the tiny tokenizers
 ) -> str:
     "The folder or hub id to load from; a missing model is built, or fetched and converted."
+    if cfg.name in ('tiny', 'tiny-metaspace'): return str(tiny_folder(cfg, texts))
     if cfg.name == 'miniature': return str(shipped_folder())
     if cfg.name in RECIPES: return str(pretrained_folder(cfg.name))
     if is_gguf(cfg.name): return str(gguf_folder(cfg.name))
-    if cfg.name not in ('tiny', 'tiny-metaspace'):
-        return str(Path(cfg.name).expanduser()) if is_folder(cfg.name) else cfg.name
-    plain = BackboneConfig(cfg.name, seed=cfg.seed)
-    folder = miniature_dir() / f'backbone-{backbone_identity(plain, texts)}'
-    style = 'metaspace' if cfg.name == 'tiny-metaspace' else 'byte'
-    return str(folder if folder.is_dir() else tiny_backbone(folder, texts, cfg.seed, style))
+    return str(Path(cfg.name).expanduser()) if is_folder(cfg.name) else cfg.name
 
 # %% ../../nbs/32_backbones.ipynb #2185273d
+REMEDY = ('give BackboneConfig.name a folder that holds config.json, weights and tokenizer, a hub id '
+          f"this machine can reach, a GGUF file, {', '.join(map(repr, RECIPES))}, 'miniature', or 'tiny'")
+
+# %% ../../nbs/32_backbones.ipynb #7a0bb14e
 def load_backbone(
     cfg: BackboneConfig,
     texts=None,  # the texts of the tiny tokenizers
 ) -> Backbone:
     "Load model and tokenizer; on failure, an `LlmrecError` says what was looked for and what to do."
     identity, source = backbone_identity(cfg, texts), backbone_source(cfg, texts)
-    remedy = ('give BackboneConfig.name a folder that holds config.json, weights and tokenizer, a hub id '
-              f"this machine can reach, a GGUF file, {', '.join(map(repr, RECIPES))}, 'miniature', or 'tiny'")
-    with one_sentence(f"The backbone '{cfg.name}'", remedy):
+    with one_sentence(f"The backbone '{cfg.name}'", REMEDY):
         model = load_model(source, cfg)    # first, because it checks the files of the tokenizer, too
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=cfg.revision or 'main',
                                                                trust_remote_code=False)
@@ -377,18 +445,24 @@ def load_backbone(
 WEIGHTS = ('*.safetensors', '*.bin')
 TOKENIZERS = ('tokenizer.json', 'tokenizer.model', 'spiece.model', 'vocab.*')
 
-def check_folder(folder: Path) -> None:
-    "Raise an `LlmrecError` when a part of the model in `folder` is missing."
-    model_type(folder)
+def missing_parts(folder: Path) -> list[str]:
+    "What a model's folder lacks: files that its index names, the weights, the tokenizer."
     index = json_or_none(folder / 'model.safetensors.index.json',
                          dict(weight_map=dict)) or dict(weight_map={})
     lost = [name for name in sorted(set(index['weight_map'].values())) if not (folder / name).is_file()]
     def has(patterns): return any(any(folder.glob(pattern)) for pattern in patterns)
     if not has(WEIGHTS): lost.append('the weights (*.safetensors)')
     if not has(TOKENIZERS): lost.append('the tokenizer (tokenizer.json)')
-    if lost:
+    return lost
+
+# %% ../../nbs/32_backbones.ipynb #11de4fc1
+def check_folder(folder: Path) -> None:
+    "Raise an `LlmrecError` when a part of the model in `folder` is missing."
+    model_type(folder)
+    if lost := missing_parts(folder):
         raise LlmrecError(f'The backbone folder {folder} lacks {lost[0]}; get the folder of the model again.')
 
+# %% ../../nbs/32_backbones.ipynb #5c82a951
 def check_hub(name: str, revision: str | None) -> None:
     "Raise an `LlmrecError` when the hub model `name` is neither in the cache nor available for download."
     if isinstance(huggingface_hub.try_to_load_from_cache(name, 'config.json', revision=revision), str): return
@@ -399,6 +473,7 @@ def check_hub(name: str, revision: str | None) -> None:
     with one_sentence(f"The backbone '{name}'", remedy):
         huggingface_hub.HfApi().auth_check(name)
 
+# %% ../../nbs/32_backbones.ipynb #64e74f22
 def check_source(cfg: BackboneConfig) -> None:
     "Raise an `LlmrecError` when the model of `cfg` cannot be loaded; a small one is fetched or made."
     if cfg.name in ('tiny', 'tiny-metaspace'): return

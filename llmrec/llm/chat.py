@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CIRCUMSTANCES', 'KINDS', 'REFUSALS', 'TEXT_SCORE', 'CONTROL', 'EndpointConfig', 'as_asked', 'endpoint_name',
            'answer_kind', 'reads', 'answer_step', 'Answer', 'read_answer', 'one_scale', 'defused', 'payload', 'create',
-           'lenient', 'request', 'whole', 'count_of', 'as_plain', 'told', 'where_is', 'api_key', 'connect', 'check_key',
+           'lenient', 'where_is', 'whole', 'count_of', 'told', 'as_plain', 'request', 'api_key', 'check_key', 'connect',
            'without_key', 'complaint', 'one_sentence', 'check_endpoint', 'answer_path', 'kept_answer', 'price',
            'estimate', 'estimate_text', 'check_cost', 'fetch_one', 'fetch', 'ask']
 
@@ -64,6 +64,7 @@ def as_asked(endpoint: EndpointConfig) -> EndpointConfig:
     plain = EndpointConfig(endpoint.model)
     return replace(endpoint, **{name: getattr(plain, name) for name in CIRCUMSTANCES})
 
+# %% ../../nbs/39a_chat.ipynb #91172a7f
 def endpoint_name(endpoint: EndpointConfig) -> str: return endpoint.label or endpoint.model
 
 # %% ../../nbs/39a_chat.ipynb #21ba82cb
@@ -79,9 +80,18 @@ REFUSALS = (r'\bas an? (ai|artificial|(large )?language model)',
             r'\bi (do not|don\'t) (know|have)\b')
 
 # %% ../../nbs/39a_chat.ipynb #85afcef1
+_WITHIN = re.compile(r'\b(yes)\b|\b(no)\b(?=\s*($|[.,;:!?"\')*\n]))|(?<=["\':*(])\s*(no)\b')
+
+def only_word(
+    plain: str,  # in lower case, with straight quotes
+) -> str | None:
+    "The one of the two words that answers somewhere in a text; None if neither does, or both."
+    words = {word for found in _WITHIN.findall(plain) for word in found if word in ('yes', 'no')}
+    return words.pop() if len(words) == 1 else None
+
+# %% ../../nbs/39a_chat.ipynb #d3fd0b27
 _QUOTES = str.maketrans('‘’“”', '\'\'""')
 _ALONE, _FIRST = re.compile(r'(yes|no)\s*($|[.,;:!?"\')*\n])'), re.compile(r'(yes|no)\b')
-_WITHIN = re.compile(r'\b(yes)\b|\b(no)\b(?=\s*($|[.,;:!?"\')*\n]))|(?<=["\':*(])\s*(no)\b')
 
 def answer_kind(
     text: str,              # what the model wrote
@@ -93,15 +103,14 @@ def answer_kind(
     if alone: return alone[1]
     if withheld or any(re.search(pattern, plain) for pattern in REFUSALS): return 'refusal'
     if first: return first[1]
-    words = list(dict.fromkeys(word for found in _WITHIN.findall(plain) for word in found
-                               if word in ('yes', 'no')))
-    return words[0] if len(words) == 1 else 'unparsable'
+    return only_word(plain) or 'unparsable'
 
 # %% ../../nbs/39a_chat.ipynb #f7889e9d
 def reads(token: str) -> str:
     "`token` as a word: without spaces, marks of word starts, quotes, punctuation, and case."
     return re.sub(r'[\W_Ġ▁Ċ]+', '', token).lower()
 
+# %% ../../nbs/39a_chat.ipynb #c6841e8e
 def answer_step(
     steps: list,  # one [token, [[token, log-probability], ...]] per position
 ) -> list:
@@ -109,17 +118,25 @@ def answer_step(
     return next((top for token, top in steps if reads(token)), [])
 
 # %% ../../nbs/39a_chat.ipynb #2b881b35
+def listed_words(
+    top: list,  # [token, log-probability] pairs of one position
+) -> tuple[float, float, list]:  # p(Yes), p(No), all probabilities
+    "What the list says about the two words, in all their spellings."
+    listed = [(reads(token), math.exp(value)) for token, value in top]
+    yes, no = (sum(p for word, p in listed if word == want) for want in ('yes', 'no'))
+    return yes, no, [p for _, p in listed]
+
+# %% ../../nbs/39a_chat.ipynb #00ae8557
 def yesno_score(
     top: list,                # [token, log-probability] pairs of one position
     missing: str = 'bound',   # see `EndpointConfig`
 ) -> float:
     "log p(Yes) - log p(No) from the most probable tokens; nan where they do not determine it."
     if not all(value <= .01 for _, value in top): return math.nan    # no logarithms of probabilities
-    listed = [(reads(token), math.exp(value)) for token, value in top]
-    yes, no = (sum(p for word, p in listed if word == want) for want in ('yes', 'no'))
+    yes, no, listed = listed_words(top)
     if not yes and not no or missing == 'none' and not (yes and no): return math.nan
-    rest = max(1 - sum(p for _, p in listed), 1e-10)
-    if missing == 'bound': rest = min(rest, *(p for _, p in listed if p))
+    rest = max(1 - sum(listed), 1e-10)
+    if missing == 'bound': rest = min(rest, *(p for p in listed if p))
     return math.log(yes or rest) - math.log(no or rest)
 
 # %% ../../nbs/39a_chat.ipynb #65e77235
@@ -167,16 +184,25 @@ def defused(prompt: str) -> str:
     return CONTROL.sub(' ', prompt)
 
 # %% ../../nbs/39a_chat.ipynb #6819659f
+def said_to(endpoint: EndpointConfig, prompt: str) -> dict:
+    "The prompt in the form of the interface: messages, or a text to continue."
+    if endpoint.api == 'completions': return dict(prompt=prompt)
+    system = [dict(role='system', content=endpoint.system)] if endpoint.system else []
+    return dict(messages=[*system, dict(role='user', content=prompt)])
+
+# %% ../../nbs/39a_chat.ipynb #8ea76c2b
+def asked_logprobs(endpoint: EndpointConfig) -> dict:
+    "The request for log-probabilities in the form of the interface."
+    if not endpoint.logprobs: return {}
+    if endpoint.api == 'completions': return dict(logprobs=endpoint.logprobs)
+    return dict(logprobs=True, top_logprobs=endpoint.logprobs)
+
+# %% ../../nbs/39a_chat.ipynb #edd89c54
 def payload(endpoint: EndpointConfig, prompt: str) -> dict:
     "The fields of the request for `prompt`."
-    prompt = defused(prompt)
     fields = {'model': endpoint.model, endpoint.max_tokens_field: endpoint.max_tokens} | endpoint.extra
     if endpoint.temperature is not None: fields['temperature'] = endpoint.temperature
-    if endpoint.api == 'completions':
-        return fields | dict(prompt=prompt) | (dict(logprobs=endpoint.logprobs) if endpoint.logprobs else {})
-    system = [dict(role='system', content=endpoint.system)] if endpoint.system else []
-    top = dict(logprobs=True, top_logprobs=endpoint.logprobs) if endpoint.logprobs else {}
-    return fields | dict(messages=[*system, dict(role='user', content=prompt)]) | top
+    return fields | said_to(endpoint, defused(prompt)) | asked_logprobs(endpoint)
 
 # %% ../../nbs/39a_chat.ipynb #9b148d4c
 POSITIONS = 5  # tokens of an answer whose log-probabilities are kept
@@ -186,6 +212,7 @@ def chat_steps(logprobs) -> list:
     content = (getattr(logprobs, 'content', None) or [])[:POSITIONS]
     return [[s.token, [[t.token, t.logprob] for t in s.top_logprobs or []]] for s in content]
 
+# %% ../../nbs/39a_chat.ipynb #db069d93
 def completion_steps(logprobs) -> list:
     "The same from a completion."
     tokens, tops = (getattr(logprobs, name, None) or [] for name in ('tokens', 'top_logprobs'))
@@ -199,6 +226,7 @@ def create(client: openai.OpenAI, endpoint: EndpointConfig, prompt: str):
     where = client.completions if endpoint.api == 'completions' else client.chat.completions
     return where.create(**standard, extra_body=endpoint.extra or None)
 
+# %% ../../nbs/39a_chat.ipynb #61536615
 def lenient(client: openai.OpenAI, endpoint: EndpointConfig, prompt: str):
     "(response, whether the request had to be repeated without log-probabilities)."
     try: return create(client, endpoint, prompt), False
@@ -207,27 +235,29 @@ def lenient(client: openai.OpenAI, endpoint: EndpointConfig, prompt: str):
         return create(client, replace(endpoint, logprobs=0), prompt), True
 
 # %% ../../nbs/39a_chat.ipynb #ac311199
-def request(client: openai.OpenAI, endpoint: EndpointConfig, prompt: str) -> dict:
-    "What the server sends for `prompt`, as plain values; an `LlmrecError` when it has another shape."
-    response, refused = lenient(client, endpoint, prompt)
-    try: said = as_plain(response, endpoint) | dict(logprobs_refused=refused)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError): said = None
-    if said is None or not isinstance(said['text'], str) or not isinstance(said['served'], str):
-        raise LlmrecError(f"{where_is(endpoint)} answers, but not in OpenAI's format; does its base_url end "
-                          "in /v1?")
-    return whole(said) | {name: without_key(whole(said[name]), endpoint) for name in ('text', 'served')}
+def where_is(endpoint: EndpointConfig) -> str:
+    return redacted(f"The endpoint {endpoint.base_url} (model '{endpoint.model}')")
 
+# %% ../../nbs/39a_chat.ipynb #ff9daa87
 def whole(value):
     "`value` with a question mark for half a character, which no file can hold."
     if isinstance(value, str): return value.encode('utf-8', 'replace').decode()
     if isinstance(value, list): return [whole(v) for v in value]
     return {k: whole(v) for k, v in value.items()} if isinstance(value, dict) else value
 
+# %% ../../nbs/39a_chat.ipynb #f56142be
 def count_of(usage, name: str) -> int:
     "A number of tokens, 0 where the server tells none."
     n = getattr(usage, name, None)
     return n if isinstance(n, int) and 0 <= n < 2**53 else 0
 
+# %% ../../nbs/39a_chat.ipynb #c3afde75
+def told(steps: list) -> list:
+    "`steps` without tokens that are no text or have no number."
+    return [[token, [[t, p] for t, p in top if isinstance(t, str) and isinstance(p, (int, float))]]
+            for token, top in steps if isinstance(token, str)]
+
+# %% ../../nbs/39a_chat.ipynb #f3796bf7
 def as_plain(response, endpoint: EndpointConfig) -> dict:
     "The parts of a response that are kept; one of another shape raises whatever it raises."
     choice = response.choices[0]
@@ -240,25 +270,23 @@ def as_plain(response, endpoint: EndpointConfig) -> dict:
                 tokens_out=count_of(usage, 'completion_tokens'))
     return said
 
-def told(steps: list) -> list:
-    "`steps` without tokens that are no text or have no number."
-    return [[token, [[t, p] for t, p in top if isinstance(t, str) and isinstance(p, (int, float))]]
-            for token, top in steps if isinstance(token, str)]
-
-def where_is(endpoint: EndpointConfig) -> str:
-    return redacted(f"The endpoint {endpoint.base_url} (model '{endpoint.model}')")
+# %% ../../nbs/39a_chat.ipynb #d657e581
+def request(client: openai.OpenAI, endpoint: EndpointConfig, prompt: str) -> dict:
+    "What the server sends for `prompt`, as plain values; an `LlmrecError` when it has another shape."
+    response, refused = lenient(client, endpoint, prompt)
+    try: said = as_plain(response, endpoint) | dict(logprobs_refused=refused)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError): said = None
+    if said is None or not isinstance(said['text'], str) or not isinstance(said['served'], str):
+        raise LlmrecError(f"{where_is(endpoint)} answers, but not in OpenAI's format; does its base_url end "
+                          "in /v1?")
+    return whole(said) | {name: without_key(whole(said[name]), endpoint) for name in ('text', 'served')}
 
 # %% ../../nbs/39a_chat.ipynb #5a2da96c
 def api_key(endpoint: EndpointConfig) -> str | None:
     "The key from the environment; a placeholder if the server needs none, None if it is not set."
     return os.environ.get(endpoint.key_env, '').strip() or None if endpoint.key_env else 'none'
 
-def connect(endpoint: EndpointConfig) -> openai.OpenAI:
-    "A client for `endpoint`."
-    key = check_key(api_key(endpoint), endpoint)
-    return openai.OpenAI(api_key=key, base_url=endpoint.base_url, timeout=endpoint.timeout,
-                         max_retries=endpoint.retries)
-
+# %% ../../nbs/39a_chat.ipynb #13c1c346
 def check_key(key: str | None, endpoint: EndpointConfig) -> str:
     "`key`, or an `LlmrecError` when it is not set or cannot be sent; the message does not repeat it."
     variable = endpoint.key_env
@@ -267,34 +295,43 @@ def check_key(key: str | None, endpoint: EndpointConfig) -> str:
                           f"{variable}, or key_env: '' for a server without keys.")
     if not (key.isascii() and key.isprintable()) or ' ' in key:
         raise LlmrecError(f'The key in {variable} holds characters that no key has (other than ASCII '
-                          'letters, '
-                          'digits and signs), perhaps quotes or a line of a file; set it again.')
+                          'letters, digits and signs), perhaps quotes or a line of a file; set it again.')
     return key
 
+# %% ../../nbs/39a_chat.ipynb #63561dc4
+def connect(endpoint: EndpointConfig) -> openai.OpenAI:
+    "A client for `endpoint`."
+    key = check_key(api_key(endpoint), endpoint)
+    return openai.OpenAI(api_key=key, base_url=endpoint.base_url, timeout=endpoint.timeout,
+                         max_retries=endpoint.retries)
+
+# %% ../../nbs/39a_chat.ipynb #6831d703
 def without_key(text: str, endpoint: EndpointConfig) -> str:
     "What a server sent, without the key and other secrets."
     return redacted(text, os.environ.get(endpoint.key_env, '').strip() if endpoint.key_env else '')
 
 # %% ../../nbs/39a_chat.ipynb #d6889e3d
+SAID = {openai.APITimeoutError: 'did not answer within {timeout:g} seconds {attempts}; raise timeout or look '
+                                'at the server',
+        openai.APIConnectionError: 'cannot be reached {attempts} ({detail}); check base_url and that the '
+                                   'server runs',
+        openai.AuthenticationError: 'refuses the key in {key} ({detail})',
+        openai.PermissionDeniedError: 'does not allow this with the key in {key} ({detail})',
+        openai.NotFoundError: 'does not know what is asked for ({detail}); check model, api and base_url',
+        openai.RateLimitError: 'was still too busy, or the quota is used up, {attempts} ({detail}); lower '
+                               'workers, raise retries, or wait',
+        openai.InternalServerError: 'failed {attempts} (status {status}: {detail})'}
+
+# %% ../../nbs/39a_chat.ipynb #4e662784
 def complaint(error: openai.OpenAIError, endpoint: EndpointConfig) -> str:
     "What went wrong, as the end of a sentence that begins with the endpoint."
-    attempts = f'in {endpoint.retries + 1} attempts'
     detail = without_key(re.sub(r'\s+', ' ', str(getattr(error, 'message', error))), endpoint)[:200]
-    said = {openai.APITimeoutError: f'did not answer within {endpoint.timeout:g} seconds {attempts}; raise '
-                                    'timeout or look at the server',
-            openai.APIConnectionError: f'cannot be reached {attempts} ({detail}); check base_url and that '
-                                       'the server runs',
-            openai.AuthenticationError: f'refuses the key in {endpoint.key_env or "no variable"} ({detail})',
-            openai.PermissionDeniedError: 'does not allow this with the key in '
-                                          f'{endpoint.key_env or "no variable"} ({detail})',
-            openai.NotFoundError: f'does not know what is asked for ({detail}); check model, api and '
-                                  'base_url',
-            openai.RateLimitError: f'was still too busy, or the quota is used up, {attempts} ({detail}); '
-                                   'lower workers, raise retries, or wait',
-            openai.InternalServerError: f'failed {attempts} (status {getattr(error, "status_code", "")}: '
-                                        f'{detail})'}
-    return next((text for kind, text in said.items() if isinstance(error, kind)),
-                f'does not accept the request ({type(error).__name__}: {detail})')
+    text = next((text for kind, text in SAID.items() if isinstance(error, kind)),
+                f'does not accept the request ({type(error).__name__}: {{detail}})')
+    attempts = f'in {endpoint.retries + 1} attempts' if endpoint.retries else 'in one attempt'
+    key = endpoint.key_env or 'no variable'
+    return text.format(detail=detail, attempts=attempts, timeout=endpoint.timeout, key=key,
+                       status=getattr(error, 'status_code', ''))
 
 # %% ../../nbs/39a_chat.ipynb #de86358e
 @contextmanager
@@ -345,10 +382,12 @@ def price(endpoint: EndpointConfig, tokens_in: int, tokens_out: int) -> float | 
     if endpoint.price_in is None or endpoint.price_out is None: return None
     return (tokens_in * endpoint.price_in + tokens_out * endpoint.price_out) / 1e6
 
+# %% ../../nbs/39a_chat.ipynb #7b6a1d4a
 def estimate(endpoint: EndpointConfig, prompts: list[str]) -> tuple[int, int]:
     "Number of tokens in the prompts, and the maximum in the answers."
     return sum(math.ceil(len(endpoint.system + p) / 4) for p in prompts), len(prompts) * endpoint.max_tokens
 
+# %% ../../nbs/39a_chat.ipynb #cc20ca57
 def estimate_text(endpoint: EndpointConfig, prompts: list[str], kept: int) -> str:
     "One line on what asking `prompts` will cost."
     tokens_in, tokens_out = estimate(endpoint, prompts)
@@ -377,6 +416,7 @@ def fetch_one(client, endpoint: EndpointConfig, prompt: str, path: Path) -> dict
                                   ensure_ascii=False) + '\n')
     return raw
 
+# %% ../../nbs/39a_chat.ipynb #b42f3e3e
 def fetch(endpoint: EndpointConfig, wanted: dict, progress: bool = True) -> Iterator[dict]:
     "Ask the questions `wanted` (prompt by path) and yield what the server sends, as it comes."
     client, todo = connect(endpoint), list(wanted.items())
@@ -392,6 +432,22 @@ def fetch(endpoint: EndpointConfig, wanted: dict, progress: bool = True) -> Iter
         finally: pool.shutdown(wait=False, cancel_futures=True)
 
 # %% ../../nbs/39a_chat.ipynb #6706e0f9
+def fetch_within_cost(
+    endpoint: EndpointConfig,
+    wanted: dict,  # prompt by path
+    progress: bool,
+) -> None:
+    "Ask and keep what is wanted; an `LlmrecError` before or while it costs more than `max_cost`."
+    expected = price(endpoint, *estimate(endpoint, list(wanted.values())))
+    check_cost(endpoint, expected, 'the run would cost about')
+    tokens = np.zeros(2, int)
+    with closing(fetch(endpoint, wanted, progress)) as arriving:
+        for raw in arriving:
+            tokens += raw['tokens_in'], raw['tokens_out']
+            spent = price(endpoint, *tokens.tolist())
+            check_cost(endpoint, spent, 'the answers of this run cost already')
+
+# %% ../../nbs/39a_chat.ipynb #8453d758
 def ask(
     endpoint: EndpointConfig,
     prompts: list[str],
@@ -401,17 +457,10 @@ def ask(
     "The endpoint's answers; saved ones are read, the others are requested and saved one by one."
     paths = [answer_path(cache, endpoint, p) for p in prompts]
     wanted = {path: p for path, p in zip(paths, prompts) if not path.exists()}
+    def count(): return f'{sum(p.exists() for p in paths):,} of {len(paths):,} answers'
     if wanted:
-        print(estimate_text(endpoint, list(wanted.values()), len(dict.fromkeys(paths)) - len(wanted)),
-              flush=True)
-        check_cost(endpoint, price(endpoint, *estimate(endpoint, list(wanted.values()))),
-                   'the run would cost about')
-        tokens = np.zeros(2, int)
-        count = lambda: f'{sum(p.exists() for p in paths):,} of {len(paths):,} answers'
+        kept = len(dict.fromkeys(paths)) - len(wanted)
+        print(estimate_text(endpoint, list(wanted.values()), kept), flush=True)
         with one_sentence(endpoint, lambda: f'{count()} are kept, run again to go on'):
-            with closing(fetch(endpoint, wanted, progress)) as arriving:
-                for raw in arriving:
-                    tokens += raw['tokens_in'], raw['tokens_out']
-                    check_cost(endpoint, price(endpoint, *tokens.tolist()),
-                               'the answers of this run cost already')
+            fetch_within_cost(endpoint, wanted, progress)
     return [kept_answer(path, p, endpoint.missing) for path, p in zip(paths, prompts)]

@@ -56,6 +56,7 @@ def packaged_folder() -> Path:
                           'or name a folder or hub id in EncoderConfig.name.')
     return Path(found.origin).parent / 'model'
 
+# %% ../../nbs/48a_encoders.ipynb #560f45fa
 def encoder_source(cfg: EncoderConfig) -> str:
     "The folder or hub id to load from."
     if cfg.name == 'minilm': return str(packaged_folder())
@@ -81,6 +82,7 @@ def needs_backbone(cfg: EncoderConfig, backbone: BackboneConfig | None) -> Backb
                           'pass its BackboneConfig.')
     return backbone
 
+# %% ../../nbs/48a_encoders.ipynb #b7659dfe
 def model_identity(cfg: EncoderConfig, backbone: BackboneConfig | None = None) -> str:
     "The name of the model that reads; loads nothing."
     if cfg.name == 'backbone': return backbone_identity(needs_backbone(cfg, backbone))
@@ -97,6 +99,7 @@ def vectors_identity(cfg: EncoderConfig, backbone: BackboneConfig | None = None)
     scaled = '+unit' if normalises(cfg) else ''
     return f'{model_identity(cfg, backbone)}+{cfg.pooling}{scaled}+{cfg.max_tokens}tokens'
 
+# %% ../../nbs/48a_encoders.ipynb #f4455405
 def encoder_identity(cfg: EncoderConfig, backbone: BackboneConfig | None = None) -> str:
     "The string under which runs with this encoder are recorded; loads nothing."
     return vectors_identity(cfg, backbone) + (f'+pca{cfg.dimensions}' if cfg.dimensions else '')
@@ -112,6 +115,18 @@ class Encoder:
     skip_special: bool = False  # leave special tokens out of the mean
 
 # %% ../../nbs/48a_encoders.ipynb #0bb5227b
+def read_encoder(cfg: EncoderConfig) -> tuple:
+    "(model, tokenizer) of an encoder that is no backbone, checked."
+    source, revision = encoder_source(cfg), cfg.revision or 'main'
+    remedy = ("give EncoderConfig.name a folder with config.json, weights and tokenizer, "
+              "a hub id this machine can reach, or 'minilm'")
+    with one_sentence(f"The encoder '{cfg.name}'", remedy):
+        model = load_checked(transformers.AutoModel, source, headless=True, revision=revision,
+                             dtype=torch.float32)
+        return model, transformers.AutoTokenizer.from_pretrained(source, revision=revision,
+                                                                 trust_remote_code=False)
+
+# %% ../../nbs/48a_encoders.ipynb #9e0a3a44
 def load_encoder(
     cfg: EncoderConfig,
     backbone: BackboneConfig | None = None,  # for the encoder 'backbone'
@@ -122,14 +137,7 @@ def load_encoder(
         loaded = load_backbone(needs_backbone(cfg, backbone))
         model = inner(loaded.model).base_model
         return Encoder(model, loaded.tokenizer, identity, loaded.dtype, skip_special=True)
-    source, revision = encoder_source(cfg), cfg.revision or 'main'
-    remedy = ("give EncoderConfig.name a folder with config.json, weights and tokenizer, "
-              "a hub id this machine can reach, or 'minilm'")
-    with one_sentence(f"The encoder '{cfg.name}'", remedy):
-        model = load_checked(transformers.AutoModel, source, headless=True, revision=revision,
-                             dtype=torch.float32)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision,
-                                                               trust_remote_code=False)
+    model, tokenizer = read_encoder(cfg)
     model = model.to('cuda:0' if torch.cuda.is_available() else 'cpu').requires_grad_(False).eval()
     return Encoder(model, tokenizer, identity)
 
@@ -172,6 +180,26 @@ def pooled(
     return torch.nn.functional.normalize(out, dim=-1) if normalise else out
 
 # %% ../../nbs/48a_encoders.ipynb #a12e22f8
+def batch_vectors(
+    encoder: Encoder,
+    ids: list,     # of some texts, all of one length
+    counts: list,  # 1 where a token counts in the mean
+    cfg: EncoderConfig,
+) -> np.ndarray:   # (texts, d) float32
+    "One forward pass, pooled."
+    def put(rows): return torch.tensor(rows, device=encoder.model.device)
+    inputs = accepted(encoder.model, dict(input_ids=put(ids), use_cache=False))
+    states = encoder.model(**inputs).last_hidden_state
+    return pooled(states, put(counts), cfg.pooling, normalises(cfg)).cpu().numpy()
+
+# %% ../../nbs/48a_encoders.ipynb #5dbd9a94
+def check_finite(encoder: Encoder, texts: list[str], vectors: list) -> None:
+    odd = next((t for t, v in zip(texts, vectors) if not np.isfinite(v).all()), None)
+    if odd is not None:
+        raise LlmrecError(f'The encoder {encoder.identity} gives a vector that is not finite for the text '
+                          f'{odd!r}; try another dtype.')
+
+# %% ../../nbs/48a_encoders.ipynb #40673b94
 def fresh_vectors(
     encoder: Encoder,
     texts: list[str],         # none empty
@@ -180,23 +208,29 @@ def fresh_vectors(
     progress: bool = False,
 ) -> np.ndarray:
     "Vectors (n, d) in float32, computed now; an `LlmrecError` names a text whose vector is not finite."
-    def put(rows): return torch.tensor(rows, device=encoder.model.device)
     ids, counts = tokenise(encoder, texts, cfg.max_tokens)
-    unit, out = normalises(cfg), [None] * len(texts)
-    batches = equal_batches([len(row) for row in ids], batch_tokens)
+    batches, out = equal_batches([len(row) for row in ids], batch_tokens), [None] * len(texts)
     with scoring(encoder):
         for where in tqdm(batches, desc='encoding', disable=not progress):
-            inputs = accepted(encoder.model, dict(input_ids=put([ids[i] for i in where]), use_cache=False))
-            states = encoder.model(**inputs).last_hidden_state
-            found = pooled(states, put([counts[i] for i in where]), cfg.pooling, unit).cpu().numpy()
+            found = batch_vectors(encoder, [ids[i] for i in where], [counts[i] for i in where], cfg)
             for i, vector in zip(where, found): out[i] = vector
-    odd = [t for t, v in zip(texts, out) if not np.isfinite(v).all()]
-    if odd:
-        raise LlmrecError(f'The encoder {encoder.identity} gives a vector that is not finite for the text '
-                          f'{odd[0]!r}; try another dtype.')
+    check_finite(encoder, texts, out)
     return np.stack(out)
 
 # %% ../../nbs/48a_encoders.ipynb #126e1f34
+def read_vectors(path: Path, n: int) -> np.ndarray:
+    "The `n` vectors of a file, or an `LlmrecError` where it is damaged or holds something else."
+    try:
+        found = np.load(path)
+        whole = found.dtype == np.float32 and found.ndim == 2 and len(found) == n
+        if not (whole and np.isfinite(found).all()):
+            raise ValueError(f'{found.dtype} of shape {found.shape} for {n} texts')
+        return found
+    except (OSError, ValueError, EOFError) as e:
+        raise LlmrecError(f'The stored vectors {path} cannot be read ({e}); '
+                          'delete the file to have them made again.') from None
+
+# %% ../../nbs/48a_encoders.ipynb #9f8000d3
 def stored_vectors(
     texts: list[str],  # distinct, none empty
     cfg: EncoderConfig,
@@ -210,15 +244,7 @@ def stored_vectors(
             buffer = io.BytesIO()
             np.save(buffer, fresh_vectors(load_encoder(cfg, backbone), texts, cfg, progress=progress))
             write_atomic(path, buffer.getvalue())
-        try:
-            found = np.load(path)
-            whole = found.dtype == np.float32 and found.ndim == 2 and len(found) == len(texts)
-            if not (whole and np.isfinite(found).all()):
-                raise ValueError(f'{found.dtype} of shape {found.shape} for {len(texts)} texts')
-            return found
-        except (OSError, ValueError, EOFError) as e:
-            raise LlmrecError(f'The stored vectors {path} cannot be read ({e}); '
-                              'delete the file to have them made again.') from None
+        return read_vectors(path, len(texts))
 
 # %% ../../nbs/48a_encoders.ipynb #644df4cf
 def principal(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'StepPlan', 'part_of', 'parameter_counts', 'scales', 'tables', 'linear_bytes', 'with_layers', 'tuning_way',
-           'as_on_gpu', 'taken', 'rehearse', 'loaded', 'planned', 'step_parts', 'measured', 'measure']
+           'as_on_gpu', 'taken', 'rehearse', 'loaded', 'planned', 'step_parts', 'measured', 'Card', 'measure']
 
 # %% ../../nbs/36a_memory.ipynb #c4e91307
 import contextlib
@@ -74,6 +74,7 @@ def part_of(name: str) -> str:
     if 'lora_' in name: return 'LoRA'
     return 'linear layers' if '_proj' in name else 'embedding, head, norms'
 
+# %% ../../nbs/36a_memory.ipynb #75191520
 def parameter_counts(config: LlamaConfig, lora: TuningConfig) -> dict[str, int]:
     "Parameters by part."
     counts = dict.fromkeys(PARTS, 0)
@@ -92,6 +93,7 @@ def scales(module) -> list[torch.Tensor]:
     q = module.weight.quant_state
     return [q.absmax, q.state2.absmax]
 
+# %% ../../nbs/36a_memory.ipynb #7ac5340a
 def tables(module) -> list[torch.Tensor]:
     "The 4-bit format's tables and offset, a kilobyte a layer or shared."
     q = getattr(getattr(module, 'weight', None), 'quant_state', None)
@@ -105,7 +107,8 @@ def linear_bytes(
 ) -> int:
     "Bytes of a linear layer of the blocks."
     n = outputs * inputs
-    return {'none': 2 * n, '8bit': n + 4 * outputs, '4bit': n // 2 + n // 64 + 4 * -(-(n // 64) // 256)}[weights]
+    four_bits = n // 2 + n // 64 + 4 * -(-(n // 64) // 256)
+    return {'none': 2 * n, '8bit': n + 4 * outputs, '4bit': four_bits}[weights]
 
 # %% ../../nbs/36a_memory.ipynb #a82f4c1d
 def quantised_layer(module, dtype: torch.dtype) -> None:
@@ -128,19 +131,25 @@ def is_quantised(module) -> bool:
     return any(c.__module__.startswith('bitsandbytes.') and c.__name__ in ('Linear8bitLt', 'Linear4bit')
                for c in type(module).__mro__)
 
+# %% ../../nbs/36a_memory.ipynb #27eabb66
+def fill_module(
+    module,
+    dtype: torch.dtype,  # of its parameters
+) -> None:
+    "Give the parameters and buffers of one module itself, not of its children, empty tensors."
+    for key, p in module._parameters.items():
+        if p is None: continue
+        module._parameters[key] = torch.nn.Parameter(torch.zeros(p.shape, dtype=dtype),
+                                                     requires_grad=p.requires_grad)
+    for key, b in module._buffers.items(): module._buffers[key] = torch.zeros(b.shape, dtype=b.dtype)
+
+# %% ../../nbs/36a_memory.ipynb #ac8eb51c
 def fill(model, plan: StepPlan):
     "The skeleton with tensors."
     half = getattr(torch, plan.dtype)
     for name, module in model.named_modules():
-        if is_quantised(module):
-            quantised_layer(module, half)
-            continue
-        kept = half if plan.weights == 'none' and 'lora_' not in name else torch.float32
-        for key, p in module._parameters.items():
-            if p is None: continue
-            module._parameters[key] = torch.nn.Parameter(torch.zeros(p.shape, dtype=kept),
-                                                         requires_grad=p.requires_grad)
-        for key, b in module._buffers.items(): module._buffers[key] = torch.zeros(b.shape, dtype=b.dtype)
+        if is_quantised(module): quantised_layer(module, half)
+        else: fill_module(module, half if plan.weights == 'none' and 'lora_' not in name else torch.float32)
     return model
 
 # %% ../../nbs/36a_memory.ipynb #3a15b0a3
@@ -186,6 +195,7 @@ class Ledger(TorchDispatchMode):
 def with_layers(config: LlamaConfig, n: int) -> LlamaConfig:
     return LlamaConfig(**(config.to_diff_dict() | dict(num_hidden_layers=n)))
 
+# %% ../../nbs/36a_memory.ipynb #75046ee5
 def tuning_way(config: LlamaConfig, weights: str, lora: TuningConfig) -> str:
     "How tuning checkpoints a model whose weights are held so: 'on' or 'reentrant'."
     args = checkpointing(True, skeleton(with_layers(config, 1), StepPlan(weights, 'on', 1, 8), lora))
@@ -206,19 +216,30 @@ def checkpointed(model, plan: StepPlan):
     return model
 
 # %% ../../nbs/36a_memory.ipynb #12c9452b
-def step_loss(model, plan: StepPlan, device: str = 'cpu') -> torch.Tensor:
-    "The loss of one micro-batch of the plan's size, under autocast."
+def step_batch(plan: StepPlan, device: str = 'cpu') -> dict:
+    "One micro-batch of the plan's size, with a padded position, as in nearly every real one."
     ids = torch.ones(plan.rows, plan.tokens, dtype=torch.long, device=device)
     mask = torch.ones_like(ids)
     mask[0, 0] = 0
-    batch = dict(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
+    return dict(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
+
+# %% ../../nbs/36a_memory.ipynb #31f1ebc2
+def answer_loss(model, plan: StepPlan, batch: dict) -> torch.Tensor:
+    "The loss on the last three tokens of each row, through the library's own head."
+    ids, device = batch['input_ids'], batch['input_ids'].device
+    rows = torch.arange(plan.rows, device=device).repeat_interleave(3)
+    columns = torch.arange(plan.tokens - 4, plan.tokens - 1, device=device).repeat(plan.rows)
+    states = inner(model).base_model(**batch, use_cache=False).last_hidden_state[rows, columns]
+    weights = torch.ones(len(rows), device=device)
+    return head_loss(inner(model).get_output_embeddings(), states, ids[rows, columns + 1], weights)
+
+# %% ../../nbs/36a_memory.ipynb #010470e7
+def step_loss(model, plan: StepPlan, device: str = 'cpu') -> torch.Tensor:
+    "The loss of one micro-batch of the plan's size, under autocast."
+    batch = step_batch(plan, device)
     with torch.autocast(device, getattr(torch, plan.dtype)):
-        if plan.loss == 'all': return model(**batch, labels=ids, use_cache=False).loss
-        rows = torch.arange(plan.rows, device=device).repeat_interleave(3)
-        columns = torch.arange(plan.tokens - 4, plan.tokens - 1, device=device).repeat(plan.rows)
-        states = inner(model).base_model(**batch, use_cache=False).last_hidden_state[rows, columns]
-        weights = torch.ones(len(rows), device=device)
-        return head_loss(inner(model).get_output_embeddings(), states, ids[rows, columns + 1], weights)
+        if plan.loss == 'answer': return answer_loss(model, plan, batch)
+        return model(**batch, labels=batch['input_ids'], use_cache=False).loss
 
 # %% ../../nbs/36a_memory.ipynb #e9de84a1
 def as_on_gpu(model):
@@ -231,6 +252,7 @@ def as_on_gpu(model):
         else: module.support_avx512bf16_for_cpu = False
     return model
 
+# %% ../../nbs/36a_memory.ipynb #7bf1533e
 def taken(model, plan: StepPlan) -> dict[str, int]:
     "Bytes of one step: weights by part, what the backward pass keeps, the peak, the gradients that stay."
     weights, there = held(checkpointed(as_on_gpu(model.train()), plan))
@@ -241,6 +263,7 @@ def taken(model, plan: StepPlan) -> dict[str, int]:
         del loss
         return weights | dict(kept=kept, peak=ledger.peak, gradients=ledger.now())
 
+# %% ../../nbs/36a_memory.ipynb #965fa39f
 def rehearse(config: LlamaConfig, plan: StepPlan, lora: TuningConfig) -> dict[str, int]:
     "`taken` on fake tensors."
     model = skeleton(config, plan, lora)
@@ -269,6 +292,7 @@ def planned(config: LlamaConfig, plan: StepPlan, lora: TuningConfig) -> dict[str
     one, two = (rehearse(with_layers(config, n), plan, lora) for n in (1, 2))
     return {part: one[part] + (config.num_hidden_layers - 1) * (two[part] - one[part]) for part in one}
 
+# %% ../../nbs/36a_memory.ipynb #a43e759c
 def step_parts(config: LlamaConfig, plan: StepPlan, lora: TuningConfig) -> dict[str, int]:
     "Bytes of one step by what they are for; their sum is the peak."
     m = planned(config, plan, lora)
@@ -288,6 +312,15 @@ class MemoryRun:
     card_gib: float  # memory of the card that is imitated
 
 # %% ../../nbs/36a_memory.ipynb #8e35a55c
+def two_steps(model, plan: StepPlan, lr: float) -> None:
+    "Two steps with AdamW on the GPU; the second has Adam's moment estimates."
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+    for _ in range(2):
+        step_loss(model, plan, 'cuda').backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+# %% ../../nbs/36a_memory.ipynb #f53ffc3a
 def measured(config: LlamaConfig, plan: StepPlan, lora: TuningConfig, card: float) -> dict | None:
     "Bytes allocated and reserved at the peak of two real steps; None where `card` bytes are not enough."
     device = torch.device('cuda:0')
@@ -297,16 +330,21 @@ def measured(config: LlamaConfig, plan: StepPlan, lora: TuningConfig, card: floa
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         torch.cuda.set_per_process_memory_fraction(share, device)
-        optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lora.lr)
-        try:
-            for _ in range(2):
-                step_loss(model, plan, 'cuda').backward()
-                optimiser.step()
-                optimiser.zero_grad()
+        try: two_steps(model, plan, lora.lr)
         except torch.cuda.OutOfMemoryError: return None
         finally: torch.cuda.set_per_process_memory_fraction(1., device)
         return dict(allocated=torch.cuda.max_memory_allocated(device),
                     reserved=torch.cuda.max_memory_reserved(device))
+
+# %% ../../nbs/36a_memory.ipynb #380f7052
+@dataclass(frozen=True)
+class Card:
+    "The GPU that is imitated."
+    gib: float          # its memory
+    context_gib: float  # of which CUDA's context takes this much
+
+    @property
+    def free(self) -> float: return (self.gib - self.context_gib) * 2**30
 
 # %% ../../nbs/36a_memory.ipynb #3b6af93e
 def measure(
@@ -314,16 +352,15 @@ def measure(
     plan: StepPlan,
     lora: TuningConfig,
     profile: str,
-    card_gib: float,     # memory of the card that is imitated
-    context_gib: float,  # of which CUDA's context takes this much
-    now: bool,           # measure where there is a GPU; False only reads the record
+    card: Card,
+    now: bool,  # measure where there is a GPU; False only reads the record
 ) -> Record | None:
     "The recorded measurement of a plan; None when there is none."
-    run = MemoryRun(plan, digest(config.to_diff_dict()), float(card_gib))
+    run = MemoryRun(plan, digest(config.to_diff_dict()), float(card.gib))
     if not (now and torch.cuda.is_available()): return find_record('memory', run, run.shape, profile)
 
     def compute():
-        found = measured(config, plan, lora, (card_gib - context_gib) * 2**30)
+        found = measured(config, plan, lora, card.free)
         return dict(fits=found is not None, gpu=torch.cuda.get_device_name(0)) | (found or {}), {}, {}
 
     return run_once('memory', run, compute, run.shape, profile)

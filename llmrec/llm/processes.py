@@ -21,10 +21,12 @@ from ..paths import LlmrecError
 class InFirst(LlmrecError):
     "An error of the first process, raised in the others."
 
+# %% ../../nbs/35d_processes.ipynb #01e64eda
 def processes() -> int:
     "The number of processes that share this work."
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
+# %% ../../nbs/35d_processes.ipynb #803f72ad
 def from_first(compute):
     "The result of `compute()`, which only the first process calls, in all processes."
     if processes() == 1: return compute()
@@ -37,9 +39,14 @@ def from_first(compute):
     return box[0]
 
 # %% ../../nbs/35d_processes.ipynb #8a272a18
-def divides(cfg: TuningConfig, n: int) -> bool:
+def divides(
+    cfg: TuningConfig,
+    n: int,  # processes
+) -> bool:
+    "Whether `n` processes can divide the rows of a step of `cfg` evenly."
     return cfg.batch_size % (n // math.gcd(cfg.accumulation, n)) == 0
 
+# %% ../../nbs/35d_processes.ipynb #3c37ce8e
 def share(
     cfg: TuningConfig,
     n: int,  # processes
@@ -55,6 +62,19 @@ def share(
                                batch_size=cfg.batch_size // (n // passes))
 
 # %% ../../nbs/35d_processes.ipynb #a3539bac
+def replaced_forward(
+    module,  # whose `forward` is replaced until it is called
+    loss,    # (module, batch) -> loss
+) -> None:
+    "Let the next call of `module` compute `loss`, and only that one."
+    own = module.__dict__.get('forward')    # accelerate may have put one there
+    def forward(batch):
+        del module.forward
+        if own is not None: module.forward = own
+        return loss(module, batch)
+    module.forward = forward
+
+# %% ../../nbs/35d_processes.ipynb #38239fae
 def within_forward(
     model,     # the trainer's model, wrapped when several processes share it
     loss,      # (unwrapped model, batch) -> loss
@@ -62,25 +82,27 @@ def within_forward(
 ) -> torch.Tensor:
     "`loss` of the model on the batch, such that the gradients of all processes are averaged."
     if not isinstance(model, DistributedDataParallel): return loss(model, batch)
-    own = model.module.__dict__.get('forward')    # accelerate may have put one there
-    def put_back():
-        del model.module.forward
-        if own is not None: model.module.forward = own
-    def forward(batch):
-        put_back()
-        return loss(model.module, batch)
-    model.module.forward = forward
+    replaced_forward(model.module, loss)
     return model(batch)
 
 # %% ../../nbs/35d_processes.ipynb #373e4ba2
+def weight_of(
+    counts: torch.Tensor,  # (processes,) labelled tokens of each
+    rank: int,             # of this process
+    together: int,         # processes that share a pass, of consecutive ranks
+) -> torch.Tensor:
+    "The factor for this process's mean that makes the mean over all processes that over whole passes."
+    first = rank // together * together
+    return counts[rank] * together / counts[first:first + together].sum()
+
+# %% ../../nbs/35d_processes.ipynb #ab106e05
 def portion(
     batch: dict,    # this process's part of a pass, from `collate`
     together: int,  # processes that share a pass
 ) -> torch.Tensor | float:
-    "The factor for this part's mean that makes the mean over all processes that over whole passes."
+    "`weight_of` this process, whose part of the pass is `batch`."
     if together == 1: return 1.
     mine = labelled_tokens(batch)[None]
     counts = [torch.zeros_like(mine) for _ in range(processes())]
     distributed.all_gather(counts, mine)
-    first = distributed.get_rank() // together * together
-    return mine[0] * together / torch.cat(counts)[first:first + together].sum()
+    return weight_of(torch.cat(counts), distributed.get_rank(), together)

@@ -157,6 +157,24 @@ def scoring(
     finally: backbone.model.train(training)
 
 # %% ../../nbs/34_ranking.ipynb #3ead3709
+def without_surplus(
+    scores: np.ndarray,  # (prompts, n)
+    sizes,               # number of candidates of each prompt; None if all have n
+) -> np.ndarray:
+    "`scores` with -inf where there is no candidate."
+    if sizes is None: return scores
+    return np.where(np.arange(scores.shape[1]) < np.asarray(sizes)[:, None], scores, np.float32(-np.inf))
+
+# %% ../../nbs/34_ranking.ipynb #46fc8ce8
+def check_finite(
+    scores: np.ndarray,
+    backbone: str,  # its identity
+) -> None:
+    "Raise an `LlmrecError` when a score is not finite: it could not be ranked."
+    if not np.isfinite(scores).all():
+        raise LlmrecError(f'The backbone {backbone} gives scores that are not finite; try another dtype.')
+
+# %% ../../nbs/34_ranking.ipynb #b591c105
 def score_candidates(
     backbone: Backbone,
     prompts,                   # lists of token ids, from `encode_prompt`
@@ -171,28 +189,44 @@ def score_candidates(
     with scoring(backbone):
         for where, logits in scored_batches(model, prompts, where_ids, pad, batch_tokens, progress):
             out[where] = label_scores(logits.cpu().numpy(), ids)
-    if not np.isfinite(out).all():
-        raise LlmrecError(f'The backbone {backbone.identity} gives scores that are not finite; '
-                          'try another dtype.')
-    if sizes is None: return out
-    return np.where(np.arange(out.shape[1]) < np.asarray(sizes)[:, None], out, np.float32(-np.inf))
+    check_finite(out, backbone.identity)
+    return without_surplus(out, sizes)
 
 # %% ../../nbs/34_ranking.ipynb #c9432628
-def rank_candidates(
-    scores: np.ndarray,  # (n_users, n), -inf where there is no candidate
-    candidates,          # (n_users, n) item ids in the retriever's order
-) -> np.ndarray:
-    "The candidates by descending score; ties keep the retriever's order."
-    scores, candidates = np.asarray(scores), np.asarray(candidates)
+def check_ranked(
+    scores: np.ndarray,      # (n_users, n)
+    candidates: np.ndarray,  # (n_users, n)
+) -> None:
+    "Raise an `LlmrecError` when scores and candidates do not belong together, or a score is no number."
     if scores.shape != candidates.shape:
         raise LlmrecError(f'Scores of shape {scores.shape} do not belong to candidates of shape '
                           f'{candidates.shape}; both are (users, candidates).')
     if np.isnan(scores).any():
         raise LlmrecError(f'{int(np.isnan(scores).any(1).sum())} users have scores that are not numbers; '
                           'try another dtype.')
+
+# %% ../../nbs/34_ranking.ipynb #f497bb71
+def rank_candidates(
+    scores: np.ndarray,  # (n_users, n), -inf where there is no candidate
+    candidates,          # (n_users, n) item ids in the retriever's order
+) -> np.ndarray:
+    "The candidates by descending score; ties keep the retriever's order."
+    scores, candidates = np.asarray(scores), np.asarray(candidates)
+    check_ranked(scores, candidates)
     return np.take_along_axis(candidates, np.argsort(-scores, axis=1, kind='stable'), axis=1)
 
 # %% ../../nbs/34_ranking.ipynb #7c986785
+def merged(
+    finalists: np.ndarray,  # (n_users, m) ranked in the second round
+    groups: list[np.ndarray],  # (n_users, _) each, ranked in the first round
+    best: int,              # of each group that reached the second round
+) -> np.ndarray:
+    "The finalists, then the others by their place in their group; equal places in the order of the groups."
+    others = np.concatenate([g[:, best:] for g in groups], 1)
+    places = np.concatenate([np.arange(best, g.shape[1]) for g in groups])
+    return np.concatenate([finalists, others[:, np.argsort(places, kind='stable')]], 1)
+
+# %% ../../nbs/34_ranking.ipynb #43b59507
 def in_two_rounds(
     candidates,       # (n_users, n) item ids in the retriever's order
     score: Callable,  # (n_users, m) item ids -> (n_users, m) scores, for at most `group` at a time
@@ -201,12 +235,10 @@ def in_two_rounds(
     "The candidates in the ranker's order, when there are more of them than one prompt can hold."
     candidates = np.asarray(candidates)
     groups = np.array_split(candidates, -(-candidates.shape[1] // group), axis=1)
-    first, best = [rank_candidates(score(g), g) for g in groups], group // len(groups)
+    best = group // len(groups)
     if best < 1:
         raise LlmrecError(f'{candidates.shape[1]} candidates make {len(groups)} groups of {group}, '
                           'too many for a second round; retrieve fewer.')
-    finalists = np.concatenate([f[:, :best] for f in first], 1)
-    others = np.concatenate([f[:, best:] for f in first], 1)
-    places = np.concatenate([np.arange(best, f.shape[1]) for f in first])
-    others = others[:, np.argsort(places, kind='stable')]
-    return np.concatenate([rank_candidates(score(finalists), finalists), others], 1)
+    ranked = [rank_candidates(score(g), g) for g in groups]
+    finalists = np.concatenate([g[:, :best] for g in ranked], 1)
+    return merged(rank_candidates(score(finalists), finalists), ranked, best)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
+from fastcore.basics import patch
 from torch.utils.data import ConcatDataset
 
 from ..config import digest, keyed, schema
@@ -23,12 +24,11 @@ from ..data.alpaca import FIELDS
 from ..evaluation.auc import auc
 from .answers import Score, score_answers
 from .backbones import Backbone
-from .loss import collate, label_loss
+from .loss import collate, label_loss, on_device
 from .ranking import length_batches, scoring
-from .tuning import TuningConfig, tune
+from .tuning import Session, TuningConfig, tune
 from .yesno import (AlpacaRows, YesNoPromptConfig, YesNoRows, context_of, encode_questions,
-                              shortened,
-                              yesno_ids)
+                              shortened, yesno_ids)
 from ..paths import LlmrecError
 from ..runs.records import write_atomic
 
@@ -36,6 +36,7 @@ from ..runs.records import write_atomic
 RECIPE = TuningConfig(lora_alpha=16, lr=1e-4, warmup_steps=20, batch_size=32, accumulation=4, epochs=200,
                       eval_steps=10, patience=10, select='AUC')
 
+# %% ../../nbs/38_rec_tuning.ipynb #7babf094
 @dataclass(frozen=True)
 class RecTuningConfig:
     "How a model is tuned on K recommendation samples (TALLRec 2.2; notebook 03, TALLRec: the recipe)."
@@ -44,23 +45,26 @@ class RecTuningConfig:
     score: Score = 'logit_difference'           # score in validation, whose AUC selects the step
     valid_rows: int | None = None               # validation rows, drawn once; None for all
 
-    @classmethod
-    def as_published(cls):
-        "The released scripts' recipe: loss on prompt and answer, double softmax in validation."
-        return cls(YesNoPromptConfig.as_published(),
-                   dataclasses.replace(RECIPE, gradient_checkpointing=True, evaluate_last=False),
-                   'double_softmax')
+# %% ../../nbs/38_rec_tuning.ipynb #e555d2d3
+@patch(cls_method=True)
+def as_published(cls: RecTuningConfig):
+    "The released scripts' recipe: loss on prompt and answer, double softmax in validation."
+    return cls(YesNoPromptConfig.as_published(),
+               dataclasses.replace(RECIPE, gradient_checkpointing=True, evaluate_last=False),
+               'double_softmax')
 
-    @classmethod
-    def corrected(cls):
-        "The same with the loss on the answer and the logit difference."
-        return cls(tuning=dataclasses.replace(RECIPE, gradient_checkpointing=True))
+# %% ../../nbs/38_rec_tuning.ipynb #50b8ab44
+@patch(cls_method=True)
+def corrected(cls: RecTuningConfig):
+    "The same with the loss on the answer and the logit difference."
+    return cls(tuning=dataclasses.replace(RECIPE, gradient_checkpointing=True))
 
 # %% ../../nbs/38_rec_tuning.ipynb #d5d897f8
 ALPACA_RECIPE = TuningConfig(lora_alpha=16, lr=3e-4, warmup_steps=100, batch_size=4, accumulation=32,
-                             epochs=3, eval_steps=200,
-                             patience=1_000_000, select='log_likelihood')
+                             epochs=3, eval_steps=200, patience=1_000_000,
+                             select='log_likelihood')
 
+# %% ../../nbs/38_rec_tuning.ipynb #5bf9b48e
 @schema('alpaca-tuning', 1)
 @dataclass(frozen=True)
 class AlpacaTuningConfig:
@@ -69,18 +73,20 @@ class AlpacaTuningConfig:
     tuning: TuningConfig = ALPACA_RECIPE
     valid_rows: int = 2000  # records held out to select the step; 0 keeps the last step
 
-    @classmethod
-    def as_published(cls):
-        "The released `finetune.py`: loss on prompt and answer, the stray comment if there is an input."
-        prompt = dataclasses.replace(YesNoPromptConfig.as_published(), max_tokens=256,
-                                     wrapper_comment='with input')
-        tuning = dataclasses.replace(ALPACA_RECIPE, gradient_checkpointing=True, evaluate_last=False)
-        return cls(prompt, tuning)
+# %% ../../nbs/38_rec_tuning.ipynb #9772ce03
+@patch(cls_method=True)
+def as_published(cls: AlpacaTuningConfig):
+    "The released `finetune.py`: loss on prompt and answer, the stray comment if there is an input."
+    prompt = dataclasses.replace(YesNoPromptConfig.as_published(), max_tokens=256,
+                                 wrapper_comment='with input')
+    tuning = dataclasses.replace(ALPACA_RECIPE, gradient_checkpointing=True, evaluate_last=False)
+    return cls(prompt, tuning)
 
-    @classmethod
-    def corrected(cls):
-        "The same with the loss on the answer and without the comment."
-        return cls(tuning=dataclasses.replace(ALPACA_RECIPE, gradient_checkpointing=True))
+# %% ../../nbs/38_rec_tuning.ipynb #03efb0a3
+@patch(cls_method=True)
+def corrected(cls: AlpacaTuningConfig):
+    "The same with the loss on the answer and without the comment."
+    return cls(tuning=dataclasses.replace(ALPACA_RECIPE, gradient_checkpointing=True))
 
 # %% ../../nbs/38_rec_tuning.ipynb #3caf1fb4
 def for_rows(
@@ -130,40 +136,53 @@ def rows_note(
     rows = [[data.name, data.protocol, data.checksum, np.asarray(rows).tolist()] for data, rows in train]
     return dict(rec_tuning=keyed(cfg), train=digest(rows), valid=[valid.name, valid.protocol, valid.checksum])
 
+# %% ../../nbs/38_rec_tuning.ipynb #312734bc
+def shortening(
+    split: str,           # 'train' or 'valid'
+    dropped: np.ndarray,  # history items dropped from each row
+) -> dict[str, int]:
+    "The part of the report about the rows of `split`; rows that were shortened are also logged."
+    if shortened(dropped): log.warning('%s rows: %s', split, shortened(dropped))
+    return {f'{split}_rows': len(dropped), f'{split}_rows_shortened': int((dropped > 0).sum()),
+            f'{split}_items_dropped': int(dropped.sum())}
+
 # %% ../../nbs/38_rec_tuning.ipynb #62103b7c
 def prompt_report(
     sets: list[YesNoRows],  # training rows by dataset
     dropped: np.ndarray,    # history items dropped from each validation prompt
 ) -> dict:
     "How many rows were shortened, by how much, and how many lost part of their answer."
-    train = np.concatenate([s.dropped for s in sets])
-    for name, counts in (('Training', train), ('Validation', dropped)):
-        if shortened(counts): log.warning('%s: %s', name, shortened(counts))
-    return dict(train_rows=len(train), train_rows_shortened=int((train > 0).sum()),
-                train_items_dropped=int(train.sum()),
-                train_answers_cut=int(sum(s.cut.sum() for s in sets)), valid_rows=len(dropped),
-                valid_rows_shortened=int((dropped > 0).sum()), valid_items_dropped=int(dropped.sum()))
+    train = shortening('train', np.concatenate([s.dropped for s in sets]))
+    cut = dict(train_answers_cut=int(sum(s.cut.sum() for s in sets)))
+    return train | cut | shortening('valid', dropped)
 
 # %% ../../nbs/38_rec_tuning.ipynb #872fe371
+def encoded(
+    backbone: Backbone,
+    train,  # list of (YesNoData, row numbers of its training split)
+    valid,  # the `YesNoData` whose validation split selects the step
+    cfg: RecTuningConfig,
+) -> tuple[list, list, np.ndarray, pl.Series]:
+    "Training rows by dataset; prompts of the validation, history items dropped from them, and labels."
+    tokenizer, context = backbone.tokenizer, context_of(backbone)
+    sets = [YesNoRows(data, rows, tokenizer, cfg.prompt, context) for data, rows in train]
+    frame = validation_rows(valid, cfg.valid_rows)
+    return sets, *encode_questions(tokenizer, valid, frame, cfg.prompt, context), frame['label']
+
+# %% ../../nbs/38_rec_tuning.ipynb #2616daa0
 def rec_tune(
     backbone: Backbone,
     train,     # list of (YesNoData, row numbers of its training split)
     valid,     # the `YesNoData` whose validation split selects the step
     cfg: RecTuningConfig,
     out_dir,   # folder of this tuning
-    start=None,  # adapter folder of the first stage; None begins with a fresh adapter
-    progress: bool = False,
-    callbacks=(),  # further callbacks of transformers
+    session: Session = Session(),  # its `start` is the adapter folder of the first stage
 ) -> Path:
     "Tune on the given rows and return the adapter folder; `prompts.json` counts what was shortened."
-    context = context_of(backbone)
-    sets = [YesNoRows(data, rows, backbone.tokenizer, cfg.prompt, context) for data, rows in train]
-    rows, frame = ConcatDataset(sets), validation_rows(valid, cfg.valid_rows)
-    prompts, dropped = encode_questions(backbone.tokenizer, valid, frame, cfg.prompt, context)
-    tuning, report = for_rows(cfg.tuning, len(rows)), prompt_report(sets, dropped)
-    folder = tune(backbone, rows, auc_of(backbone, prompts, frame['label'], cfg), tuning, out_dir,
-                  callbacks=callbacks,
-                  progress=progress, start=start, about=rows_note(train, valid, cfg))
+    sets, prompts, dropped, labels = encoded(backbone, train, valid, cfg)
+    rows, report = ConcatDataset(sets), prompt_report(sets, dropped)
+    folder = tune(backbone, rows, auc_of(backbone, prompts, labels, cfg), for_rows(cfg.tuning, len(rows)),
+                  out_dir, dataclasses.replace(session, about=rows_note(train, valid, cfg)))
     write_atomic(Path(out_dir) / 'prompts.json', json.dumps(report, indent=1) + '\n')
     return folder
 
@@ -181,41 +200,58 @@ def held_out(
     return order[n_valid:], order[:n_valid]
 
 # %% ../../nbs/38_rec_tuning.ipynb #b3b7b883
+def summed(
+    backbone: Backbone,
+    rows: list[dict],  # training rows that make one batch
+) -> tuple[float, int]:
+    "The sum of the log-likelihoods of the labelled tokens, and their number."
+    batch = on_device(collate(rows, backbone.tokenizer.pad_token_id), backbone.model)
+    n = int((batch['labels'][:, 1:] != -100).sum())
+    return -n * label_loss(backbone.model, batch).item(), n
+
+# %% ../../nbs/38_rec_tuning.ipynb #0f137587
 def log_likelihood(
     backbone: Backbone,
     rows,                      # training rows: input_ids and labels
     batch_tokens: int = 8192,  # rows x longest row in one batch
 ) -> float:
     "Mean log-likelihood of the labelled tokens of `rows`, each token weighted equally."
-    total, count, pad = 0., 0, backbone.tokenizer.pad_token_id
+    total, count = 0., 0
     with scoring(backbone):
         for where in length_batches([len(r['input_ids']) for r in rows], batch_tokens):
-            batch = {k: v.to(backbone.model.device)
-                     for k, v in collate([rows[int(i)] for i in where], pad).items()}
-            n = int((batch['labels'][:, 1:] != -100).sum())
-            total, count = total - n * label_loss(backbone.model, batch).item(), count + n
+            of_batch, n = summed(backbone, [rows[int(i)] for i in where])
+            total, count = total + of_batch, count + n
     return total / count
 
 # %% ../../nbs/38_rec_tuning.ipynb #c3f6b83f
-def alpaca_tune(
+def instruction_sets(
     backbone: Backbone,
     records: pl.DataFrame,  # instruction, input, output, from `load_alpaca`
     cfg: AlpacaTuningConfig,
-    out_dir,                # folder of this tuning
-    progress: bool = False,
-    callbacks=(),           # further callbacks of transformers
-) -> Path:
-    "Tune on general instructions and return the adapter folder."
+) -> tuple[AlpacaRows, AlpacaRows]:  # to train on, held out
+    "The rows of both parts; records that fill a row by themselves are logged and left out."
     train, valid = held_out(records.height, cfg.valid_rows)
     encode = lambda rows: AlpacaRows(records[rows], backbone.tokenizer, cfg.prompt, context_of(backbone))
     rows, kept = encode(train), encode(valid)
     if rows.left_out:
         log.warning('%d of %d instruction records fill a row of %d tokens by themselves and are left out.',
                     rows.left_out, len(train), cfg.prompt.max_tokens)
+    return rows, kept
+
+# %% ../../nbs/38_rec_tuning.ipynb #ca58a5ed
+def alpaca_tune(
+    backbone: Backbone,
+    records: pl.DataFrame,  # instruction, input, output, from `load_alpaca`
+    cfg: AlpacaTuningConfig,
+    out_dir,                # folder of this tuning
+    session: Session = Session(),
+) -> Path:
+    "Tune on general instructions and return the adapter folder."
+    rows, kept = instruction_sets(backbone, records, cfg)
 
     def measure(model):
         return dict(log_likelihood=log_likelihood(dataclasses.replace(backbone, model=model), kept))
 
     about = dict(alpaca_tuning=keyed(cfg), records=digest(records.select(FIELDS).rows()))
     return tune(backbone, rows, measure if len(kept) else None, for_rows(cfg.tuning, len(rows)), out_dir,
-                callbacks=callbacks, progress=progress, about=about)
+                dataclasses.replace(session, about=about))

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import logsumexp
 
-from .prompts import LlamaRecPromptConfig, label_id, letters, render
+from .prompts import LlamaRecPromptConfig, label_id, letters, render, tokenizer_name
 from ..paths import LlmrecError, known
 
 # %% ../../nbs/33_verbalizer.ipynb #38bdffa4
@@ -40,9 +40,9 @@ def check_distinct(
 ) -> np.ndarray:
     "`ids`, or an `LlmrecError` when two candidates would share one."
     if len(np.unique(ids)) < len(ids):
-        name = tokenizer.name_or_path or type(tokenizer).__name__
-        raise LlmrecError(f'{len(ids)} candidates were asked for, and the tokenizer {name} has '
-                          f'only {len(np.unique(ids))} distinct single-token labels for them; '
+        raise LlmrecError(f'{len(ids)} candidates were asked for, and the tokenizer '
+                          f'{tokenizer_name(tokenizer)} has only {len(np.unique(ids))} distinct '
+                          'single-token labels for them; '
                           'ask for fewer, or rank them in two rounds (llm.ranking.in_two_rounds).')
     return ids
 

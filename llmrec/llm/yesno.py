@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PREAMBLE', 'COMMENT', 'PAPER_INSTRUCTION', 'YesNoPromptConfig', 'wrap', 'plain_phrase', 'paper_record', 'record_of',
-           'question', 'AnswerForm', 'shared_prefix', 'answer_form', 'yesno_ids', 'question_ids', 'context_of',
+           'question', 'shared_prefix', 'AnswerForm', 'answer_form', 'yesno_ids', 'question_ids', 'context_of',
            'row_limit', 'question_limit', 'fitted_ids', 'encode_questions', 'shortened', 'labelled_row', 'end_of',
            'YesNoRows', 'yesno_items', 'alpaca_item', 'AlpacaRows']
 
@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
+from fastcore.basics import patch
 from torch.utils.data import Dataset
 
 from ..data.alpaca import INPUT, INSTRUCTION, OUTPUT
 from ..data.tallrec import TALLREC_ANSWERS, phrase, tallrec_record
 from .backbones import Backbone
-from .prompts import prompt_ids
+from .prompts import prompt_ids, tokenizer_name
 from .ranking import inner
 from ..paths import ITEM, LlmrecError
 
@@ -37,15 +38,17 @@ class YesNoPromptConfig:
     # whether an uncut row ends with the end token
     end_token: Literal['if_room', 'never'] = 'if_room'
 
-    @classmethod
-    def as_published(cls):
-        "The released code: stray comment, loss on prompt and answer, raw truncation that can cut the answer."
-        return cls(wrapper_comment=True, loss='prompt+answer', truncation='right')
+# %% ../../nbs/31_yesno_prompts.ipynb #a0a5f898
+@patch(cls_method=True)
+def as_published(cls: YesNoPromptConfig):
+    "The released code: stray comment, loss on prompt and answer, raw truncation that can cut the answer."
+    return cls(wrapper_comment=True, loss='prompt+answer', truncation='right')
 
-    @classmethod
-    def corrected(cls):
-        "Loss on the answer (Eq. 1 and 2), no stray comment, long prompts lose their oldest history items."
-        return cls()
+# %% ../../nbs/31_yesno_prompts.ipynb #48ba3f52
+@patch(cls_method=True)
+def corrected(cls: YesNoPromptConfig):
+    "Loss on the answer (Eq. 1 and 2), no stray comment, long prompts lose their oldest history items."
+    return cls()
 
 # %% ../../nbs/31_yesno_prompts.ipynb #e7a9119f
 PREAMBLE = ('Below is an instruction that describes a task. '
@@ -110,6 +113,11 @@ def question(
     record = record_of(data, sample, cfg)
     return wrap(record[INSTRUCTION], record[INPUT], cfg.wrapper_comment)
 
+# %% ../../nbs/31_yesno_prompts.ipynb #ee554279
+def shared_prefix(a: list[int], b: list[int]) -> int:
+    "The number of tokens that `a` and `b` have in common at the start."
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
 # %% ../../nbs/31_yesno_prompts.ipynb #8617aae3
 @dataclass(frozen=True)
 class AnswerForm:
@@ -117,11 +125,20 @@ class AnswerForm:
     yes: tuple[int, ...]
     no: tuple[int, ...]
 
-def shared_prefix(a: list[int], b: list[int]) -> int:
-    "The number of tokens that `a` and `b` have in common at the start."
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-
 # %% ../../nbs/31_yesno_prompts.ipynb #dea332a2
+def check_answers(
+    tokenizer,
+    read: list[str],  # the texts of No and Yes from the deciding token on
+) -> None:
+    "Raise an `LlmrecError` unless they are the two answers, apart from spaces and case."
+    if [''.join(text.split()).lower() for text in read] == [a.lower() for a in TALLREC_ANSWERS]: return
+    no, yes = (''.join(text.split()).lower() for text in read)
+    raise LlmrecError(f'The tokenizer {tokenizer_name(tokenizer)} splits the answers ambiguously: from '
+                      f"where they differ they read '{yes}' and '{no}', "
+                      f"not '{TALLREC_ANSWERS[1]}' and '{TALLREC_ANSWERS[0]}'; "
+                      'choose a backbone whose vocabulary has the letters Y and N.')
+
+# %% ../../nbs/31_yesno_prompts.ipynb #612bd670
 def answer_form(
     tokenizer,
     prompt: str,  # any prompt that ends like the others
@@ -129,13 +146,7 @@ def answer_form(
     "Where the ids of `prompt` with either answer diverge; an `LlmrecError` if that cannot tell Yes from No."
     no, yes = (prompt_ids(tokenizer, prompt + answer) for answer in TALLREC_ANSWERS)
     at = shared_prefix(yes, no)
-    read = [''.join(tokenizer.decode(ids[at:]).split()).lower() for ids in (no, yes)]
-    if read != [a.lower() for a in TALLREC_ANSWERS]:
-        name = getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__
-        raise LlmrecError(f'The tokenizer {name} splits the answers ambiguously: from where they differ '
-                          f"they read '{read[1]}' and '{read[0]}', "
-                          f"not '{TALLREC_ANSWERS[1]}' and '{TALLREC_ANSWERS[0]}'; "
-                          'choose a backbone whose vocabulary has the letters Y and N.')
+    check_answers(tokenizer, [tokenizer.decode(ids[at:]) for ids in (no, yes)])
     return AnswerForm(tuple(yes[at:]), tuple(no[at:]))
 
 # %% ../../nbs/31_yesno_prompts.ipynb #f682c4ce
@@ -156,9 +167,8 @@ def question_ids(
     "Ids of `prompt` up to the deciding token."
     ids = prompt_ids(tokenizer, prompt + TALLREC_ANSWERS[1])
     if tuple(ids[-len(form.yes):]) != form.yes:
-        name = tokenizer.name_or_path or type(tokenizer).__name__
-        raise LlmrecError(f"The tokenizer {name} encodes '{TALLREC_ANSWERS[1]}' differently after "
-                          'different prompts, so no token decides between the answers; '
+        raise LlmrecError(f"The tokenizer {tokenizer_name(tokenizer)} encodes '{TALLREC_ANSWERS[1]}' "
+                          'differently after different prompts, so no token decides between the answers; '
                           'choose another backbone.')
     return ids[:-len(form.yes)]
 
@@ -207,6 +217,16 @@ def fitted_ids(
     return None, len(history)
 
 # %% ../../nbs/31_yesno_prompts.ipynb #2ce172c6
+def no_room(
+    row: int,    # of the samples
+    limit: int,  # tokens allowed
+) -> LlmrecError:
+    "The error for a question that is too long without any history."
+    return LlmrecError(f'Row {row} (counted from 0): the prompt has more than the {limit} tokens '
+                       'allowed before the answer even without any history; '
+                       'raise max_tokens, or use a backbone with a longer context.')
+
+# %% ../../nbs/31_yesno_prompts.ipynb #a3419d33
 def encode_questions(
     tokenizer,
     data,                   # a `YesNoData`
@@ -220,10 +240,7 @@ def encode_questions(
     prompts, dropped = [], []
     for row, sample in enumerate(samples.iter_rows(named=True)):
         ids, drop = fitted_ids(tokenizer, data, sample, cfg, form, limit)
-        if ids is None:
-            raise LlmrecError(f'Row {row} (counted from 0): the prompt has more than the {limit} tokens '
-                              'allowed before the answer even without any history; '
-                              'raise max_tokens, or use a backbone with a longer context.')
+        if ids is None: raise no_room(row, limit)
         prompts.append(ids)
         dropped.append(drop)
     return prompts, np.array(dropped, np.int64)
@@ -256,7 +273,7 @@ def labelled_row(
 def end_of(tokenizer, cfg: YesNoPromptConfig) -> int | None:
     "The end token's id; an `LlmrecError` if rows should end with one and there is none."
     if cfg.end_token == 'if_room' and tokenizer.eos_token_id is None:
-        raise LlmrecError(f'The tokenizer {tokenizer.name_or_path} has no end token; '
+        raise LlmrecError(f'The tokenizer {tokenizer_name(tokenizer)} has no end token; '
                           "set tokenizer.eos_token, or end_token='never'.")
     return tokenizer.eos_token_id
 
@@ -278,6 +295,18 @@ class YesNoRows(Dataset):
     def __getitem__(self, i: int) -> dict: return self.items[i]
 
 # %% ../../nbs/31_yesno_prompts.ipynb #0605a483
+def check_learnable(
+    items: list[dict],  # training rows
+    numbers,            # of these rows
+    limit: int,         # tokens allowed
+) -> None:
+    "Raise an `LlmrecError` that names the first row in which nothing is learnt."
+    for number, item in zip(numbers, items):
+        if all(label == -100 for label in item['labels']):
+            raise LlmrecError(f'Training row {number}: cutting at {limit} tokens leaves nothing '
+                              "of the answer; raise max_tokens or set truncation='history'.")
+
+# %% ../../nbs/31_yesno_prompts.ipynb #6e7651fc
 def yesno_items(
     rows: YesNoRows,
 ) -> tuple[list[dict], np.ndarray, np.ndarray]:  # rows, history items dropped, whether the answer was cut
@@ -289,12 +318,8 @@ def yesno_items(
     prompts, dropped = encode_questions(tok, rows.data, samples, cfg, rows.context)
     answers = [form.yes if label else form.no for label in samples['label']]
     items = [labelled_row(p, a, cfg, limit, end) for p, a in zip(prompts, answers)]
-    cut = np.array([len(p) + len(a) > limit for p, a in zip(prompts, answers)], bool)
-    for i, item in enumerate(items):
-        if all(label == -100 for label in item['labels']):
-            raise LlmrecError(f'Training row {rows.rows[i]}: cutting at {limit} tokens leaves nothing '
-                              "of the answer; raise max_tokens or set truncation='history'.")
-    return items, dropped, cut
+    check_learnable(items, rows.rows, limit)
+    return items, dropped, np.array([len(p) + len(a) > limit for p, a in zip(prompts, answers)], bool)
 
 # %% ../../nbs/31_yesno_prompts.ipynb #4ef86481
 def alpaca_item(

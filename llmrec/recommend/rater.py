@@ -24,7 +24,7 @@ from ..experiments.tallrec import chosen_rows
 from ..llm.answers import score_answers
 from ..llm.backbones import Backbone, BackboneConfig, load_backbone
 from ..llm.rec_tuning import RecTuningConfig, rec_tune
-from ..llm.tuning import TuningConfig, with_adapter
+from ..llm.tuning import Session, TuningConfig, with_adapter
 from ..llm.yesno import context_of, encode_questions, question, yesno_ids
 from ..paths import AUTHOR, ITEM, SCORE, TITLE, USER, LlmrecError
 from .hub import push_to_hub
@@ -89,7 +89,8 @@ def fit(
     if isinstance(data, OwnData): data, _ = load_own_ratings(data)
     train, loaded = data.splits['train'], load_backbone(cfg.backbone)
     rows = few_shot(train.height, k, seed)
-    with one_thread(): adapter = rec_tune(loaded, [(data, rows)], data, cfg.rec, folder, start, progress)
+    session = Session(start, progress=progress)
+    with one_thread(): adapter = rec_tune(loaded, [(data, rows)], data, cfg.rec, folder, session)
     about = dict(data=data.name, checksum=data.checksum, rows=len(rows),
                  history=int(train['history'].list.len().max()))
     r = Rater(cfg, data, with_adapter(loaded, adapter), Path(adapter), about)

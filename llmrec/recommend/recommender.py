@@ -35,7 +35,7 @@ from ..llm.backbones import Backbone, BackboneConfig, is_folder, is_gguf, load_b
 from ..llm.pretrained import sha256_of
 from ..llm.prompts import encode_prompt, fit_prompt, letters, truncate_title
 from ..llm.ranking import score_candidates
-from ..llm.tuning import TuningConfig, reporters, tune, with_adapter
+from ..llm.tuning import Session, TuningConfig, reporters, tune, with_adapter
 from ..llm.verbalizer import letter_ids
 from ..paths import ITEM, RANK, SCORE, TITLE, USER, LlmrecError, known, read_json
 from .hub import name_base, push_to_hub
@@ -94,7 +94,7 @@ def fitted_adapter(
         if not len(asked.users): return {cfg.tuning.select: 0.}
         return summary(ask(replace(backbone, model=model))[asked.users])
     rows = training_rows(cfg, split.train, short, backbone.tokenizer, r.score)
-    with one_thread(): return tune(backbone, rows, evaluate, cfg.tuning, folder, progress=progress)
+    with one_thread(): return tune(backbone, rows, evaluate, cfg.tuning, folder, Session(progress=progress))
 
 # %% ../../nbs/59a_recommender.ipynb #9172f83b
 def unmet(data: Dataset) -> int:

@@ -30,8 +30,10 @@ from rocrate.rocrate import ROCrate
 from ..data.raw import RAW_FILES
 from ..paths import LlmrecError, base_profile, output_root, root
 from ..runs.records import commit, records_of, write_atomic
-from .reproduce import (executed_path, load_profile, load_stamp, load_variant, manifest, outputs,
-                                    own_data, own_of, parameters, stamp_path, state, variant_path)
+from llmrec.repro.profiles import (
+    load_profile, load_variant, manifest, own_data, own_of, parameters, variant_path,
+)
+from .reproduce import executed_path, load_stamp, outputs, stamp_path, state
 
 # %% ../../nbs/99_bundle.ipynb #124bb4a2
 TREE = ('CHANGELOG.md', 'CITATION.cff', 'CONTRIBUTING.md', 'GUIDE.md', 'LICENSE', 'MANIFEST.in', 'Makefile',

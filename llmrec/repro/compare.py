@@ -22,7 +22,7 @@ from ..evaluation import auc as yesno
 from ..evaluation.intervals import bootstrap_interval
 from ..evaluation.ranking import per_user
 from ..paths import LlmrecError, figures_dir, known
-from .reproduce import chosen
+from .profiles import chosen
 from .trace import made_artefacts, made_profiles, text_of
 from ..runs.records import Record, load_record, records_of, write_atomic
 

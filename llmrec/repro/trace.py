@@ -32,9 +32,11 @@ from ..paths import (LlmrecError, base_profile, json_or_none, known, miniature_d
                           output_to, parse_json)
 from ..paths import raw_dir, root
 from ..runs.records import FIELDS, make_key, provenance_of, records_of
-from .reproduce import (HANDS_ON, QUIET, QuietKernel, changes, chosen, code_of, data_used,
-                                    executed_path, handed, library_used, load_stamp, manifest, outputs,
-                                    own_data, parameters, read_notebook, sha256, stamp_path)
+from .profiles import chosen, handed, manifest, own_data, parameters, read_notebook
+from llmrec.repro.reproduce import (
+    HANDS_ON, QUIET, QuietKernel, changes, code_of, data_used, executed_path, library_used, load_stamp,
+    outputs, sha256, stamp_path,
+)
 
 # %% ../../nbs/98_trace.ipynb #c32b4121
 def located(file) -> tuple[Path, str, str]:
@@ -455,8 +457,8 @@ GUARD = '''import llmrec.runs.records
 def lock(path): raise llmrec.runs.records.LlmrecError(f'{path.stem} is not among the records of the artefact')
 llmrec.runs.records.lock = lock
 
-import llmrec.repro.reproduce    # parameters that a profile no longer has make no variant here
-llmrec.repro.reproduce.kept_variant = lambda profile, given: profile'''
+import llmrec.repro.profiles    # parameters that a profile no longer has make no variant here
+llmrec.repro.profiles.kept_variant = lambda profile, given: profile'''
 
 # %% ../../nbs/98_trace.ipynb #127efda2
 def copy_inputs(profile: str, stamp: dict, folder: Path) -> None:

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from ..config import schema
 from ..data.interactions import Sequences
-from ..paths import LlmrecError
+
 from .narm import by_length, cross_entropy, latest, unroll
-from .sasrec import attention, positions
+from .sasrec import Heads, attention, check_heads, positions
 
 # %% ../../nbs/47_bert4rec.ipynb #a8496e5f
 @schema('bert4rec', 1)
@@ -38,6 +38,12 @@ class BERT4RecConfig:
     max_length: int = 50           # latest items that the model sees, the mask included; 200 for ml-100k
     unmasked_share: float = 0.  # share of the gaps that show no mask; .2 for BERT's 80/10/10 rule
 
+# %% ../../nbs/47_bert4rec.ipynb #d20d648c
+def rows_of(shapes: list) -> tuple[torch.Tensor, torch.Tensor]:
+    "The length of each sequence (sequences,), and the sequence of each token (tokens,)."
+    lengths = torch.tensor([length for n, length in shapes for _ in range(n)])
+    return lengths, torch.arange(len(lengths)).repeat_interleave(lengths)
+
 # %% ../../nbs/47_bert4rec.ipynb #031140d7
 def cloze(
     shapes: list,        # (number, length) of the sequences
@@ -45,8 +51,7 @@ def cloze(
     last_share: float,   # share of the sequences in which only the last item is masked
 ) -> torch.Tensor:       # (tokens,) True where an item is masked
     "Which items are masked, drawn from PyTorch's generator (BERT4Rec 3.6)."
-    lengths = torch.tensor([length for n, length in shapes for _ in range(n)])
-    row = torch.arange(len(lengths)).repeat_interleave(lengths)
+    lengths, row = rows_of(shapes)
     order = (row + torch.rand(len(row), dtype=torch.float64)).argsort()
     wanted = (probability * lengths).round().clamp(min=1)
     masked = torch.empty(len(row), dtype=torch.bool)
@@ -106,21 +111,26 @@ class BERT4RecBlock(nn.Module):
 
     def attend(self, x, shapes, real):
         p = self.cfg.dropout if self.cfg.attention_dropout is None else self.cfg.attention_dropout
-        parts = self.q(x), self.k(x), self.v(x)
-        return self.out(attention(*parts, shapes, self.cfg.heads, False, p * self.training, real))
+        parts, heads = (self.q(x), self.k(x), self.v(x)), Heads(self.cfg.heads, False, p * self.training)
+        return self.out(attention(parts, shapes, heads, real))
 
     def forward(self, x, shapes, real=None):
         x = self.layer_norm_1(x + self.dropout(self.attend(x, shapes, real)))
         return self.layer_norm_2(x + self.dropout(self.w_2(F.gelu(self.w_1(x)))))
+
+# %% ../../nbs/47_bert4rec.ipynb #b3fa1106
+def redraw(module: nn.Module) -> None:
+    "Draw every matrix from a normal, cut at two deviations; biases are zero, normalisations stay."
+    for name, p in module.named_parameters():
+        if name.endswith('bias'): nn.init.zeros_(p)
+        elif 'layer_norm' not in name: nn.init.trunc_normal_(p, std=.02, a=-.04, b=.04)
 
 # %% ../../nbs/47_bert4rec.ipynb #96994768
 class BERT4Rec(nn.Module):
     "BERT4Rec (Sun et al. 2019): what is compared with the item embeddings at the wanted places."
     def __init__(self, n_items: int, cfg: BERT4RecConfig):
         super().__init__()
-        if cfg.hidden % cfg.heads:
-            raise LlmrecError(f'BERT4RecConfig.hidden is {cfg.hidden}, which {cfg.heads} heads do not '
-                              'divide; change one of them.')
+        check_heads(cfg)
         self.cfg, self.n_items, d = cfg, n_items, cfg.hidden
         self.embedding = nn.Embedding(n_items + 2, d, padding_idx=0)
         self.positions = nn.Embedding(cfg.max_length, d)
@@ -128,9 +138,7 @@ class BERT4Rec(nn.Module):
         self.head = nn.Linear(d, d)
         self.layer_norm_in, self.layer_norm_out = nn.LayerNorm(d), nn.LayerNorm(d)
         self.dropout = nn.Dropout(cfg.dropout)
-        for name, p in self.named_parameters():
-            if name.endswith('bias'): nn.init.zeros_(p)
-            elif 'layer_norm' not in name: nn.init.trunc_normal_(p, std=.02, a=-.04, b=.04)
+        redraw(self)
         self.item_bias = nn.Parameter(torch.zeros(n_items + 1))
         with torch.no_grad(): self.embedding.weight[0] = 0
 
@@ -169,11 +177,15 @@ def make_loss(
 # %% ../../nbs/47_bert4rec.ipynb #3f9786e3
 def padded_places(shapes: list, length: int, left: bool) -> torch.Tensor:
     "Where each token of the rectangles lies in a batch of rows of `length`, flattened."
-    lengths = torch.tensor([l for n, l in shapes for _ in range(n)])
-    row = torch.arange(len(lengths)).repeat_interleave(lengths)
-    return row * length + (length - 1 - positions(shapes) if left else positions(shapes, from_end=False))
+    place = length - 1 - positions(shapes) if left else positions(shapes, from_end=False)
+    return rows_of(shapes)[1] * length + place
 
 # %% ../../nbs/47_bert4rec.ipynb #3206a2d6
+def laid_out(values: torch.Tensor, place: torch.Tensor, n: int) -> torch.Tensor:
+    "The `values` at their places among `n`, 0 elsewhere."
+    return torch.zeros(n, dtype=torch.long).index_copy_(0, place, values)
+
+# %% ../../nbs/47_bert4rec.ipynb #75630f8c
 def padded_loss(
     train: Sequences,
     cfg: BERT4RecConfig,
@@ -184,8 +196,7 @@ def padded_loss(
     def loss(model, spans):
         b, where, n = cloze_batch(train, spans, cfg), model.item_bias.device, len(spans) * cfg.max_length
         place = padded_places(b.shapes, cfg.max_length, cfg.places == 'end')
-        tokens = torch.zeros(n, dtype=torch.long).index_copy_(0, place, b.items).to(where)
-        labels = torch.zeros(n, dtype=torch.long).index_copy_(0, place[b.gaps], b.targets)
+        tokens, labels = laid_out(b.items, place, n).to(where), laid_out(b.targets, place[b.gaps], n)
         wanted = torch.arange(n) if scored == 'all' else place[b.gaps]
         states = model(tokens, [(len(spans), cfg.max_length)], wanted.to(where), tokens > 0)
         scores = (states @ model.item_weight().T + model.item_bias)[:, 1:]

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ENCODER_OF', 'BINARY', 'ENCODERS', 'reads_text', 'is_robust', 'BinaryArchitecture', 'BinaryConfig', 'ItemVectors',
            'at_last', 'GRUEncoder', 'CaserEncoder', 'SASRecBlock', 'SASRecEncoder', 'BinaryModel', 'output_rows',
-           'queries', 'logits', 'item_weights', 'residuals', 'RobustSum', 'robust_term', 'check_rows', 'check_classes',
-           'check_texts', 'tensors', 'score_tensors', 'score_binary', 'batches', 'updates', 'loss', 'Fitted',
-           'make_model', 'adam', 'keep_weights', 'one_update', 'train_binary', 'fit_binary']
+           'queries', 'logits', 'item_weights', 'RobustItems', 'residuals', 'RobustSum', 'robust_term', 'check_rows',
+           'check_classes', 'check_texts', 'tensors', 'score_tensors', 'score_binary', 'batches', 'updates', 'loss',
+           'Fitted', 'BinaryData', 'make_model', 'adam', 'keep_weights', 'one_update', 'train_binary', 'fit_binary']
 
 # %% ../../nbs/48_binary_baselines.ipynb #cd722c79
 from collections.abc import Iterator
@@ -29,7 +29,10 @@ ENCODER_OF = {'GRU4Rec': 'gru', 'Caser': 'caser', 'SASRec': 'sasrec', 'DROS': 'g
               'GRU-BERT': 'gru', 'DROS-BERT': 'gru'}
 BINARY = tuple(ENCODER_OF)
 
+# %% ../../nbs/48_binary_baselines.ipynb #a8eca761
 def reads_text(method: str) -> bool: return method.endswith('BERT')
+
+# %% ../../nbs/48_binary_baselines.ipynb #0ee70500
 def is_robust(method: str) -> bool: return method.startswith('DROS')
 
 # %% ../../nbs/48_binary_baselines.ipynb #07ecef59
@@ -129,6 +132,11 @@ class CaserEncoder(nn.Module):
         pooled = [F.relu(conv(image)).squeeze(3).amax(2) for conv in self.horizontal]
         return self.dropout(torch.cat([*pooled, F.relu(self.vertical(image)).flatten(1)], 1))
 
+# %% ../../nbs/48_binary_baselines.ipynb #32c9ffb0
+def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+    "(rows, length, width) as (rows, heads, length, width / heads)."
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
 # %% ../../nbs/48_binary_baselines.ipynb #27cbeff4
 class SASRecBlock(nn.Module):
     "Causal self-attention and a position-wise network."
@@ -140,8 +148,7 @@ class SASRecBlock(nn.Module):
         self.scale = (width if cfg.scale == 'width' else width // cfg.heads) ** -.5
 
     def attend(self, queries, x):
-        parts = (self.q(queries), self.k(x), self.v(x))
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in parts)
+        q, k, v = (split_heads(y, self.heads) for y in (self.q(queries), self.k(x), self.v(x)))
         p = self.dropout.p * self.training
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, dropout_p=p)
         return out.transpose(1, 2).flatten(2) + queries
@@ -200,6 +207,7 @@ def queries(model: BinaryModel, states: torch.Tensor) -> torch.Tensor:
     "What the output rows are multiplied with."
     return model.head(states) if model.cfg.head == 'tied' else states
 
+# %% ../../nbs/48_binary_baselines.ipynb #b2951711
 def logits(model: BinaryModel, states: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
     "The logit of one item for each state, (n,); no other item is computed."
     weights, biases = output_rows(model, items)
@@ -217,41 +225,51 @@ def item_weights(
     return ((n / n.sum()) ** cfg.power).astype(np.float32)
 
 # %% ../../nbs/48_binary_baselines.ipynb #d4949d70
+@dataclass(frozen=True, eq=False)
+class RobustItems:
+    "What DROS's sum needs to know about the items."
+    weights: torch.Tensor  # (n,) w_i over beta
+    targets: torch.Tensor  # (B,) place of each query's target
+    wanted: torch.Tensor   # (B,) y at the target; it is 0 elsewhere
+    chunk: int             # items at a time
+
+# %% ../../nbs/48_binary_baselines.ipynb #510d6543
 def residuals(
-    q, W, b,            # (B, width) queries, (n, width) weights, (n,) biases
-    targets, wanted,    # (B,) place of the target in W, and y there
-    begin, end,         # the chunk
-) -> torch.Tensor:      # (B, end - begin)
+    q, W, b,             # (B, width) queries, (n, width) weights, (n,) biases
+    items: RobustItems,
+    begin: int,          # first item of the chunk
+) -> torch.Tensor:       # (B, at most `items.chunk`)
     "s - y for the items of one chunk."
+    end = min(begin + items.chunk, len(W))
     s = torch.addmm(b[begin:end], q, W[begin:end].T)
-    here = ((targets >= begin) & (targets < end)).nonzero().squeeze(1)
-    s[here, targets[here] - begin] -= wanted[here]
+    here = ((items.targets >= begin) & (items.targets < end)).nonzero().squeeze(1)
+    s[here, items.targets[here] - begin] -= items.wanted[here]
     return s
 
 # %% ../../nbs/48_binary_baselines.ipynb #b55d13a0
 class RobustSum(torch.autograd.Function):
-    "log sum_i exp(w_i (q . W_i + b_i - y_i)^2) of each query, (B,); y is `wanted` at the target, else 0."
+    "log sum_i exp(w_i (q . W_i + b_i - y_i)^2) of each query, (B,), for `RobustItems`."
     @staticmethod
-    def forward(ctx, q, W, b, weights, targets, wanted, chunk):
+    def forward(ctx, q, W, b, items):
         total = q.new_full((len(q),), -torch.inf)
-        for i in range(0, len(W), chunk):
-            s = residuals(q, W, b, targets, wanted, i, min(i + chunk, len(W)))
-            total = torch.logaddexp(total, s.square_().mul_(weights[i:i + chunk]).logsumexp(1))
-        ctx.save_for_backward(q, W, b, weights, targets, wanted, total)
-        ctx.chunk = chunk
+        for i in range(0, len(W), items.chunk):
+            s = residuals(q, W, b, items, i)
+            total = torch.logaddexp(total, s.square_().mul_(items.weights[i:i + items.chunk]).logsumexp(1))
+        ctx.save_for_backward(q, W, b, total)
+        ctx.items = items
         return total
 
     @staticmethod
     def backward(ctx, grad):
-        q, W, b, weights, targets, wanted, total = ctx.saved_tensors
+        (q, W, b, total), items = ctx.saved_tensors, ctx.items
         dq, dW, db = torch.zeros_like(q), torch.empty_like(W), torch.empty_like(b)
-        for i in range(0, len(W), ctx.chunk):
-            j, w = min(i + ctx.chunk, len(W)), weights[i:i + ctx.chunk]
-            s = residuals(q, W, b, targets, wanted, i, j)
+        for i in range(0, len(W), items.chunk):
+            here, s = slice(i, i + items.chunk), residuals(q, W, b, items, i)
+            w = items.weights[here]
             ds = (s * s).mul_(w).sub_(total[:, None]).exp_().mul_(s).mul_(2 * w).mul_(grad[:, None])
-            dq.addmm_(ds, W[i:j])
-            dW[i:j], db[i:j] = ds.T @ q, ds.sum(0)
-        return dq, dW, db, None, None, None, None
+            dq.addmm_(ds, W[here])
+            dW[here], db[here] = ds.T @ q, ds.sum(0)
+        return dq, dW, db, None
 
 # %% ../../nbs/48_binary_baselines.ipynb #441fbb03
 def robust_term(
@@ -265,10 +283,17 @@ def robust_term(
     "DROS's log-sum-exp over all items, the mean over the batch."
     wanted = torch.ones_like(labels) if model.cfg.robust_to == 'like' else labels
     W, b = output_rows(model, torch.arange(1, model.n_items + 1, device=items.device))
-    scaled = weights / model.cfg.beta
-    return RobustSum.apply(queries(model, states), W, b, scaled, items - 1, wanted, chunk).mean()
+    about = RobustItems(weights / model.cfg.beta, items - 1, wanted, chunk)
+    return RobustSum.apply(queries(model, states), W, b, about).mean()
 
 # %% ../../nbs/48_binary_baselines.ipynb #a77bab48
+def bad_code(rows: YesNoArrays, n_items: int) -> tuple | None:
+    "What, in which row, and which code is outside the catalogue; None where all are inside."
+    for what, codes, least in (('target', rows.items[:, None], 1), ('history item', rows.history, 0)):
+        bad = np.argwhere((codes < least) | (codes > n_items))
+        if len(bad): return what, int(bad[0][0]), int(codes[tuple(bad[0])])
+
+# %% ../../nbs/48_binary_baselines.ipynb #af704808
 def check_rows(
     rows: YesNoArrays,
     n_items: int,
@@ -276,10 +301,8 @@ def check_rows(
 ) -> YesNoArrays:
     "`rows`, or an `LlmrecError` when there are none or an item code is outside the catalogue."
     if len(rows) == 0: raise LlmrecError(f'There are no {name} rows; K must be at least 1.')
-    for what, codes, least in (('target', rows.items[:, None], 1), ('history item', rows.history, 0)):
-        bad = np.argwhere((codes < least) | (codes > n_items))
-        if not len(bad): continue
-        row, code = bad[0][0], codes[tuple(bad[0])]
+    if found := bad_code(rows, n_items):
+        what, row, code = found
         raise LlmrecError(f'The {what} of {name} row {row} has the code {code}, but codes go from 1 to '
                           f'{n_items}; use the n_items and the texts of the data that the rows come from.')
     return rows
@@ -292,18 +315,23 @@ def check_classes(rows: YesNoArrays, name: str) -> None:
                           'selects the weights needs both, so take more rows.')
 
 # %% ../../nbs/48_binary_baselines.ipynb #28c16ce1
-def check_texts(method: str, texts: np.ndarray | None, n_items: int) -> None:
-    "An `LlmrecError` when `texts` is not what `method` reads."
-    if texts is None and not reads_text(method): return
-    if texts is None:
-        raise LlmrecError(f'{method} reads text; give it the vectors of all items, see llm.encoders.')
-    if not reads_text(method): raise LlmrecError(f'{method} reads no text; leave `texts` out.')
+def check_vectors(texts: np.ndarray, n_items: int) -> None:
+    "An `LlmrecError` unless `texts` has a finite vector for each item code."
     if np.ndim(texts) != 2 or len(texts) != n_items + 1:
         raise LlmrecError(f'The text vectors have the shape {np.shape(texts)}, expected ({n_items + 1}, d): '
                           'a row an item code, row 0 for padding.')
     if not np.isfinite(texts).all():
         item = np.argwhere(~np.isfinite(texts))[0][0]
         raise LlmrecError(f'The text vector of item {item} is not finite; encode it again.')
+
+# %% ../../nbs/48_binary_baselines.ipynb #9658104a
+def check_texts(method: str, texts: np.ndarray | None, n_items: int) -> None:
+    "An `LlmrecError` when `texts` is not what `method` reads."
+    if texts is None and not reads_text(method): return
+    if texts is None:
+        raise LlmrecError(f'{method} reads text; give it the vectors of all items, see llm.encoders.')
+    if not reads_text(method): raise LlmrecError(f'{method} reads no text; leave `texts` out.')
+    check_vectors(texts, n_items)
 
 # %% ../../nbs/48_binary_baselines.ipynb #826db6c4
 def tensors(rows: YesNoArrays, device='cpu') -> tuple:
@@ -348,6 +376,11 @@ def updates(n: int, cfg: BinaryConfig) -> int:
     size = min(cfg.batch_size, n)
     return cfg.epochs * (n // size if cfg.batches == 'drawn' else -(-n // size))
 
+# %% ../../nbs/48_binary_baselines.ipynb #070caa45
+def plain_loss(s: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.Tensor:
+    "Squared error of the sigmoid ('mse') or cross-entropy ('bce') of the logits `s`."
+    return F.mse_loss(s.sigmoid(), labels) if kind == 'mse' else F.binary_cross_entropy_with_logits(s, labels)
+
 # %% ../../nbs/48_binary_baselines.ipynb #26065d99
 def loss(
     model: BinaryModel,
@@ -358,8 +391,7 @@ def loss(
     history, history_labels, lengths, items, labels = parts
     states = model(history, history_labels, lengths)
     s = logits(model, states, items)
-    if model.cfg.loss == 'mse': base = F.mse_loss(s.sigmoid(), labels)
-    else: base = F.binary_cross_entropy_with_logits(s, labels)
+    base = plain_loss(s, labels, model.cfg.loss)
     if weights is None: return base
     return base + model.cfg.alpha * robust_term(model, states, items, labels, weights)
 
@@ -373,20 +405,24 @@ class Fitted:
     curve: tuple         # (update, mean loss since the last entry, validation AUC)
 
 # %% ../../nbs/48_binary_baselines.ipynb #1c872e54
-def make_model(
-    train: YesNoArrays,
-    valid: YesNoArrays,
-    n_items: int,
-    cfg: BinaryConfig,
-    texts: np.ndarray | None = None,  # (n_items + 1, d), for the text variants
-) -> BinaryModel:
+@dataclass(frozen=True, eq=False)
+class BinaryData:
+    "What a baseline learns from."
+    train: YesNoArrays   # the K rows
+    valid: YesNoArrays   # rows whose AUC selects the weights
+    n_items: int
+    texts: np.ndarray | None = None  # (n_items + 1, d) frozen text vectors, for the text variants
+
+# %% ../../nbs/48_binary_baselines.ipynb #54340883
+def make_model(data: BinaryData, cfg: BinaryConfig) -> BinaryModel:
     "A fresh model for checked data; the same seed gives the same weights."
     known('baseline', cfg.method, BINARY)
-    for rows, name in ((train, 'training'), (valid, 'validation')): check_rows(rows, n_items, name)
-    check_classes(valid, 'validation')
-    check_texts(cfg.method, texts, n_items)
+    check_rows(data.train, data.n_items, 'training')
+    check_rows(data.valid, data.n_items, 'validation')
+    check_classes(data.valid, 'validation')
+    check_texts(cfg.method, data.texts, data.n_items)
     torch.manual_seed(cfg.seed)
-    return BinaryModel(n_items, cfg, train.history.shape[1], texts)
+    return BinaryModel(data.n_items, cfg, data.train.history.shape[1], data.texts)
 
 # %% ../../nbs/48_binary_baselines.ipynb #d275c041
 def adam(model: nn.Module, cfg: BinaryConfig) -> torch.optim.Adam:
@@ -418,6 +454,12 @@ def one_update(
     return float(value.detach())
 
 # %% ../../nbs/48_binary_baselines.ipynb #63f5e272
+def checked_loss(value: float, cfg: BinaryConfig, at: int) -> float:
+    "`value`, or an `LlmrecError` where it is not finite."
+    if np.isfinite(value): return value
+    raise LlmrecError(f'The loss of {cfg.method} is {value} at update {at}; lower BinaryConfig.lr or alpha.')
+
+# %% ../../nbs/48_binary_baselines.ipynb #6138a5c8
 def train_binary(
     model: BinaryModel,
     parts: tuple,        # training rows as of `tensors`
@@ -430,35 +472,27 @@ def train_binary(
     last, valid_auc, best_at = updates(len(parts[0]), cfg), -1., 0
     todo = tqdm(batches(len(parts[0]), cfg), total=last, disable=not progress, desc=cfg.method, leave=False)
     for at, rows in enumerate(todo, 1):
-        losses.append(one_update(model, opt, [p[rows] for p in parts], weights))
-        if not np.isfinite(losses[-1]):
-            raise LlmrecError(f'The loss of {cfg.method} is {losses[-1]} at update {at}; '
-                              'lower BinaryConfig.lr or alpha.')
+        losses.append(checked_loss(one_update(model, opt, [p[rows] for p in parts], weights), cfg, at))
         if at % cfg.validate_every and at != last: continue
         curve.append((at, float(np.mean(losses)), validate(model)))
         losses = []
         if curve[-1][2] > valid_auc:
-            valid_auc, best_at = curve[-1][2], at
-            best = keep_weights(model, best)
+            valid_auc, best_at, best = curve[-1][2], at, keep_weights(model, best)
     model.load_state_dict(best)
     return Fitted(model.eval(), valid_auc, best_at, tuple(curve))
 
 # %% ../../nbs/48_binary_baselines.ipynb #5469b516
 def fit_binary(
-    train: YesNoArrays,   # the K rows
-    valid: YesNoArrays,   # rows whose AUC selects the weights
-    n_items: int,
+    data: BinaryData,
     cfg: BinaryConfig,
-    texts: np.ndarray | None = None,  # (n_items + 1, d) frozen text vectors, for the text variants
     progress: bool = False,
     device: str = 'cpu',
 ) -> Fitted:
     "Train one baseline. The seed decides all; torch's own random state is left as it was."
     with torch.random.fork_rng():
-        model = make_model(train, valid, n_items, cfg, texts).to(device)
-        asked = tensors(valid, device)
-        validate = lambda m: auc(valid.labels, score_tensors(m, asked, 1024))
+        model, asked = make_model(data, cfg).to(device), tensors(data.valid, device)
+        validate = lambda m: auc(data.valid.labels, score_tensors(m, asked, 1024))
         weights = None
         if is_robust(cfg.method) and cfg.alpha:
-            weights = torch.tensor(item_weights(train, n_items, cfg), device=device)
-        return train_binary(model, tensors(train, device), validate, weights, progress)
+            weights = torch.tensor(item_weights(data.train, data.n_items, cfg), device=device)
+        return train_binary(model, tensors(data.train, device), validate, weights, progress)

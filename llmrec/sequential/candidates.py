@@ -74,6 +74,7 @@ def chunk_size(n_items: int, most: int = 256) -> int:
 # %% ../../nbs/43_candidates.ipynb #9444a849
 Score = Callable[[list], torch.Tensor]  # histories -> (histories, n_items + 1)
 
+# %% ../../nbs/43_candidates.ipynb #6bac62cd
 def chunks(
     score: Score,
     histories: Sequences,
@@ -132,6 +133,12 @@ def check_found(values: np.ndarray, users: np.ndarray, histories: Sequences) -> 
         "ask for fewer, leave the user out, or hide less (mask='window').")
 
 # %% ../../nbs/43_candidates.ipynb #e116b09b
+def check_k(k: int, n_items: int) -> None:
+    if k > n_items:
+        raise LlmrecError(f'{k} candidates were asked for, but the catalogue has {n_items} items; '
+                          'ask for fewer.')
+
+# %% ../../nbs/43_candidates.ipynb #93453c8d
 def recommend(
     score: Score,
     histories: Sequences,
@@ -141,12 +148,8 @@ def recommend(
     window: int = 50,     # see `hide`
 ) -> Candidates:
     "The `k` best items for each of `users` (LlamaRec 3.2.1)."
-    if k > histories.n_items:
-        raise LlmrecError(f'{k} candidates were asked for, but the catalogue has {histories.n_items} items; '
-                          'ask for fewer.')
-    items = np.empty((len(users), k), np.int32)
-    values = np.empty((len(users), k), np.float32)
-    done = 0
+    check_k(k, histories.n_items)
+    items, values, done = np.empty((len(users), k), np.int32), np.empty((len(users), k), np.float32), 0
     for part, scores in chunks(score, histories, users, mask, window):
         ids, rows = top(scores, k), slice(done, done + len(part))
         items[rows], values[rows] = ids.numpy(), scores.gather(1, ids).numpy()

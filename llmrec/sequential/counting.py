@@ -63,6 +63,7 @@ def item_counts(
     known_pair = own.is_not_null().to_numpy()
     return likes[target.items] - own.fill_null(0).to_numpy(), count[target.items] - known_pair
 
+# %% ../../nbs/49_counting.ipynb #4f0d1e28
 def like_share(train: YesNoArrays) -> float:
     "Share of likes in the training rows, one imaginary like and dislike added: what is said of the unknown."
     told = labelled(train)['label']
@@ -88,6 +89,7 @@ def item_mean(train: YesNoArrays, target: YesNoArrays, n_items: int) -> np.ndarr
     likes, count = item_counts(train, target, n_items)
     return (likes + WEIGHT * like_share(train)) / (count + WEIGHT)
 
+# %% ../../nbs/49_counting.ipynb #e257943e
 def user_mean(train: YesNoArrays, target: YesNoArrays) -> np.ndarray:
     "(n,) smoothed share of likes of each row's user, in the training rows and the row's history."
     told = of_user(train, target)
@@ -95,6 +97,7 @@ def user_mean(train: YesNoArrays, target: YesNoArrays) -> np.ndarray:
     count = np.bincount(told['row'], np.ones(told.height), minlength=len(target))
     return (likes + WEIGHT * like_share(train)) / (count + WEIGHT)
 
+# %% ../../nbs/49_counting.ipynb #6a69669f
 def popularity(train: YesNoArrays, target: YesNoArrays, n_items: int) -> np.ndarray:
     "(n,) how many training interactions each row's target item has."
     return item_counts(train, target, n_items)[1].astype(float)
@@ -104,6 +107,7 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1., 10.)  # scikit-learn's C: smaller is stronger
 
 def _model(c: float): return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
 
+# %% ../../nbs/49_counting.ipynb #60f5c7aa
 def choose_strength(x: np.ndarray, labels: np.ndarray, seed: int = 0) -> float:
     "The C of least log-loss in cross-validation; the strongest where a class has a single row."
     fewest = int(np.bincount(labels, minlength=2).min())
@@ -132,6 +136,7 @@ def logistic_features(train: YesNoArrays, rows: YesNoArrays, n_items: int, items
     columns = [history_like_rate(rows), np.log1p(popularity(train, rows, n_items))]
     return np.column_stack(columns + [item_mean(train, rows, n_items)] * items)
 
+# %% ../../nbs/49_counting.ipynb #b6a8e290
 def logistic(
     train: YesNoArrays,
     target: YesNoArrays,
@@ -159,11 +164,27 @@ def _solve(
     gram = (add @ products).reshape(n, k, k) + RIDGE * np.eye(k)
     return np.linalg.solve(gram, (add @ (design * residual[:, None]))[:, :, None])[:, :, 0]
 
+# %% ../../nbs/49_counting.ipynb #ce3064f0
 def _with_one(factors: np.ndarray) -> np.ndarray:
     "The factors (e, d + 1) with the bias's place set to 1: the design of the other side's regression."
     return np.concatenate([factors[:, :-1], np.ones((len(factors), 1))], axis=1)
 
 # %% ../../nbs/49_counting.ipynb #61f8d7cc
+def alternate(
+    label: np.ndarray,  # (e,) less their mean
+    users: np.ndarray,  # (e,) in 0..n_users-1
+    items: np.ndarray,  # (e,) in 0..n_items-1
+    seed: int,
+) -> np.ndarray:        # (n_items, d + 1) factors of the items, the bias last
+    "Alternating least squares from random item factors."
+    q = np.random.default_rng(seed).normal(scale=.1, size=(items.max() + 1, DIMENSIONS + 1))
+    q[:, -1] = 0
+    for _ in range(ROUNDS):
+        p = _solve(_with_one(q[items]), label - q[items, -1], users, users.max() + 1)
+        q = _solve(_with_one(p[users]), label - p[users, -1], items, len(q))
+    return q
+
+# %% ../../nbs/49_counting.ipynb #d4200ca1
 def item_factors(
     told: pl.DataFrame,  # user, item, label
     n_items: int,
@@ -171,15 +192,9 @@ def item_factors(
 ) -> tuple[float, np.ndarray]:
     "Mean label and (n_items + 1, d + 1) item factors with the bias last, zero for items not in `told`."
     users, items = (np.unique(told[c].to_numpy(), return_inverse=True)[1] for c in (USER, ITEM))
-    codes = np.unique(told[ITEM].to_numpy())
     label, mean = told['label'].to_numpy(), told['label'].mean()
-    q = np.random.default_rng(seed).normal(scale=.1, size=(len(codes), DIMENSIONS + 1))
-    q[:, -1] = 0
-    for _ in range(ROUNDS):
-        p = _solve(_with_one(q[items]), label - mean - q[items, -1], users, users.max() + 1)
-        q = _solve(_with_one(p[users]), label - mean - p[users, -1], items, len(codes))
     out = np.zeros((n_items + 1, DIMENSIONS + 1))
-    out[codes] = q
+    out[np.unique(told[ITEM].to_numpy())] = alternate(label - mean, users, items, seed)
     return float(mean), out
 
 # %% ../../nbs/49_counting.ipynb #489d53d4
@@ -204,19 +219,23 @@ def unit_texts(texts: np.ndarray) -> np.ndarray:
         centred = (texts - texts.mean(axis=0, where=there)) * there
     return (centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
+# %% ../../nbs/49_counting.ipynb #6e9504da
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     "(n,) cosines of the rows, 0 where one is zero."
     return (a * b).sum(axis=1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
 
+# %% ../../nbs/49_counting.ipynb #b7ba2f5d
+def mean_vectors(rows: YesNoArrays, units: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    "(n, d) mean text vector of the history places in `mask` (n, width); zeros where there are none."
+    share = mask / np.maximum(mask.sum(axis=1, keepdims=True), 1)
+    return np.einsum('nh,nhd->nd', share, units[rows.history])
+
+# %% ../../nbs/49_counting.ipynb #734e7641
 def probe_features(rows: YesNoArrays, units: np.ndarray) -> np.ndarray:
     "(n, 3 + 2 components) the probe's features from `unit_texts` vectors."
     _, _, axes = np.linalg.svd(units.T @ units)
-    real, vectors, target = seen(rows), units[rows.history], units[rows.items]
-    def mean(mask):
-        share = mask / np.maximum(mask.sum(axis=1, keepdims=True), 1)
-        return np.einsum('nh,nhd->nd', share, vectors)
-    liked = mean(real & (rows.history_labels > 0))
-    disliked = mean(real & (rows.history_labels == 0))
+    real, target = seen(rows), units[rows.items]
+    liked, disliked = (mean_vectors(rows, units, real & (rows.history_labels == label)) for label in (1, 0))
     flat = [_cosine(target, liked), _cosine(target, disliked), history_like_rate(rows)]
     return np.column_stack([*flat, target @ axes[:COMPONENTS].T, (liked - disliked) @ axes[:COMPONENTS].T])
 
@@ -231,6 +250,7 @@ def text_probe(train: YesNoArrays, target: YesNoArrays, texts: np.ndarray, seed:
 SIMPLE = ('History like-rate', 'Item mean', 'User mean', 'Popularity', 'Logistic regression',
           'Matrix factorisation', 'Sentence encoder + linear probe')
 
+# %% ../../nbs/49_counting.ipynb #f6b41f77
 def _check_rows(name: str, rows: YesNoArrays, n_items: int) -> None:
     "An `LlmrecError` unless `rows` is not empty and all its items are codes up to `n_items`."
     if not len(rows):
@@ -242,6 +262,13 @@ def _check_rows(name: str, rows: YesNoArrays, n_items: int) -> None:
                           'give the n_items of the data set that the rows come from.')
 
 # %% ../../nbs/49_counting.ipynb #a23287ad
+def _check_texts(method: str, texts: np.ndarray | None, n_items: int) -> None:
+    "An `LlmrecError` where the probe has not one text vector for each item code."
+    if method == SIMPLE[-1] and (texts is None or len(texts) != n_items + 1):
+        raise LlmrecError(f"'{method}' needs `texts` with {n_items + 1} rows, one an item code and row 0 "
+                          f'for padding, got {None if texts is None else len(texts)}.')
+
+# %% ../../nbs/49_counting.ipynb #f4301a24
 def simple_scores(
     method: str,          # one of `SIMPLE`
     train: YesNoArrays,   # the K training rows, all that may be learnt from
@@ -252,11 +279,8 @@ def simple_scores(
 ) -> np.ndarray:          # (n,) higher = more likely a like
     "Scores of a simple method for the rows of `target`."
     known('simple method', method, SIMPLE)
-    for name, rows in (('training', train), ('target', target)):
-        _check_rows(name, rows, n_items)
-    if method == SIMPLE[-1] and (texts is None or len(texts) != n_items + 1):
-        raise LlmrecError(f"'{method}' needs `texts` with {n_items + 1} rows, one an item code and row 0 "
-                          f'for padding, got {None if texts is None else len(texts)}.')
+    for name, rows in (('training', train), ('target', target)): _check_rows(name, rows, n_items)
+    _check_texts(method, texts, n_items)
     return {'History like-rate': lambda: history_like_rate(target),
             'Item mean': lambda: item_mean(train, target, n_items),
             'User mean': lambda: user_mean(train, target),

@@ -86,6 +86,7 @@ def _steps(h, lam, sizes, reverse=False):
         for then, now in zip(parts, parts[1:]): now.addcmul_(then[:len(now)], lam)
     return h
 
+# %% ../../nbs/41_lru.ipynb #5dc5d84e
 def _doubling(h, lam, sizes, reverse=False):
     "The recurrence on packed `h`, in place, in log2(steps) passes."
     reach, power = 1, lam

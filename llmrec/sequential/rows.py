@@ -73,6 +73,7 @@ def read(opt: RowAdamW, ids: torch.Tensor) -> torch.Tensor:  # (n, width)
     catch_up(opt, ids)
     return opt.weight.detach()[ids].requires_grad_()
 
+# %% ../../nbs/44a_rows.ipynb #4522a0b1
 def settle(opt: RowAdamW, block: int = 2**16) -> None:
     "Bring every row up to date."
     for ids in torch.arange(len(opt.weight)).split(block): catch_up(opt, ids)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'TrainingConfig', 'optimiser', 'batches', 'State', 'save_state', 'read_checkpoint', 'shapes', 'load_state',
-           'step', 'row_optimiser', 'schedule', 'due', 'validated', 'fit']
+           'step', 'row_optimiser', 'schedule', 'due', 'entered', 'finished', 'Task', 'fit']
 
 # %% ../../nbs/44_training.ipynb #b81d8787
 import io
@@ -50,20 +50,20 @@ class TrainingConfig:
     def corrected(cls, **changes): return cls(**dict(decay_log_params=False, valid_mask='whole') | changes)
 
 # %% ../../nbs/44_training.ipynb #3f1112b4
+def spares(name: str, cfg: TrainingConfig) -> bool:
+    "Whether the parameter `name` is exempt from weight decay."
+    return any(s in name for s in ('bias', 'layer_norm', *(() if cfg.decay_log_params else ('params_log',))))
+
+# %% ../../nbs/44_training.ipynb #751bb664
 def optimiser(
     model: torch.nn.Module,
     cfg: TrainingConfig,
     without: tuple = (),  # names of parameters that somebody else updates
 ) -> torch.optim.AdamW:
     "AdamW; biases and normalisations are not decayed, log-parameters as the configuration says."
-    spared = ['bias', 'layer_norm']
-    if not cfg.decay_log_params:
-        spared.append('params_log')
     decayed, kept = [], []
     for name, p in model.named_parameters():
-        if name in without:
-            continue
-        (kept if any(s in name for s in spared) else decayed).append(p)
+        if name not in without: (kept if spares(name, cfg) else decayed).append(p)
     groups = [dict(params=decayed, weight_decay=cfg.weight_decay), dict(params=kept, weight_decay=0.)]
     return torch.optim.AdamW(groups, lr=cfg.lr, eps=cfg.adam_eps, fused=True)
 
@@ -119,6 +119,7 @@ def shapes(weights: dict) -> dict:
     "The shape of every weight."
     return {k: tuple(v.shape) for k, v in weights.items()}
 
+# %% ../../nbs/44_training.ipynb #0b821481
 def load_state(path, model, opt, key: str) -> tuple[State, dict] | None:
     "Restore a run saved under the same `key`; None without one, an `LlmrecError` when it is another run."
     saved = read_checkpoint(path)
@@ -165,69 +166,77 @@ def schedule(
         rest = batches(n, cfg, epoch)
         yield from rest[done:] if epoch == first else rest
 
+# %% ../../nbs/44_training.ipynb #fb19c0df
 def due(state: State, cfg: TrainingConfig, last: int) -> bool:
     "Whether to validate before the next update: at the start, every `validate_every` iterations, at the end."
     new = not state.curve or state.curve[-1][0] < state.iteration
     return new and (state.iteration % cfg.validate_every == 0 or state.iteration == last)
 
 # %% ../../nbs/44_training.ipynb #87ed4e24
-def validated(
-    state: State,        # changed in place
-    model,
-    best_weights: dict,  # so far
-    score: float,        # of this validation
-    mean_loss: float,    # since the last validation
-    cfg: TrainingConfig,
-    last: int,           # the last iteration
-) -> dict:
-    "Enter a validation into `state`; returns the best weights so far."
+def entered(
+    state: State,      # changed in place
+    score: float,      # of this validation
+    mean_loss: float,  # since the last validation
+) -> bool:             # whether no validation has been better
+    "Enter a validation into the curve of `state`; a loss that is not finite raises a FloatingPointError."
     if not math.isfinite(mean_loss):
         raise FloatingPointError(f'The loss is {mean_loss} at iteration {state.iteration}.')
     state.curve += ((state.iteration, round(mean_loss, 6), round(score, 6)),)
-    if score > state.best:
-        state.best, state.best_at = score, state.iteration
-        best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    impatient = state.iteration - state.best_at >= cfg.patience * cfg.validate_every
-    state.done = state.iteration >= last or impatient
-    return best_weights
+    better = score > state.best
+    if better: state.best, state.best_at = score, state.iteration
+    return better
+
+# %% ../../nbs/44_training.ipynb #eb21b135
+def finished(state: State, cfg: TrainingConfig, last: int) -> bool:
+    "Whether the iteration `last` is reached or patience is at its end."
+    patience = cfg.patience * cfg.validate_every
+    return state.iteration >= last or state.iteration - state.best_at >= patience
+
+# %% ../../nbs/44_training.ipynb #f6f098d1
+@dataclass(frozen=True)
+class Task:
+    "What a model is trained for."
+    loss: Callable      # (model, spans) -> scalar tensor; with updates='rows' see `row_step`
+    validate: Callable  # model -> score, higher is better (Recall@10 in LlamaRec)
+    spans: np.ndarray   # (windows, 2) training windows
+
+# %% ../../nbs/44_training.ipynb #fe2936c4
+def opened(model, cfg: TrainingConfig, key: str, checkpoint=None) -> tuple:
+    "The optimiser, the state and the best weights at the start of a run, or where its checkpoint left off."
+    torch.manual_seed(cfg.seed)
+    opt = (row_optimiser if cfg.updates == 'rows' else optimiser)(model, cfg)
+    found = load_state(checkpoint, model, opt, key) if checkpoint else None
+    return opt, *(found or (State(), {}))
 
 # %% ../../nbs/44_training.ipynb #7d5fc3ff
 def fit(
     model: torch.nn.Module,
-    loss: Callable,        # (model, spans) -> scalar tensor; with updates='rows' see `row_step`
-    validate: Callable,    # model -> score, higher is better (Recall@10 in the paper)
-    spans: np.ndarray,     # (windows, 2) training windows
+    task: Task,
     cfg: TrainingConfig,
-    checkpoint=None,       # file for the state of the run; None = cannot be resumed
+    checkpoint=None,  # file for the state of the run; None = cannot be resumed
     progress: bool = True,
 ) -> State:
     "Train `model` in place; it ends with its best weights. The state holds the curve and the seconds."
-    torch.manual_seed(cfg.seed)
-    by_rows = cfg.updates == 'rows'
-    opt = (row_optimiser if by_rows else optimiser)(model, cfg)
-    update, key = row_step if by_rows else step, digest(keyed(cfg), len(spans))
-    found = load_state(checkpoint, model, opt, key) if checkpoint else None
-    state, best = found or (State(), {})
-    last = math.ceil(len(spans) / cfg.batch_size) * cfg.epochs
-    todo = schedule(len(spans), cfg, state.iteration)
+    by_rows, key = cfg.updates == 'rows', digest(keyed(cfg), len(task.spans))
+    opt, state, best = opened(model, cfg, key, checkpoint)
+    update, todo = row_step if by_rows else step, schedule(len(task.spans), cfg, state.iteration)
+    last = math.ceil(len(task.spans) / cfg.batch_size) * cfg.epochs
     bar = tqdm(total=last, initial=state.iteration, disable=not progress,
                desc='training', leave=False, mininterval=1)
     start = time.perf_counter() - state.seconds
     losses, n = 0., 0    # since the last validation
     while not state.done:
         if due(state, cfg, last):
-            if by_rows:
-                settle(opt.rows)
-            best = validated(state, model, best, validate(model), float(losses) / max(1, n), cfg, last)
-            losses, n = 0., 0
+            if by_rows: settle(opt.rows)
+            if entered(state, task.validate(model), float(losses) / max(1, n)):
+                best = {k: v.detach().clone() for k, v in model.state_dict().items()}
+            state.done, losses, n = finished(state, cfg, last), 0., 0
             state.seconds = time.perf_counter() - start
             bar.set_postfix(valid=f'{state.curve[-1][2]:.4f}', best=f'{state.best:.4f}')
-            if checkpoint:
-                save_state(checkpoint, state, model, opt, best, key)
+            if checkpoint: save_state(checkpoint, state, model, opt, best, key)
         else:
-            losses = losses + update(model, opt, loss, spans[next(todo)], cfg.clip)
-            n += 1
-            state.iteration += 1
+            losses = losses + update(model, opt, task.loss, task.spans[next(todo)], cfg.clip)
+            n, state.iteration = n + 1, state.iteration + 1
             bar.update()
     bar.close()
     model.load_state_dict(best)

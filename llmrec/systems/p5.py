@@ -7,13 +7,14 @@ __all__ = ['NUMBERINGS', 'DENSE', 'PIECES', 'SPECIAL', 'TEMPLATES', 'ASK', 'WORD
            'in_order', 'reading_order', 'company', 'normalised', 'embedding', 'cut', 'paths', 'item_names', 'steps',
            'vocabulary', 'id_tokenizer', 'prompt', 'word_numbers', 'encode', 'Writer', 'fresh_t5', 'trained_t5',
            'build', 'on_device', 'targets', 'rows_of', 'batch_loss', 'make_loss', 'valid_loss', 'train', 'Trie',
-           'log_probabilities', 'search', 'answer']
+           'log_probabilities', 'search', 'Trained', 'answer']
 
 # %% ../../nbs/49d_p5.ipynb #d8802081
 import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -34,8 +35,8 @@ from ..llm.ranking import length_batches
 from ..llm.tuning import training_rows
 from ..paths import LlmrecError, known
 from ..sequential.simple import ownership
-from ..sequential.training import TrainingConfig, fit
-from .lists import Way, collect
+from ..sequential.training import Task, TrainingConfig, fit
+from .lists import Way, collect, up_to_end
 
 # %% ../../nbs/49d_p5.ipynb #2412a9d0
 NUMBERINGS = ('as_published', 'training', 'random', 'collaborative')
@@ -72,6 +73,7 @@ def first_number(n_items: int) -> int:
     while 10 ** (digits - 1) + n_items >= 10 ** digits: digits += 1
     return 10 ** (digits - 1) + 1
 
+# %% ../../nbs/49d_p5.ipynb #cd24deda
 def in_order(items, n_items: int) -> list[str]:
     "Numbers as text, by item id, in the order in which `items` first appear; the rest follow by id."
     order = dict.fromkeys([*map(int, items), *range(1, n_items + 1)])
@@ -148,6 +150,13 @@ def paths(
     return out
 
 # %% ../../nbs/49d_p5.ipynb #51ca5b1b
+def by_path(train: Sequences, cfg: P5Config) -> list[str]:
+    "The names of the collaborative numbering."
+    n = train.n_items
+    tree = paths(company(train), np.arange(n), cfg.clusters, cfg.leaf)
+    return ['', *(''.join(f'<CI{step}>' for step in tree[i]) for i in range(n))]
+
+# %% ../../nbs/49d_p5.ipynb #754d2246
 def item_names(
     sequences: Sequences,  # whole sequences
     train: Sequences,      # what may be learnt from
@@ -155,11 +164,9 @@ def item_names(
 ) -> list[str]:            # (n_items + 1,) entry 0 is ''
     "What each item is called in a prompt, after 'item_'."
     n, seed = sequences.n_items, cfg.numbering_seed
-    if cfg.numbering == 'as_published': return in_order(reading_order(sequences, None, seed), n)
-    if cfg.numbering == 'training': return in_order(reading_order(sequences, train, seed), n)
+    if cfg.numbering == 'collaborative': return by_path(train, cfg)
     if cfg.numbering == 'random': return in_order(np.random.default_rng(seed).permutation(n) + 1, n)
-    tree = paths(company(train), np.arange(n), cfg.clusters, cfg.leaf)
-    return ['', *(''.join(f'<CI{step}>' for step in tree[i]) for i in range(n))]
+    return in_order(reading_order(sequences, train if cfg.numbering == 'training' else None, seed), n)
 
 # %% ../../nbs/49d_p5.ipynb #92fe8a41
 def steps(names: list[str], before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -202,6 +209,7 @@ TEMPLATES = (
 )
 ASK = TEMPLATES[-1]    # in evaluation
 
+# %% ../../nbs/49d_p5.ipynb #80503e78
 def prompt(
     template: str,
     user: int,
@@ -300,6 +308,7 @@ def build(
     else: tokenizer, t5 = trained_t5(cfg, names)
     return make(t5).to('cuda' if torch.cuda.is_available() else 'cpu'), tokenizer
 
+# %% ../../nbs/49d_p5.ipynb #adaa47a5
 def on_device(model: nn.Module, batch: dict) -> dict:
     "The tensors of `batch` where the model is."
     return {k: v.to(next(model.parameters()).device) for k, v in batch.items()}
@@ -310,11 +319,13 @@ def targets(tokenizer, written) -> torch.Tensor:
     batch = tokenizer(list(written), padding=True, return_tensors='pt', padding_side='right')
     return batch['input_ids'].masked_fill(batch['attention_mask'] == 0, -100)
 
+# %% ../../nbs/49d_p5.ipynb #ccef15fd
 def rows_of(batch: dict, rows: torch.Tensor) -> dict:
     "Some rows of `batch`, no wider than the longest of them."
     width = int(batch['attention_mask'][rows].sum(1).max())
     return {k: v[rows, :width] if v.ndim == 2 else v[rows] for k, v in batch.items()}
 
+# %% ../../nbs/49d_p5.ipynb #59f9ef08
 def batch_loss(model: Writer, batch: dict, labels: torch.Tensor, parts: int = 1) -> torch.Tensor:
     "The loss per target token of a batch that is read in `parts` parts, sorted by length."
     device = next(model.parameters()).device
@@ -369,7 +380,7 @@ def train(
     rows = np.stack(training_rows(own.offsets, own.items, cfg.rows, cfg.training.seed), 1)
     def validate(model): return -valid_loss(model, split, users, names, tokenizer, cfg)
     loss = make_loss(own, names, tokenizer, cfg)
-    state = fit(model, loss, validate, rows, cfg.training, checkpoint, progress)
+    state = fit(model, Task(loss, validate, rows), cfg.training, checkpoint, progress)
     return model.eval(), tokenizer, state
 
 # %% ../../nbs/49d_p5.ipynb #2c0a9bd2
@@ -395,11 +406,16 @@ class Trie:
         "The tokens that may follow `begun`."
         return [t for t in self.next.get(begun, ()) if self.below[*begun, t] > closed[*begun, t]]
 
+# %% ../../nbs/49d_p5.ipynb #fadb8baf
+def trie_of(tokenizer, names: list[str]) -> Trie:
+    "The trie of a catalogue."
+    return Trie({i: tokenizer(names[i])['input_ids'] for i in range(1, len(names))})
+
 # %% ../../nbs/49d_p5.ipynb #07fde724
 @torch.no_grad()
 def log_probabilities(model: Writer, tokenizer, text: str, names: list[str]) -> np.ndarray:
     "(n_items + 1,) log-probability of each item's id after the prompt `text`; -inf for padding."
-    labels = targets(tokenizer, names[1:]).to(next(model.parameters()).device)
+    labels = on_device(model, dict(labels=targets(tokenizer, names[1:])))['labels']
     read = model.read(on_device(model, encode(tokenizer, [text])))
     states, mask = read['encoder_outputs'].last_hidden_state, read['attention_mask']
     logits = model.t5(
@@ -426,31 +442,53 @@ def search(
         **model.read(on_device(model, batch)), num_beams=n, num_return_sequences=n, max_new_tokens=longest,
         do_sample=False, length_penalty=0., early_stopping=False,
         prefix_allowed_tokens_fn=allowed if cfg.constrained else None)
-    rows = [tuple(row[:row.index(end) + 1] if end in row else row) for row in out[:, 1:].tolist()]
+    rows = [tuple(up_to_end(row, end)) for row in out[:, 1:].tolist()]
     return [rows[i:i + n] for i in range(0, len(rows), n)]
+
+# %% ../../nbs/49d_p5.ipynb #06258e80
+@dataclass(frozen=True, eq=False)
+class Trained:
+    "A P5 or POD that can be asked."
+    model: Writer
+    tokenizer: transformers.PreTrainedTokenizerBase
+    names: list[str]  # of the items
+    cfg: P5Config
+
+    def written(self, tokens) -> str: return self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    @cached_property
+    def trie(self) -> Trie: return trie_of(self.tokenizer, self.names)
+
+    @cached_property
+    def items(self) -> dict[str, list[int]]:
+        "Written id -> the item that it means."
+        return {self.written(tokens): [i] for i, tokens in self.trie.ids.items()}
+
+# %% ../../nbs/49d_p5.ipynb #c8e2627b
+def ways_of(trained: Trained, users: list[int], seen: list, template: str) -> list[Way]:
+    "The ways of a batch of users, who have met `seen`."
+    cfg, tok, out = trained.cfg, trained.tokenizer, []
+    texts = [prompt(template, u, h, trained.names, cfg.max_history, cfg.notation)
+             for u, h in zip(users, seen)]
+    batch = encode(tok, texts)
+    found = search(trained.model, batch, trained.trie, [trained.trie.closed(h.tolist()) for h in seen], cfg)
+    for text, met, rows, read in zip(texts, seen, found, batch['attention_mask'].sum(1).tolist()):
+        wrote = tuple(map(trained.written, rows))
+        got = collect(wrote, lambda w: trained.items.get(w, []), met, cfg.beams)
+        out.append(Way(text, wrote, **got, tokens_in=read, tokens_out=sum(map(len, rows))))
+    return out
 
 # %% ../../nbs/49d_p5.ipynb #8e315e85
 def answer(
-    model: Writer, tokenizer, names: list[str],
+    trained: Trained,
     histories: Sequences,
     users: np.ndarray,      # rows of `histories`
-    cfg: P5Config,
     progress: bool = False,
     template: str = ASK,
 ) -> list[Way]:
     "The way of each of `users`, from the prompt to the items whose ids are written."
-    trie, out = Trie({i: tokenizer(names[i])['input_ids'] for i in range(1, len(names))}), []
-    def written(tokens): return tokenizer.decode(tokens, skip_special_tokens=True)
-    ids = {written(tokens): [i] for i, tokens in trie.ids.items()}
-    starts = range(0, len(users), cfg.answer_batch)
-    for i in tqdm(starts, desc='writing ids', disable=not progress, leave=False):
-        part = users[i:i + cfg.answer_batch].tolist()
-        seen = [histories[u] for u in part]
-        texts = [prompt(template, u, h, names, cfg.max_history, cfg.notation) for u, h in zip(part, seen)]
-        batch = encode(tokenizer, texts)
-        found = search(model, batch, trie, [trie.closed(h.tolist()) for h in seen], cfg)
-        for text, met, rows, read in zip(texts, seen, found, batch['attention_mask'].sum(1).tolist()):
-            wrote = tuple(map(written, rows))
-            got = collect(wrote, lambda w: ids.get(w, []), met, cfg.beams)
-            out.append(Way(text, wrote, **got, tokens_in=read, tokens_out=sum(map(len, rows))))
+    out, most = [], trained.cfg.answer_batch
+    for i in tqdm(range(0, len(users), most), desc='writing ids', disable=not progress, leave=False):
+        part = users[i:i + most].tolist()
+        out += ways_of(trained, part, [histories[u] for u in part], template)
     return out

@@ -15,7 +15,7 @@ from torch import nn
 from ..config import Range, limits, schema
 from ..data.interactions import Sequences, Split
 from ..llm.tuning import sample_negatives, training_rows
-from ..sequential.training import fit
+from ..sequential.training import Task, fit
 from . import p5
 from .p5 import P5Config, TEMPLATES, Writer, encode, prompt, targets
 
@@ -44,6 +44,7 @@ class PromptedWriter(Writer):
         front = self.prompts[task]
         return torch.cat([front, text], 1), torch.cat([mask.new_ones(front.shape[:2]), mask], 1)
 
+# %% ../../nbs/49e_pod.ipynb #c806b745
 def build(names: list[str], cfg: PODConfig):
     "(module, tokenizer), untrained."
     return p5.build(names, cfg, lambda t5: PromptedWriter(t5, cfg.vectors), (*TEMPLATES, *CHOICES))
@@ -55,6 +56,7 @@ CHOICES = (
     'user_{user} {items}',
 )
 
+# %% ../../nbs/49e_pod.ipynb #ce541d32
 def choice(train: Sequences, user: int, names: list[str], cfg: PODConfig) -> tuple[list[int], int]:
     "Shuffled items, one of them of the user's training sequence, and that item; by torch's random state."
     own = train[user]
@@ -63,19 +65,25 @@ def choice(train: Sequences, user: int, names: list[str], cfg: PODConfig) -> tup
     others = sample_negatives(rng, train.n_items, own, right, min(cfg.negatives, most))
     return rng.permutation(np.append(others, right)).tolist(), right
 
+# %% ../../nbs/49e_pod.ipynb #291ac3d2
+def choice_batch(train: Sequences, users: list[int], names: list[str], tokenizer, cfg: PODConfig) -> tuple:
+    "(batch, labels): a choice for each of `users`, in the words of a template that is drawn."
+    texts, items, drawn = [], [], torch.randint(len(CHOICES), (len(users),)).tolist()
+    for user, t in zip(users, drawn):
+        shown, right = choice(train, user, names, cfg)
+        texts.append(prompt(CHOICES[t], user, shown, names, len(shown), cfg.notation))
+        items.append(names[right])
+    batch = encode(tokenizer, texts) | dict(task=torch.ones(len(users), dtype=torch.long))
+    return batch, targets(tokenizer, items)
+
 # %% ../../nbs/49e_pod.ipynb #a451d0d1
 def make_loss(train: Sequences, names: list[str], tokenizer, cfg: PODConfig):
     "The loss of a batch of rows (user, end), all of them of one task that is drawn."
     following = p5.make_loss(train, names, tokenizer, cfg)
     def loss(model, rows):
         if not torch.randint(2, ()): return following(model, rows)
-        texts, items, drawn = [], [], torch.randint(len(CHOICES), (len(rows),)).tolist()
-        for user, t in zip(rows[:, 0].tolist(), drawn):
-            shown, right = choice(train, user, names, cfg)
-            texts.append(prompt(CHOICES[t], user, shown, names, len(shown), cfg.notation))
-            items.append(names[right])
-        batch = encode(tokenizer, texts) | dict(task=torch.ones(len(rows), dtype=torch.long))
-        return p5.batch_loss(model, batch, targets(tokenizer, items), cfg.parts)
+        batch, labels = choice_batch(train, rows[:, 0].tolist(), names, tokenizer, cfg)
+        return p5.batch_loss(model, batch, labels, cfg.parts)
     return loss
 
 # %% ../../nbs/49e_pod.ipynb #620b3b0b
@@ -93,5 +101,5 @@ def train(
     rows = np.stack(training_rows(own.offsets, own.items, cfg.rows, cfg.training.seed), 1)
     def validate(model): return -p5.valid_loss(model, split, users, names, tokenizer, cfg)
     loss = make_loss(own, names, tokenizer, cfg)
-    state = fit(model, loss, validate, rows, cfg.training, checkpoint, progress)
+    state = fit(model, Task(loss, validate, rows), cfg.training, checkpoint, progress)
     return model.eval(), tokenizer, state

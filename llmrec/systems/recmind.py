@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOCAL', 'ACTION', 'RULES', 'RecMindConfig', 'Tools', 'read_action', 'opening', 'Plan', 'one_step', 'make_plan',
-           'titles_in', 'way_of', 'Talk', 'planned', 'example', 'shots_for', 'answer', 'continued', 'reply', 'handler',
-           'serving']
+           'titles_in', 'way_of', 'Talk', 'planned', 'example', 'Agent', 'shots_for', 'answer', 'continued', 'reply',
+           'handler', 'serving']
 
 # %% ../../nbs/49f_recmind.ipynb #399b99c1
 import json
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -56,6 +57,12 @@ class RecMindConfig:
     shots: int = 0           # finished plans about other persons in the prompt
 
 # %% ../../nbs/49f_recmind.ipynb #747eecd7
+def number_in(text: str, most: int) -> int:
+    "The number in the brackets, from 1 to `most`; `most` where there is none."
+    found = re.search(r'\d+', text)
+    return min(max(1, int(found[0][:6])), most) if found else most
+
+# %% ../../nbs/49f_recmind.ipynb #5a6b86a9
 class Tools:
     "What an agent may ask about one person."
     def __init__(self, titles: list, engine: Engine, score: Score, history, cfg: RecMindConfig):
@@ -63,14 +70,9 @@ class Tools:
         self.past = np.asarray(history)
         self.met = set(self.past.tolist())
 
-    def number(self, text: str) -> int:
-        "The number in the brackets, from 1 to `shown`; `shown` where there is none."
-        found = re.search(r'\d+', text)
-        return min(max(1, int(found[0][:6])), self.cfg.shown) if found else self.cfg.shown
-
     def history(self, text: str) -> list[int]:
         "The last items of the person's own."
-        return self.past[-min(self.number(text), self.cfg.max_history):].tolist()
+        return self.past[-min(number_in(text, self.cfg.shown), self.cfg.max_history):].tolist()
 
     def search(self, text: str) -> list[int]:
         "Items with the words of `text` that the person has not met."
@@ -79,7 +81,8 @@ class Tools:
     def retrieve(self, text: str) -> list[int]:
         "The retriever's best items that the person has not met."
         own = Sequences(np.array([0, len(self.past)]), self.past, len(self.titles) - 1)
-        return recommend(self.score, own, np.array([0]), self.number(text), 'whole').items[0].tolist()
+        k = number_in(text, self.cfg.shown)
+        return recommend(self.score, own, np.array([0]), k, 'whole').items[0].tolist()
 
     def observe(self, action: str, text: str) -> str:
         "The observation that answers an action."
@@ -104,6 +107,7 @@ RULES = (
     'Action: Retrieve[n] shows n items that a trained recommender proposes.\n'
     'Action: Answer[title; title; title] ends the plan with {length} titles, the best first.\n')
 
+# %% ../../nbs/49f_recmind.ipynb #4c6576ad
 def opening(step: int, thought: int, last: bool) -> str:
     "What the model has to continue."
     if last: return f'\nThought {step}: I have seen enough.\nAction: Answer['
@@ -143,6 +147,7 @@ def one_step(plan: Plan, say: Callable, tools: Tools, step: int, thought: int, l
         plan.text += '\nObservation: that was no action'
     return action == 'Answer'
 
+# %% ../../nbs/49f_recmind.ipynb #71d11165
 def make_plan(say: Callable, tools: Tools, cfg: RecMindConfig, plan: Plan) -> Plan:
     "The plan, completed: `say` turns a prompt into an `Answer` of the endpoint."
     for step in range(1, cfg.steps + 1):
@@ -164,13 +169,14 @@ def titles_in(answer: str, find: Callable) -> tuple[str, ...]:
             parts = parts[n:]
     return tuple(filter(None, out))
 
-def way_of(plan: Plan, titles: list, history, cfg: RecMindConfig) -> Way:
+# %% ../../nbs/49f_recmind.ipynb #fc0a85d5
+def way_of(plan: Plan, tools: Tools) -> Way:
     "The plan as a `Way`: titles that are no items are counted."
-    find = title_finder(titles)
+    find = title_finder(tools.titles)
     wrote = titles_in(plan.answer, find)
     note = plan.note or ('' if wrote else 'the plan ended without an answer')
-    return Way(plan.text, wrote, **collect(wrote, find, history, cfg.length), tokens_in=plan.tokens_in,
-               tokens_out=plan.tokens_out, calls=plan.calls, note=note)
+    return Way(plan.text, wrote, **collect(wrote, find, tools.past, tools.cfg.length),
+               tokens_in=plan.tokens_in, tokens_out=plan.tokens_out, calls=plan.calls, note=note)
 
 # %% ../../nbs/49f_recmind.ipynb #32583378
 class Talk:
@@ -192,17 +198,17 @@ class Talk:
 
 # %% ../../nbs/49f_recmind.ipynb #cb575764
 def planned(
-    talk: Callable, tools: Tools, titles: list, history, cfg: RecMindConfig, person: int,
+    talk: Callable, tools: Tools, person: int,
     before: str = '',    # examples
 ) -> tuple[Way, Exception | None]:
     "One person's way; where the endpoint fails in the middle, the way so far with a note, and the error."
     begin = f'{before}\nPerson {person}:' if before else ''
-    plan, error = Plan(RULES.format(person=person, length=cfg.length) + begin), None
-    try: make_plan(talk, tools, cfg, plan)
+    plan, error = Plan(RULES.format(person=person, length=tools.cfg.length) + begin), None
+    try: make_plan(talk, tools, tools.cfg, plan)
     except (openai.OpenAIError, json.JSONDecodeError) as e:
         error = e
         plan.note = f'the endpoint failed after {plan.calls} calls ({type(e).__name__})'
-    return way_of(plan, titles, history, cfg), error
+    return way_of(plan, tools), error
 
 # %% ../../nbs/49f_recmind.ipynb #fdcd7ba8
 def example(tools: Tools, truth: int, cfg: RecMindConfig, person: int) -> str:
@@ -219,39 +225,60 @@ def example(tools: Tools, truth: int, cfg: RecMindConfig, person: int) -> str:
         f'\nThought 3: I have seen enough.\nAction: Answer[{several(answer)}]\n')
 
 # %% ../../nbs/49f_recmind.ipynb #490b7899
-def shots_for(tools: Callable, histories: Sequences, cfg: RecMindConfig) -> dict[int, str]:
+@dataclass(frozen=True, eq=False)
+class Agent:
+    "What RecMind's plans about all people have in common."
+    titles: list
+    score: Score         # the retriever
+    cfg: RecMindConfig
+
+    @cached_property
+    def engine(self) -> Engine: return Engine(self.titles)
+
+    def tools(self, history) -> Tools:
+        "The tools for one person."
+        return Tools(self.titles, self.engine, self.score, history, self.cfg)
+
+# %% ../../nbs/49f_recmind.ipynb #169e3349
+def shots_for(agent: Agent, histories: Sequences) -> dict[int, str]:
     "One example more than a prompt shows, by row: nobody is an example for themselves."
+    cfg = agent.cfg
     if not cfg.shots: return {}
     long = [u for u in range(len(histories)) if len(histories[u]) > 3][:cfg.shots + 1]
-    return {u: example(tools(histories[u][:-1]), int(histories[u][-1]), cfg, u + 1) for u in long}
+    return {u: example(agent.tools(histories[u][:-1]), int(histories[u][-1]), cfg, u + 1) for u in long}
 
+# %% ../../nbs/49f_recmind.ipynb #97b508be
+def plan_of(talk: Callable, agent: Agent, shots: dict, user: int, history) -> tuple[Way, Exception | None]:
+    "One person's plan, behind the examples about other people."
+    before = ''.join([text for v, text in shots.items() if v != user][:agent.cfg.shots])
+    return planned(talk, agent.tools(history), user + 1, before)
+
+# %% ../../nbs/49f_recmind.ipynb #32c689a7
 def answer(
-    endpoint: EndpointConfig,
-    cache,                 # folder of the exchanges
-    titles: list,
-    score: Score,          # the retriever
+    talk: Talk,
+    agent: Agent,
     histories: Sequences,
     users: np.ndarray,     # rows of `histories`
-    cfg: RecMindConfig,
     progress: bool = False,
     strict: bool = True,   # raise where the endpoint failed, with the count; else only note it
 ) -> list[Way]:
     "The way of each of `users`; a plan that was cut off goes on from its kept exchanges when asked again."
-    engine, talk = Engine(titles), Talk(endpoint, cache)
-    def tools(past): return Tools(titles, engine, score, past, cfg)
-    shots = shots_for(tools, histories, cfg)
-    def one(u):
-        before = ''.join([text for v, text in shots.items() if v != u][:cfg.shots])
-        return planned(talk, tools(histories[u]), titles, histories[u], cfg, u + 1, before)
-    with ThreadPoolExecutor(endpoint.workers) as pool:
+    shots = shots_for(agent, histories)
+    def one(u): return plan_of(talk, agent, shots, u, histories[u])
+    with ThreadPoolExecutor(talk.endpoint.workers) as pool:
         plans = pool.map(one, users.tolist())
         found = list(tqdm(plans, total=len(users), desc='planning', disable=not progress, leave=False))
     errors = [e for _, e in found if e]
     if errors and strict:
         kept = (f'{len(errors)} of {len(users)} plans were cut off, all exchanges before are kept, '
                 'run again to go on')
-        with one_sentence(endpoint, lambda: kept): raise errors[0]
+        with one_sentence(talk.endpoint, lambda: kept): raise errors[0]
     return [way for way, _ in found]
+
+# %% ../../nbs/49f_recmind.ipynb #238803c2
+def cut_at(text: str, stop) -> str:
+    "`text` up to the first of the strings `stop`."
+    return min((text.split(s)[0] for s in stop), key=len, default=text)
 
 # %% ../../nbs/49f_recmind.ipynb #280c3a71
 def continued(backbone: Backbone, prompt: str, most: int, stop) -> tuple[str, int, int]:
@@ -267,8 +294,9 @@ def continued(backbone: Backbone, prompt: str, most: int, stop) -> tuple[str, in
             pad_token_id=tok.pad_token_id, stop_strings=list(stop) or None, tokenizer=tok)
     new = out[0, len(ids):].tolist()
     text = tok.decode(new, skip_special_tokens=True)
-    return min((text.split(s)[0] for s in stop), key=len, default=text), len(ids), len(new)
+    return cut_at(text, stop), len(ids), len(new)
 
+# %% ../../nbs/49f_recmind.ipynb #9fa78b56
 def reply(backbone: Backbone, body: dict, chat: bool) -> dict:
     "The response to the body of a request."
     prompt = '\n'.join(m['content'] for m in body['messages']) if chat else body['prompt']
@@ -296,6 +324,7 @@ def handler(backbone: Backbone) -> type[BaseHTTPRequestHandler]:
         def log_message(self, *args): pass
     return Handler
 
+# %% ../../nbs/49f_recmind.ipynb #2d73d86d
 @contextmanager
 def serving(backbone: Backbone, api: str = 'completions', max_tokens: int = 64) -> Iterator[EndpointConfig]:
     "A context in which `backbone` is served on a free port of this machine; yields its endpoint."
