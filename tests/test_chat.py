@@ -303,7 +303,8 @@ def test_an_adapter_is_asked_for_only_when_the_model_is(folder, tmp_path, monkey
 def test_the_line_up_asks_endpoints_and_says_why_others_are_missing(server, folder, tmp_path, monkeypatch):
     monkeypatch.setenv('LLMREC_OUT', str(tmp_path))
     endpoints = [dict(model='tiny', base_url=server.url, key_env='', max_tokens=1, label='Tiny'), dict(paper_model='ChatGPT', key_env='LLMREC_NO_SUCH_KEY')]
-    lines = line_up('films', 'as_published', BackboneConfig(str(folder)), endpoints, 'test', 10, progress=False)
+    base = InContextRun('films', prompt=YesNoPromptConfig.as_published(), rows=10)
+    lines = line_up(base, [(BackboneConfig(str(folder)), None)], endpoints, 'test', progress=False)
     assert [(a.name, a.record is None, a.why) for a in lines[1:]] == [
         ('Alpaca-LoRA', True, 'no adapter'), ('Tiny', False, ''), ('ChatGPT', True, 'no key in LLMREC_NO_SUCH_KEY'),
         ('Text-Davinci-002', True, 'no endpoint'), ('Text-Davinci-003', True, 'no endpoint')]

@@ -163,4 +163,4 @@ def test_an_endpoint_is_asked_before_the_local_models(tmp_path, monkeypatch):
     monkeypatch.setattr(in_context, 'run', lambda *a: pytest.fail('a run was started'))
     endpoint = dict(model='m', base_url='http://127.0.0.1:9/v1', key_env='', retries=3)
     with output_to(tmp_path), pytest.raises(LlmrecError, match='127.0.0.1:9.*cannot be reached.*nothing has been run yet'):
-        in_context.line_up('films', 'corrected', BackboneConfig(), [endpoint], 'test', 4)
+        in_context.line_up(in_context.InContextRun('films', 'corrected', rows=4), [(BackboneConfig(), None)], [endpoint], 'test')

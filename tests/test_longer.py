@@ -52,20 +52,20 @@ def test_every_method_gets_the_same_list_as_far_as_it_can(searches):
 
 def test_a_run_has_the_budget_and_only_the_named_changes(s, searches):
     base = st.retrieval_config(s, 'films', 'SASRec', 1, dropout=.5)
-    cfg = longer.longer_config(s, searches['films'], 'films', 'SASRec', 1, dict(batch_size=512, heads=1), dict(dropout=.5))
+    cfg = longer.longer_config(s, searches['films'], 'films', 'SASRec', 1, dict(dropout=.5, batch_size=512, heads=1))
     changed = {k: v for k, v in vars(cfg.training).items() if v != getattr(base.training, k)}
     assert changed == dict(batch_size=512, epochs=9, validate_every=4, patience=10, valid_mask='whole')
     assert {k: v for k, v in vars(cfg.architecture).items() if v != getattr(base.architecture, k)} == dict(heads=1)
 
 
-def test_a_setting_overrides_the_tables_own(s, searches):
-    cfg = longer.longer_config(s, searches['films'], 'films', 'SASRec', 0, dict(weight_decay=0), dict(weight_decay=.01, dropout=.2))
+def test_what_a_setting_names_is_set_where_it_belongs(s, searches):
+    cfg = longer.longer_config(s, searches['films'], 'films', 'SASRec', 0, dict(weight_decay=0, dropout=.2))
     assert (cfg.training.weight_decay, cfg.architecture.dropout) == (0, .2)
 
 
 def test_runs_of_all_batches_are_judged_equally_often(s, searches):
     for batch in (16, 64, 128, 512):
-        t = longer.longer_config(s, searches['films'], 'films', 'SASRec', 0, dict(batch_size=batch), {}).training
+        t = longer.longer_config(s, searches['films'], 'films', 'SASRec', 0, dict(batch_size=batch)).training
         assert t.validate_every * t.batch_size == 2048
 
 

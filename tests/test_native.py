@@ -144,7 +144,7 @@ def test_a_run_is_kept_and_a_bad_one_is_not(out):
     assert record.arrays['label'].tolist() == labels.tolist()
     assert record.metrics['auc'] == pytest.approx(auc(labels, record.arrays['score']))
     for none in (lambda: n.run(n.native(rows=0), 'films', BackboneConfig(), 'test'),
-                 lambda: n.run_crowd(n.native(rows=0), 'books', BackboneConfig(), 'test')):
+                 lambda: n.run_crowd(n.CrowdRun('books', BackboneConfig(), n.native(rows=0)), 'test')):
         with pytest.raises(LlmrecError, match='at least one row'): none()
 
 
@@ -170,7 +170,8 @@ def test_a_crowd_is_new_and_like_the_others(name, least):
 
 def test_the_record_of_a_crowd_is_of_its_rows(out):
     cfg = n.native(rows=9, protocol='corrected')
-    record, (data, theirs) = n.run_crowd(cfg, 'books', BackboneConfig(), 'test', 300, progress=False), n.crowd('books', 'corrected', 300, 0)
+    record = n.run_crowd(n.CrowdRun('books', BackboneConfig(), cfg, 300), 'test', progress=False)
+    data, theirs = n.crowd('books', 'corrected', 300, 0)
     samples, tiny = data.splits['test'][record.arrays['row']], load_backbone(BackboneConfig())
     assert record.arrays['label'].tolist() == samples['label'].to_list()
     texts = [n.native_prompt(data, s, cfg) for s in samples.iter_rows(named=True)]

@@ -39,7 +39,7 @@ def compute(s: LlamaRecStudy, search: longer.LongerSearch, dataset: str, method:
     "Some settings with some seeds."
     start = best_setting(s, dataset, method, search_records(replace(s, datasets=(dataset,)), (method,)))
     settings = longer.settings_of(search, method)
-    configs = [longer.longer_config(s, search, dataset, method, seed, settings[i], start) for i in which for seed in seeds]
+    configs = [longer.longer_config(s, search, dataset, method, seed, start | settings[i]) for i in which for seed in seeds]
     run_all(retrieval.run, configs, s.profile, 'longer search')
 
 

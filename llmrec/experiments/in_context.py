@@ -223,24 +223,19 @@ def local_lines(base: InContextRun, adapters: dict | None, profile: str, progres
 
 # %% ../../nbs/56_in_context.ipynb #07f78589
 def line_up(
-    dataset: str,
-    protocol: str,
-    backbone: BackboneConfig,
-    endpoints: list[dict],     # plain values of EndpointConfig, see `endpoint_of`
+    base: InContextRun,     # what all are asked: the questions of one domain
+    models: list[tuple],    # (BackboneConfig, adapters) of local models; adapters, or None for none, are
+                            # name -> (recipe, function that returns the folder)
+    endpoints: list[dict],  # plain values of EndpointConfig, see `endpoint_of`
     profile: str,
-    rows: int | None = None,
-    adapters: dict | None = None,  # name -> (recipe, function that returns the folder)
     progress: bool = True,
-    more: list[tuple[BackboneConfig, dict]] = (),  # further local models with their adapters
 ) -> list[Asked]:
-    "The lines of one domain: the local models, the adapters on them, the endpoints, and the paper's models that are missing."
-    base = InContextRun(dataset, protocol, backbone=backbone,
-                        prompt=getattr(YesNoPromptConfig, protocol)(), rows=rows)
+    "The lines of one domain: local models, their adapters, endpoints, and the paper's models that are missing."
     check_endpoints([endpoint_of(e) for e in endpoints], base, profile)
     out = []
-    for model, own in [(backbone, adapters), *more]:
+    for model, own in models:
         out += local_lines(replace(base, backbone=model), own, profile, progress)
-    if not adapters: out.append(Asked('Alpaca-LoRA', None, 'no adapter'))
+    if not models[0][1]: out.append(Asked('Alpaca-LoRA', None, 'no adapter'))
     out += [ask_endpoint(endpoint_of(e), base, profile, progress) for e in endpoints]
     names = [a.name for a in out]
     return out + [Asked(name, None, 'no endpoint') for name in PAPER_MODELS if name not in names]

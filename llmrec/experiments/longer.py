@@ -53,11 +53,10 @@ def settings_of(search: LongerSearch, method: str) -> list[dict]:
 # %% ../../nbs/53c_longer_search.ipynb #6e3a888a
 def longer_config(
     s: LlamaRecStudy, search: LongerSearch, dataset: str, method: str, seed: int,
-    setting: dict,  # of `settings_of`
-    start: dict,    # the table's own setting, from `best_setting`
+    setting: dict,  # the table's own, from `best_setting`, with the changes of one of `settings_of`
 ) -> retrieval.RetrievalConfig:
     "The run of one setting: until flat, at most the budget, judged with the whole history hidden."
-    changed = {k: v for k, v in (start | setting).items() if k not in SCHEDULE}
+    changed = {k: v for k, v in setting.items() if k not in SCHEDULE}
     cfg = retrieval_config(s, dataset, method, seed, **changed)
     schedule = dict(batch_size=cfg.training.batch_size) | {k: setting[k] for k in SCHEDULE if k in setting}
     every = max(1, search.judged_every // schedule['batch_size'])
@@ -82,7 +81,7 @@ def longer_searches(
                 known(f'setting of the longer search on {d}', name, CHANGES)
         for m in trained(s, d):
             for setting in settings_of(search, m):
-                longer_config(s, search, d, m, 0, setting, {})
+                longer_config(s, search, d, m, 0, setting)
     return out
 
 # %% ../../nbs/53c_longer_search.ipynb #8325f48d
@@ -113,7 +112,7 @@ def trials_of(
     start = best_setting(s, dataset, method, search_records(one, (method,)))
     own = retrieval_records(one, (method,))[dataset, method, seed]
     settings = settings_of(search, method)
-    configs = [longer_config(s, search, dataset, method, seed, x, start) for x in settings]
+    configs = [longer_config(s, search, dataset, method, seed, start | x) for x in settings]
     found = those_recorded(configs, s.profile, compute)
     first = Trial(dataset, method, None, None, None if isinstance(own, Failed) else own)
     return [first, *(Trial(dataset, method, *x) for x in zip(settings, configs, found))]

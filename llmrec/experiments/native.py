@@ -205,7 +205,7 @@ class CrowdRun:
     dataset: Literal['films', 'books']
     backbone: BackboneConfig
     asked: NativeConfig = field(default_factory=NativeConfig)
-    people: int = 3000
+    people: int = 3000  # who are drawn; some have too few ratings for a row
     seed: int = 0
 
 @lru_cache(maxsize=4)
@@ -225,20 +225,16 @@ def crowd(
 
 # %% ../../nbs/57_native.ipynb #478c2747
 def run_crowd(
-    cfg: NativeConfig,
-    dataset: str,           # 'films' or 'books'
-    backbone: BackboneConfig,
+    cfg: CrowdRun,
     profile: str,           # where the record is kept
-    people: int = 3000,     # who are drawn; some have too few ratings for a row
-    seed: int = 0,
     progress: bool = True,
 ) -> Record:
     "As `run`, asked about a crowd; a further array `reader`, what the reader's oracle answers."
-    known('dataset with a crowd', dataset, ('films', 'books'))
-    whole = CrowdRun(dataset, backbone, checked(cfg), people, seed)
+    known('dataset with a crowd', cfg.dataset, ('films', 'books'))
+    checked(cfg.asked)
     def once():
-        data, world = crowd(dataset, cfg.protocol, people, seed)
-        with one_thread(): metrics, arrays = ask(data, backbone, cfg, progress)
+        data, world = crowd(cfg.dataset, cfg.asked.protocol, cfg.people, cfg.seed)
+        with one_thread(): metrics, arrays = ask(data, cfg.backbone, cfg.asked, progress)
         return metrics, arrays | dict(reader=reader_scores(data, world, arrays['row'])), {}
-    return run_once('native-crowd', whole, once, yesno_checksum(dataset, cfg.protocol), profile,
-                    backbone_identity(backbone))
+    return run_once('native-crowd', cfg, once, yesno_checksum(cfg.dataset, cfg.asked.protocol), profile,
+                    backbone_identity(cfg.backbone))

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['INK', 'GREY', 'TRUTH', 'FORMS', 'typical_place', 'typical', 'OneUser', 'ask_user', 'record_of', 'run_user', 'Answer',
            'softmax', 'answer_of', 'page', 'write', 'fitted', 'draw_stages', 'OnePrompt', 'read_logits', 'run_prompt',
-           'Form', 'forms_of', 'form_table', 'draw_verbalizer']
+           'Form', 'forms_of', 'same_ids', 'letter_of_truth', 'ids_found', 'ids_note', 'form_said', 'form_table',
+           'brief_forms', 'draw_verbalizer']
 
 # %% ../../nbs/53d_one_question.ipynb #3fb5866b
 import textwrap
@@ -302,21 +303,68 @@ def forms_of(record: Record) -> dict[str, Form]:
                     np.argsort(-logits, kind='stable'))
     return {name: one(how) for name, how in FORMS.items()}
 
+# %% ../../nbs/53d_one_question.ipynb #68700cc6
+def same_ids(forms: dict[str, Form]) -> int:
+    "For how many letters both forms have the same id."
+    return int((forms['trained'].ids == forms['published'].ids).sum())
+
+def letter_of_truth(record: Record) -> int:
+    "The number of the letter, from 0, before the item that came next."
+    return int(np.flatnonzero(record.arrays['shown'] == record.metrics['truth'])[0])
+
+# %% ../../nbs/53d_one_question.ipynb #7247c12f
+def ids_found(record: Record) -> str:
+    "The finding of the figure: ids that differ, and the place of the item that came next by both forms."
+    forms, at = forms_of(record), letter_of_truth(record)
+    n = len(forms['trained'].ids)
+    return (
+        f"For {n - same_ids(forms)} of {n} letters the published code reads another id than the one that"
+        f" was trained; the item that came next is at place {forms['trained'].place(at)} by the trained"
+        f" ids and at place {forms['published'].place(at)} by the published ones."
+    )
+
+# %% ../../nbs/53d_one_question.ipynb #746fb365
+def ids_note(record: Record) -> str:
+    "What the caption says on the two forms and on the probabilities."
+    forms, vocabulary = forms_of(record), record.metrics['vocabulary']
+    n, same = len(forms['trained'].ids), same_ids(forms)
+    how_many = (f'{"all" if same == n else same} of the {n} letters have the same id in both' if same
+                else f'none of the {n} letters has the same id in both')
+    return (
+        "Trained: the id of the letter after the prompt's newline, the target in tuning. Published: the id of"
+        f' the bare letter, which the published code reads; {how_many}. Probabilities are over the {n}'
+        ' letters;'
+        f' together they have {forms["trained"].mass:.1%} (trained) and {forms["published"].mass:.1%}'
+        f" (published) of the probability of the vocabulary's {vocabulary:,} tokens."
+    )
+
+# %% ../../nbs/53d_one_question.ipynb #dfb6cca2
+def form_said(record: Record, name: str) -> str:
+    "What one form, 'trained' or 'published', says of the vocabulary, of its first letter and of the truth."
+    form, at, names = forms_of(record)[name], letter_of_truth(record), letters(len(record.arrays['shown']))
+    return (f"as {name}: the letters have {form.mass:.2%} of the vocabulary's probability; first is"
+            f" {names[form.order[0]]}, the true item ({names[at]}) is at place {form.place(at)}")
+
 # %% ../../nbs/53d_one_question.ipynb #2e98be44
 def form_table(
-    shown: np.ndarray,  # (n,) candidates
-    truth: int,         # the item that came next
-    titles: list,       # item -> title
-    forms: dict,        # from `forms_of`
+    record: Record,
+    titles: list,  # item -> title
 ) -> pl.DataFrame:
     "A row for each letter: candidate, and of each form token, id, logit and probability."
+    shown, truth = record.arrays['shown'], record.metrics['truth']
     columns = {'letter': letters(len(shown)), 'candidate': [titles[i] for i in shown],
                'came next': [int(i) == truth for i in shown]}
-    for name, form in forms.items():
+    for name, form in forms_of(record).items():
         columns |= {f'{name} token': form.tokens, f'{name} id': [str(i) for i in form.ids],
                     f'{name} logit': form.logits.astype(float),
                     f'{name} probability': form.probability.astype(float)}
     return pl.DataFrame(columns)
+
+# %% ../../nbs/53d_one_question.ipynb #3c2dc660
+def brief_forms(table: pl.DataFrame) -> pl.DataFrame:
+    "The table as it is shown: the item that came next is marked beside its title."
+    mark = pl.when(pl.col('came next')).then(pl.lit(' (came next)')).otherwise(pl.lit(''))
+    return table.with_columns(pl.col('candidate') + mark).drop('came next')
 
 # %% ../../nbs/53d_one_question.ipynb #bb167f83
 FIRST, STEP, TALL = 47.4, 2.3, 56.0  # of the second drawing: first line, distance of two, height

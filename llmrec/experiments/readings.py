@@ -115,17 +115,6 @@ def answers_of(runs: list, configs: list, name: str) -> list[Answers]:
         out.append(Answers(*where, *told, scores, names))
     return out
 
-# %% ../../nbs/59_readings.ipynb #2c90491d
-def reading_run(
-    s: TallrecStudy, dataset: str, variant: str, k: int, seed: int,
-    changes: tuple[str, ...],
-    rate: float | None,       # learning rate, None for the study's
-    rows: int | None = None,  # evenly spaced test rows, None for the study's
-) -> ReadingRun:
-    "The run of one model, asked about the dataset on which it is tuned."
-    asked = llm_run(s, (dataset,), variant, k, seed, rate)
-    return ReadingRun(asked, dataset, tuple(changes), seed, rows or s.test_rows)
-
 # %% ../../nbs/59_readings.ipynb #0406b3c4
 def asked_again(
     s: TallrecStudy,
@@ -137,8 +126,11 @@ def asked_again(
     tuned_ones, out = tuple(v for v in variants if v not in ('AT', 'zero-shot')), []
     rates = chosen_rates(replace(s, variants=tuned_ones), [(d,) for d in s.datasets])
     keys = [(d, v, k) for d in s.datasets for v in variants for k in (s.ks_of((d,)) if v in tuned_ones else (0,))]
-    configs = {key: [reading_run(s, *key, seed, changes, rates.get(((key[0],), key[1])), rows)
-                     for seed in (s.llm_seeds if key[2] else s.llm_seeds[:1])] for key in keys}
+    def reading(d, variant, k, seed):
+        asked = llm_run(s, (d,), variant, k, seed, rates.get(((d,), variant)))
+        return ReadingRun(asked, d, tuple(changes), seed, rows or s.test_rows)
+    configs = {key: [reading(*key, seed) for seed in (s.llm_seeds if key[2] else s.llm_seeds[:1])]
+               for key in keys}
     found = iter(run_all(run, [c for cs in configs.values() for c in cs], s.profile, 'readings'))
     for (_, variant, _), runs in configs.items():
         out += answers_of([next(found) for _ in runs], runs, llm_name(s, variant))

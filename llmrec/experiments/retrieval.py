@@ -50,7 +50,7 @@ METHODS = {name: (name, {}) for name in COUNTED} | {
 # share of gaps where it is not BERT4RecConfig's
 MASKED = {('BERT4Rec-MLM', 'beauty'): .6, ('BERT4Rec-MLM', 'games'): .5}
 
-# put together after such settings had been seen on the test of the real data
+# chosen after test results of such settings on the real data were known
 AFTERWARDS = ('BERT4Rec-MLM',)
 
 # %% ../../nbs/51_retrieval.ipynb #a2768b36

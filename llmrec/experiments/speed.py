@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIB', 'COLUMNS', 'make_config', 'counted', 'race', 'bytes_a_score', 'avoided', 'measure', 'run', 'outcome', 'held',
-           'speed_table', 'epochs', 'draw']
+           'speed_table', 'epochs', 'draw', 'epochs_found', 'extrapolated', 'speed_note', 'epoch_said',
+           'catalogue_said']
 
 # %% ../../nbs/51a_epoch_speed.ipynb #0b43805b
 import pickle
@@ -297,3 +298,51 @@ def draw(
         right.set(xscale='log', title='memory for all test users', xlabel='MiB (log scale)')
         fig.legend(*left.get_legend_handles_labels(), loc='outside lower center', ncols=2)
         return fig
+
+# %% ../../nbs/51a_epoch_speed.ipynb #aeb19ff4
+def epochs_found(results: dict[str, dict]) -> str:
+    "The finding: the least and the most that packing gains; `results` is model -> `outcome`."
+    ratios = {name: r['ratio'] for name, r in results.items()}
+    least, most = min(ratios, key=ratios.get), max(ratios, key=ratios.get)
+    return (f'Without work on padding an epoch is between {ratios[least]:.1f} ({least}) and'
+            f' {ratios[most]:.1f} ({most}) times faster.')
+
+def extrapolated(record: Record) -> str:
+    "', extrapolated from 5 of 40 iterations' where the measurement stopped before the epoch's end."
+    measured, whole = len(next(iter(record.arrays.values()))), record.metrics['iterations']
+    return f', extrapolated from {measured} of {whole} iterations' if measured < whole else ''
+
+# %% ../../nbs/51a_epoch_speed.ipynb #27ba3bd7
+def speed_note(record: Record) -> str:
+    "What the caption says on the machine and on the predictions."
+    machine, versions = (record.provenance.get(k, {}) for k in ('machine', 'versions'))
+    return (
+        f"Times and resident memory depend on the machine, here {machine.get('platform', 'unknown')}, one"
+        f" thread, torch {versions.get('torch', 'unknown')}{extrapolated(record)}; positions, predicted"
+        " ratio, the matrix and the pickle are arithmetic. The second prediction takes the measured cost"
+        " of a step without positions as fixed."
+    )
+
+def epoch_said(name: str, r: dict, more: str) -> str:
+    "Seconds of a model's epoch, `more` about them, and both predictions; `r` from `outcome`."
+    return (
+        f"{name}: {r['plain']:.3g} s an epoch padded, {r['ours']:.3g} s packed{more}: {r['ratio']:.1f} times"
+        f" faster ({r['cpu']:.1f} in processor time).\n"
+        f"  The count predicts {r['predicted']:.1f}; {1000 * r['fixed']:.3g} ms of a step do not depend on"
+        f" the positions, with which it predicts {r['second']:.1f}."
+    )
+
+# %% ../../nbs/51a_epoch_speed.ipynb #dc6e2fac
+def catalogue_said(record: Record) -> str:
+    "Seconds and memory of scoring the catalogue for all test users, and what its scores would take."
+    m = record.metrics['catalogue']
+    wall, cpu = ({call: seconds[i] for call, seconds in m['seconds'].items()} for i in (0, 1))
+    saves = avoided(m['users'], m['items'])
+    return (
+        f"All {m['users']:,} test users among {m['items'] - 1:,} items:\n"
+        f"  ranks in {wall['ranks']:.1f} s ({cpu['ranks']:.1f} in processor time),"
+        f" top 20 in {wall['recommend']:.1f} s ({cpu['recommend']:.1f});\n"
+        f"  {held(record):,.0f} MiB more than before the call, {m['ever'] / MIB:,.0f} MiB in all;\n"
+        f"  the matrix of scores alone would be {saves['matrix of scores, float32']:,.0f} MiB,"
+        f" the published lists {saves['published pickle, in memory']:,.0f} MiB."
+    )

@@ -327,8 +327,8 @@ def how_trained(s: LlamaRecStudy) -> str:
     if fixed:
         told.append(f'Set for every trained model: {fixed}.')
     if searched:
-        told.append('Searched alike for every trained model with the first seed, '
-                    f'chosen by validation Recall@10: {searched}.')
+        told.append('Searched in the same way for every trained model, with the first seed and by '
+                    f'validation Recall@10: {searched}.')
     return ' '.join(told)
 
 def afterwards(s: LlamaRecStudy) -> str:
@@ -336,7 +336,7 @@ def afterwards(s: LlamaRecStudy) -> str:
     late = [m for m in retrieval.AFTERWARDS if any(m in s.methods_of(d) for d in s.datasets)]
     if not late:
         return ''
-    return f"Put together after such settings had been seen on the test of the real data: {', '.join(late)}."
+    return f"Chosen after test results of such settings on the real data were known: {', '.join(late)}."
 
 # %% ../../nbs/53_llamarec_study.ipynb #ebf451a5
 def study_caption(s: LlamaRecStudy, note: str = '', protocol: str = PROTOCOL, finding: str = '') -> str:

@@ -23,6 +23,7 @@ from llmrec.experiments.tables import (
 )
 from ..llm.backbones import BackboneConfig, backbone_identity, backbone_label
 from ..llm.encoders import EncoderConfig
+from ..llm.yesno import YesNoPromptConfig
 from ..paths import LlmrecError, known
 from ..runs.artefacts import PAPER, beside, caption, paper_numbers
 from ..runs.grid import run_all
@@ -236,9 +237,10 @@ def alpaca_lora(s: TallrecStudy) -> dict:
 def asked(s: TallrecStudy, dataset: str) -> list[in_context.Asked]:
     "The lines of all untuned models, on one dataset."
     more = [replace(s, backbone=name, label='') for name in s.further_backbones]
-    return in_context.line_up(
-        dataset, s.protocol, s.language_model, list(s.endpoints), s.profile, s.test_rows, alpaca_lora(s),
-        more=[(x.language_model, alpaca_lora(x)) for x in more])
+    prompt = getattr(YesNoPromptConfig, s.protocol)()
+    base = in_context.InContextRun(dataset, s.protocol, prompt=prompt, rows=s.test_rows)
+    models = [(x.language_model, alpaca_lora(x)) for x in (s, *more)]
+    return in_context.line_up(base, models, list(s.endpoints), s.profile)
 
 # %% ../../nbs/58_tallrec_study.ipynb #3ecb3548
 def asked_cell(dataset: str, a: in_context.Asked) -> Cell:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOSSES', 'NEAR', 'NEAR_HALF', 'YesNoSpeedConfig', 'make_config', 'ways_of', 'plain_pass', 'ask_ways', 'asked',
            'ask_race', 'recipe', 'trainers', 'same_step', 'step_race', 'counts', 'measure', 'run', 'seconds_of',
-           'speed_table', 'columns', 'draw']
+           'speed_table', 'columns', 'draw', 'shares', 'speed_found', 'speed_note', 'long_table']
 
 # %% ../../nbs/55a_yesno_speed.ipynb #6a66abfd
 import time
@@ -283,3 +283,43 @@ def draw(cfg: YesNoSpeedConfig, record: Record, model: str):
                 [seconds[f'{loss}_{way}'][0] for loss, way in both], [PALETTE[0], PALETTE[1]] * 2,
                 f'one tuning step, K = {cfg.k}')
         return fig
+
+# %% ../../nbs/55a_yesno_speed.ipynb #ecfa3e90
+def shares(cfg: YesNoSpeedConfig, record: Record) -> dict[str, float]:
+    "What the two kinds of pass, 'plain' and 'ours', reach of the ceiling, by processor time."
+    m, seconds = record.metrics, seconds_of(cfg, record)
+    best = m['ceiling'][cfg.backbone.dtype]
+    return {way: m['operations'][way] / seconds[way][1] / best for way in ('plain', 'ours')}
+
+# %% ../../nbs/55a_yesno_speed.ipynb #a537f8c3
+def speed_found(cfg: YesNoSpeedConfig, record: Record) -> str:
+    "The finding: how many times as long the published ways take."
+    s = {name: wall for name, (wall, _) in seconds_of(cfg, record).items()}
+    steps = {loss: s[f'{loss}_plain'] / s[f'{loss}_ours'] for loss in LOSSES}
+    return (
+        f"To score {record.metrics['prompts']:,} prompts, generating {cfg.new_tokens} tokens as published"
+        f" takes {s['published'] / s['ours']:.1f} times as long as one pass with the common start"
+        f" computed once, and a plain pass {s['plain'] / s['ours']:.2f} times as long; a tuning step is"
+        f" {steps['answer']:.1f} times faster than with a plain Trainer where the loss is on the answer,"
+        f" {steps['prompt+answer']:.1f} times where it is on prompt and answer."
+    )
+
+# %% ../../nbs/55a_yesno_speed.ipynb #55a2ab88
+def speed_note(cfg: YesNoSpeedConfig, record: Record) -> str:
+    "What the caption says on the rate of the passes and on the machine."
+    machine, versions = (record.provenance.get(x, {}) for x in ('machine', 'versions'))
+    share = shares(cfg, record)
+    return (
+        f"Passes reach {share['plain']:.0%} (plain) and {share['ours']:.0%} (ours) of the rate of a"
+        f" product of large matrices in {cfg.backbone.dtype}. Times depend on the machine, here"
+        f" {machine.get('platform', 'unknown')}, one thread, torch {versions.get('torch', 'unknown')}; a"
+        f" step's time is the median of {len(record.arrays['answer_ours'])}."
+    )
+
+# %% ../../nbs/55a_yesno_speed.ipynb #6a5e5c75
+def long_table(table: pl.DataFrame, dataset: str) -> pl.DataFrame:
+    "A row for each number of `speed_table`: dataset, method, metric, value."
+    return pl.DataFrame([
+        dict(dataset=dataset, method=way, metric=what, value=value)
+        for what, *values in table.iter_rows() for way, value in zip((*table.columns[1:3], 'ratio'), values)
+    ])
