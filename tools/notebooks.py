@@ -76,12 +76,13 @@ def is_tagged(cell) -> bool:
 
 
 def with_parameters(cells: list, values: dict) -> list:
-    "The cells, and after the one that is tagged `parameters` another one that sets `values`."
+    "The cells, and after the one that is tagged `parameters` another one that sets those of `values` that it has."
     out = []
     for cell in cells:
         out.append(cell)
         if is_tagged(cell):
-            out.append(nbformat.v4.new_code_cell('\n'.join(f'{k} = {v!r}' for k, v in values.items()), id='given'))
+            own = [f'{k} = {v!r}' for k, v in values.items() if re.search(rf'^{k} *=', cell.source, re.M)]
+            out.append(nbformat.v4.new_code_cell('\n'.join(own), id='given'))
     return out
 
 
