@@ -254,7 +254,7 @@ def run_notebook(artefact: str, values: dict, executed: Path) -> None:
     try:
         papermill.execute_notebook(str(root() / 'nbs' / manifest()[artefact]), str(aside),
                                    handed(artefact, values),
-                                   kernel_name='python3', cwd=str(root() / 'nbs'),
+                                   kernel_name='python3', cwd=str(root()),
                                    progress_bar=False, log_output=False, kernel_manager_class=QuietKernel)
     except PapermillExecutionError as e:
         said = redacted(' '.join(e.evalue.split()))
@@ -644,7 +644,7 @@ QUIET = dict(TRANSFORMERS_VERBOSITY='error', HF_HUB_DISABLE_PROGRESS_BARS='1',
 def main(argv=None) -> int:
     "Entry point of `llmrec_reproduce`; a complaint is one sentence on standard error and exit status 1."
     args = parse(argv)
-    # notebooks run in nbs/
+    # notebooks run in the project's folder
     os.environ |= {k: str(Path(os.environ[k]).resolve())
                    for k in ('LLMREC_DATA', 'LLMREC_MODELS', 'LLMREC_OUT') if os.environ.get(k)}
     os.environ |= {k: v for k, v in QUIET.items() if k not in os.environ}

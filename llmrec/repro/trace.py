@@ -32,7 +32,7 @@ from ..paths import (LlmrecError, base_profile, json_or_none, known, miniature_d
                           output_to, parse_json)
 from ..paths import raw_dir, root
 from ..runs.records import FIELDS, make_key, provenance_of, records_of
-from .profiles import chosen, handed, manifest, own_data, parameters, read_notebook
+from .profiles import chosen, handed, manifest, own_data, parameters, read_notebook, variant_path
 from llmrec.repro.reproduce import (
     HANDS_ON, QUIET, QuietKernel, changes, code_of, data_used, executed_path, library_used, load_stamp,
     outputs, sha256, stamp_path,
@@ -463,6 +463,10 @@ llmrec.repro.profiles.kept_variant = lambda profile, given: profile'''
 # %% ../../nbs/98_trace.ipynb #127efda2
 def copy_inputs(profile: str, stamp: dict, folder: Path) -> None:
     "Give `folder` the records of a stamp as copies, and the invented world and raw files as links."
+    if '+' in profile:    # what a variant changes
+        there = folder / 'figures' / profile
+        there.mkdir(parents=True)
+        shutil.copy(variant_path(profile), there)
     there = folder / 'data' / 'records' / base_profile(profile)
     there.mkdir(parents=True)
     for name in stamp['records']:
@@ -480,7 +484,7 @@ def made_again(artefact: str, profile: str, stamp: dict, folder: Path) -> dict[s
     with output_to(folder):
         try:
             papermill.execute_notebook(str(folder / 'notebook.ipynb'), str(folder / 'executed.ipynb'),
-                                       handed(artefact, stamp['parameters']), kernel_name='python3', cwd=str(root() / 'nbs'),
+                                       handed(artefact, stamp['parameters']), kernel_name='python3', cwd=str(root()),
                                        progress_bar=False, log_output=False, kernel_manager_class=QuietKernel)
         except PapermillExecutionError as e: raise LlmrecError(' '.join(e.evalue.split())[:300]) from None
         return outputs(artefact, profile)
@@ -637,7 +641,7 @@ def summary(found: list, profiles: list, counts: list, strict: bool) -> int:
 def run_verify(argv=None) -> int:
     "Entry point of `llmrec_verify`; a complaint is one sentence on standard error and exit status 1."
     args = parse(argv)
-    # notebooks run in nbs/
+    # notebooks run in the project's folder
     os.environ |= {k: str(Path(os.environ[k]).resolve())
                    for k in ('LLMREC_DATA', 'LLMREC_MODELS', 'LLMREC_OUT') if os.environ.get(k)}
     os.environ |= {k: v for k, v in QUIET.items() if k not in os.environ} | dict(LLMREC_JOBS='1')
