@@ -84,7 +84,7 @@ def test_a_setting_may_have_draws_of_its_own():
     tuned = {(train, k): [seed for t, v, n, seed in grid if (t, v, n) == (train, 'TALLRec', k)] for train, _, k, _ in grid if k}
     assert tuned == {(('movie',), 16): [0], (('movie',), 64): [0, 1, 2], (('book',), 16): [0], (('book',), 64): [0], (('movie', 'book'), 16): [3], (('movie', 'book'), 64): [0]}
     said = tallrec_study.said_of_seeds(s, llm=True)
-    assert 'seeds 0, 1, 2 on Movie with K = 64' in said and 'seed 3 on Movie and Book with K = 16' in said
+    assert said == 'The language model has seed 0; on Movie with K = 64, seeds 0, 1, 2; on Movie and Book with K = 16, seed 3.'
 
 
 @pytest.mark.parametrize('value, said', [({'movie K=46': [0]}, "Did you mean 'movie K=64'"), ({'movie K=64': []}, r'got \[\]'), ({'movie K=64': [-1]}, 'seeds from 0')])

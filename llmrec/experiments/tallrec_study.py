@@ -334,8 +334,8 @@ def said_of_seeds(s: TallrecStudy, llm: bool) -> str:
     for name, seeds in s.llm_seeds_by_setting.items():
         train, k = name.rsplit(' K=', 1)
         where = ' and '.join(YESNO_DATASETS[d] for d in train.split('+'))
-        further.append(f'{listed_seeds(seeds)} on {where} with K = {k}')
-    return f"The language model has {' and '.join([listed_seeds(s.llm_seeds), *further])}."
+        further.append(f'on {where} with K = {k}, {listed_seeds(seeds)}')
+    return f"The language model has {'; '.join([listed_seeds(s.llm_seeds), *further])}."
 
 # %% ../../nbs/58_tallrec_study.ipynb #90d661b0
 def study_caption(
