@@ -64,10 +64,10 @@ def test_what_a_setting_names_is_set_where_it_belongs(s, searches):
 
 
 def test_a_setting_overrides_the_tables_own_and_leaves_the_rest_of_it(s, searches, shelf, monkeypatch):
-    monkeypatch.setattr(longer, 'best_setting', lambda *_: dict(weight_decay=.01, dropout=.2))
+    monkeypatch.setattr(longer, 'best_setting', lambda *_: dict(weight_decay=.03, dropout=.35))
     shelf.valid = lambda c: .3
     runs = {str(t.setting): t.config for t in longer.trials(s, searches) if t.method == 'SASRec' and t.setting is not None}
-    assert {(c.training.weight_decay, c.architecture.dropout) for c in (runs['{}'], runs[str(dict(weight_decay=0))])} == {(.01, .2), (0, .2)}
+    assert {(c.training.weight_decay, c.architecture.dropout) for c in (runs['{}'], runs[str(dict(weight_decay=0))])} == {(.03, .35), (0, .35)}
 
 
 def test_runs_of_all_batches_are_judged_equally_often(s, searches):
