@@ -29,7 +29,7 @@ def fault_of(record) -> str | None:
 
 # %% ../../nbs/14_alpaca.ipynb #666f2d8a
 def check_record(
-    path,            # file the record is from
+    path,            # file that the record comes from
     number: int,     # its place in the file, from 1
     record,          # the record itself
 ) -> None:

@@ -65,7 +65,7 @@ def unzipped(path: Path) -> bytes:
 
 # %% ../../nbs/18a_own_data.ipynb #9bc0fe74
 def check_names(columns: list[str]) -> None:
-    "A polars error unless the columns have names, each its own."
+    "Raise a polars error unless every column has a name and no two are the same."
     if len(set(columns)) < len(columns) or not all(c.strip() for c in columns):
         raise pl.exceptions.SchemaError(f'its first line is not a line of names: {columns}')
 
@@ -134,7 +134,7 @@ def check_name(name: str) -> None:
 
 # %% ../../nbs/18a_own_data.ipynb #440d11f2
 def check_ratings_used(own: OwnData) -> None:
-    "Raise an `LlmrecError` where what is said of ratings does not fit together."
+    "Raise an `LlmrecError` if the settings about ratings contradict each other."
     if len(own.rating_range) not in (0, 2) or list(own.rating_range) != sorted(own.rating_range):
         raise LlmrecError('OwnData.rating_range is a pair: the lowest and the highest rating.')
     for name in ('least_rating', 'like_from', 'rating_range'):
@@ -177,7 +177,7 @@ def ids(table: pl.DataFrame, name: str, path) -> pl.Series:
 
 # %% ../../nbs/18a_own_data.ipynb #551da94a
 def iso_moments(values: pl.Series) -> pl.Series:
-    "ISO dates with or without the time of day as datetimes; null where a text is none."
+    "ISO dates with or without the time of day as datetimes; null where a text is not a date."
     text = values.str.replace('Z$', '+00:00').str.replace(' ', 'T')
     def times(form): return text.str.to_datetime(form, strict=False, time_unit='us')
     moments = pl.coalesce(times('%Y-%m-%dT%H:%M:%S%.f%:z').dt.replace_time_zone(None),
@@ -205,7 +205,7 @@ def parse_times(
 
 # %% ../../nbs/18a_own_data.ipynb #35eadff2
 def parse_ratings(values: pl.Series, where: str) -> pl.Series:
-    "The ratings of a column as numbers; nan where one is not finite."
+    "The ratings of a column as numbers; null where one is missing or not finite."
     numbers = values.cast(pl.Float64, strict=False)
     bad = (values.is_not_null() & numbers.is_null()).arg_true()
     if len(bad):

@@ -247,13 +247,13 @@ def whole(value):
 
 # %% ../../nbs/39a_chat.ipynb #f56142be
 def count_of(usage, name: str) -> int:
-    "A number of tokens, 0 where the server tells none."
+    "A number of tokens, 0 when the server reports none."
     n = getattr(usage, name, None)
     return n if isinstance(n, int) and 0 <= n < 2**53 else 0
 
 # %% ../../nbs/39a_chat.ipynb #c3afde75
 def told(steps: list) -> list:
-    "`steps` without tokens that are no text or have no number."
+    "`steps` without tokens that are not text or have no number."
     return [[token, [[t, p] for t, p in top if isinstance(t, str) and isinstance(p, (int, float))]]
             for token, top in steps if isinstance(token, str)]
 

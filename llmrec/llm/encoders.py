@@ -116,7 +116,7 @@ class Encoder:
 
 # %% ../../nbs/48a_encoders.ipynb #0bb5227b
 def read_encoder(cfg: EncoderConfig) -> tuple:
-    "(model, tokenizer) of an encoder that is no backbone, checked."
+    "(model, tokenizer) of an encoder that is not a backbone, checked."
     source, revision = encoder_source(cfg), cfg.revision or 'main'
     remedy = ("give EncoderConfig.name a folder with config.json, weights and tokenizer, "
               "a hub id this machine can reach, or 'minilm'")
@@ -131,7 +131,7 @@ def load_encoder(
     cfg: EncoderConfig,
     backbone: BackboneConfig | None = None,  # for the encoder 'backbone'
 ) -> Encoder:
-    "Load model and tokenizer; when they cannot be had, an `LlmrecError` says what was sought and what to do."
+    "Load model and tokenizer; on failure, an `LlmrecError` says what was looked for and what to do."
     identity = vectors_identity(cfg, backbone)
     if cfg.name == 'backbone':
         loaded = load_backbone(needs_backbone(cfg, backbone))
@@ -173,7 +173,7 @@ def pooled(
     pooling: str,          # 'mean' or 'cls'
     normalise: bool,       # scale to length 1
 ) -> torch.Tensor:
-    "One vector a row, (rows, d), in float32."
+    "One vector per row, (rows, d), in float32."
     weights = counts.to(torch.float32)[..., None]
     states = states.float()
     out = states[:, 0] if pooling == 'cls' else (states * weights).sum(1) / weights.sum(1).clamp(min=1)

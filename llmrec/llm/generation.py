@@ -71,9 +71,9 @@ def answer_tokens(
 # %% ../../nbs/39_generation.ipynb #99f1bc24
 @dataclass(frozen=True)
 class Rules:
-    "What a generated text has to keep to."
+    "The rules that a generated text must obey."
     to_the_end: bool = False  # no end token before the limit
-    allowed: Any = None       # of each prompt a function from its new tokens to those that may follow
+    allowed: Any = None       # for each prompt, a function from its new tokens to those that may follow
 
     def of(self, rows) -> 'Rules':
         "The rules of some of the prompts."
@@ -212,9 +212,9 @@ class ParsedRanking:
 
 # %% ../../nbs/39_generation.ipynb #280351c2
 def places_named(
-    text: str,         # what the model wrote, one title a line
+    text: str,         # what the model wrote, one title per line
     titles: list[str],
-) -> tuple[list, list, list]:  # places in the order of naming, lines that are no candidate, repeated titles
+) -> tuple[list, list, list]:  # places in the order of naming, lines that name no candidate, repeated titles
     "What each line of `text` names. The second mention of a title that two candidates share is the second."
     places, order, unmatched, repeated, used = {}, [], [], [], Counter()
     for place, title in enumerate(titles): places.setdefault(normalised(title), []).append(place)
@@ -229,7 +229,7 @@ def places_named(
 
 # %% ../../nbs/39_generation.ipynb #a95def06
 def parse_ranking(
-    text: str,         # what the model wrote, one title a line
+    text: str,         # what the model wrote, one title per line
     candidate_titles,  # titles in the order of the prompt
 ) -> ParsedRanking:
     "The candidates in the order in which `text` names them; unnamed ones follow in the order of the prompt."

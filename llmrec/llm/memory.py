@@ -95,7 +95,7 @@ def scales(module) -> list[torch.Tensor]:
 
 # %% ../../nbs/36a_memory.ipynb #7ac5340a
 def tables(module) -> list[torch.Tensor]:
-    "The 4-bit format's tables and offset, a kilobyte a layer or shared."
+    "The 4-bit format's tables and offset, a kilobyte per layer, or shared."
     q = getattr(getattr(module, 'weight', None), 'quant_state', None)
     return [] if q is None else [q.code, q.state2.code, q.offset]
 
@@ -197,7 +197,7 @@ def with_layers(config: LlamaConfig, n: int) -> LlamaConfig:
 
 # %% ../../nbs/36a_memory.ipynb #75046ee5
 def tuning_way(config: LlamaConfig, weights: str, lora: TuningConfig) -> str:
-    "How tuning checkpoints a model whose weights are held so: 'on' or 'reentrant'."
+    "How tuning checkpoints a model with weights in this format: 'on' or 'reentrant'."
     args = checkpointing(True, skeleton(with_layers(config, 1), StepPlan(weights, 'on', 1, 8), lora))
     (reentrant,) = (v['use_reentrant'] for k, v in args.items() if k.endswith('_kwargs'))
     return 'reentrant' if reentrant else 'on'

@@ -197,7 +197,7 @@ def check_ranked(
     scores: np.ndarray,      # (n_users, n)
     candidates: np.ndarray,  # (n_users, n)
 ) -> None:
-    "Raise an `LlmrecError` when scores and candidates do not belong together, or a score is no number."
+    "Raise an `LlmrecError` when scores and candidates do not belong together, or a score is not a number."
     if scores.shape != candidates.shape:
         raise LlmrecError(f'Scores of shape {scores.shape} do not belong to candidates of shape '
                           f'{candidates.shape}; both are (users, candidates).')

@@ -201,7 +201,7 @@ def reporters(
     name: str | None,  # see `TuningConfig.report_to`
     folder,            # of the tuning; TensorBoard's events go below it
 ) -> list:             # callbacks of transformers, none for None
-    "Whom a tuning tells its losses and metrics; an `LlmrecError` for an unknown or missing reporter."
+    "Callbacks that report losses and metrics; an `LlmrecError` for an unknown or missing reporter."
     if name is None: return []
     # imported here, because few need it
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK

@@ -179,7 +179,7 @@ class SASRecEncoder(nn.Module):
 ENCODERS = {'gru': GRUEncoder, 'caser': CaserEncoder, 'sasrec': SASRecEncoder}
 
 class BinaryModel(nn.Module):
-    "A sequential encoder that scores one target a row."
+    "A sequential encoder that scores one target per row."
     def __init__(self, n_items: int, cfg: BinaryConfig, length: int = 10, texts: np.ndarray | None = None):
         super().__init__()
         self.cfg, self.n_items, self.length = cfg, n_items, length
@@ -195,7 +195,7 @@ class BinaryModel(nn.Module):
 def output_rows(
     model: BinaryModel,
     items: torch.Tensor,  # (n,) item codes
-):                        # (n, width) weights, which `queries` are multiplied with, and (n,) biases
+):                        # (n, width) weights, by which `queries` are multiplied, and (n,) biases
     "The head's weights and biases for `items`."
     if model.cfg.head == 'tied':
         liked = torch.ones(len(items), device=items.device)
@@ -204,7 +204,7 @@ def output_rows(
 
 # %% ../../nbs/48_binary_baselines.ipynb #cbf8412d
 def queries(model: BinaryModel, states: torch.Tensor) -> torch.Tensor:
-    "What the output rows are multiplied with."
+    "What the output rows are multiplied by."
     return model.head(states) if model.cfg.head == 'tied' else states
 
 # %% ../../nbs/48_binary_baselines.ipynb #b2951711
@@ -488,7 +488,7 @@ def fit_binary(
     progress: bool = False,
     device: str = 'cpu',
 ) -> Fitted:
-    "Train one baseline. The seed decides all; torch's own random state is left as it was."
+    "Train one baseline. The seed determines everything; torch's own random state is left as it was."
     with torch.random.fork_rng():
         model, asked = make_model(data, cfg).to(device), tensors(data.valid, device)
         validate = lambda m: auc(data.valid.labels, score_tensors(m, asked, 1024))

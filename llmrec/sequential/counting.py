@@ -39,7 +39,7 @@ def history_like_rate(rows: YesNoArrays, weight: float = 0., prior: float = .5) 
 
 # %% ../../nbs/49_counting.ipynb #3e1fc0bf
 def labelled(rows: YesNoArrays) -> pl.DataFrame:
-    "user, item, label: everything that `rows` tell, targets and histories, each user and item once."
+    "user, item, label: everything that `rows` contain, targets and histories, each user and item once."
     real = seen(rows)
     history = (np.repeat(rows.users, real.sum(axis=1)), rows.history[real], rows.history_labels[real])
     targets = (rows.users, rows.items, rows.labels)
@@ -65,13 +65,13 @@ def item_counts(
 
 # %% ../../nbs/49_counting.ipynb #4f0d1e28
 def like_share(train: YesNoArrays) -> float:
-    "Share of likes in the training rows, one imaginary like and dislike added: what is said of the unknown."
+    "Share of likes in the training rows, one imaginary like and dislike added: the score of an unknown item."
     told = labelled(train)['label']
     return (told.sum() + 1) / (len(told) + 2)
 
 # %% ../../nbs/49_counting.ipynb #9e1219a9
 def of_user(train: YesNoArrays, target: YesNoArrays) -> pl.DataFrame:
-    "row, item, label: what `train` and each row's history tell of its user, the row's answer left out."
+    "row, item, label: what `train` and each row's history say about its user, the row's answer left out."
     real, number = seen(target), np.arange(len(target))
     history = pl.DataFrame({'row': np.repeat(number, real.sum(axis=1)), ITEM: target.history[real],
                             'label': target.history_labels[real].astype(float)})

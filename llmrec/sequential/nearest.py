@@ -228,7 +228,7 @@ def recommend_index(
     past = [histories[u] for u in users]
     f, (hidden, rows) = factors_of(past), hidden_pairs(past, 'whole', 0)
     index.nprobe = probes
-    wanted = 2 * k + int(np.bincount(rows).max())  # some to spare, since the index has rounded otherwise
+    wanted = 2 * k + int(np.bincount(rows).max())  # some to spare, since the index rounds differently
     ones = None if f.bias is None else f.states.new_ones(len(past))
     _, found = index.search(_with_bias(f.states, ones), wanted)
     row, ids = np.repeat(np.arange(len(past)), wanted), found.ravel().astype(np.int64)

@@ -55,7 +55,7 @@ def visible(
     real: torch.Tensor,  # (n, length) False at padding
     causal: bool,
 ) -> torch.Tensor:       # (n, 1, length, length) row sees column
-    "Which positions a padded batch lets see which; every position sees itself."
+    "Which positions of a padded batch may see which others; every position sees itself."
     own = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
     seen = real[:, None, :].expand(-1, real.shape[1], -1)
     return ((seen.tril() if causal else seen) | own)[:, None]
@@ -82,7 +82,7 @@ def occupied(group: list) -> torch.Tensor:  # (sequences, longest)
 
 # %% ../../nbs/46_sasrec.ipynb #0df9ac1a
 @lru_cache(maxsize=2)
-@torch.inference_mode(False)    # what is kept must do for training, wherever it was asked for first
+@torch.inference_mode(False)    # what is cached must be usable in training, wherever it is needed first
 def rectangles(
     shapes: tuple,       # ((number, length), ...), the longest first
     spare: int = SPARE,

@@ -83,7 +83,7 @@ def item_knn(
     k: int = 100,               # neighbours of an item
     window: int | None = None,  # latest items of a history that count; None: all
 ):
-    "Sums the similarities of an item with the items of the history (item-based kNN, binary cosine)."
+    "A recommender that sums an item's similarities with the history (item-based kNN, binary cosine)."
     users = [train[u] for u in range(len(train))]
     near = neighbours(ownership(users, train.n_items), k)
 

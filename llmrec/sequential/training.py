@@ -58,7 +58,7 @@ def spares(name: str, cfg: TrainingConfig) -> bool:
 def optimiser(
     model: torch.nn.Module,
     cfg: TrainingConfig,
-    without: tuple = (),  # names of parameters that somebody else updates
+    without: tuple = (),  # names of parameters that another optimiser updates
 ) -> torch.optim.AdamW:
     "AdamW; biases and normalisations are not decayed, log-parameters as the configuration says."
     decayed, kept = [], []

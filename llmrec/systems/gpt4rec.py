@@ -86,7 +86,7 @@ class Engine:
 
 # %% ../../nbs/49b_gpt4rec.ipynb #d5efdefd
 def join(
-    found: list[list[int]],  # of each query its items, best first
+    found: list[list[int]],  # the items of each query, best first
     history,                 # item ids that the person has met
     k: int,
 ) -> tuple[int, ...]:
@@ -150,7 +150,7 @@ class QueryRows(Dataset):
 
 # %% ../../nbs/49b_gpt4rec.ipynb #ba537c1f
 def read_once(backbone: Backbone, batch: dict, beams: int) -> dict:
-    "The prompts and, for each beam a copy, what the model keeps of all their tokens but the last."
+    "The prompts, and the cache of all their tokens but the last, copied for each beam."
     asked = {k: batch[k] for k in ('input_ids', 'attention_mask')}
     if batch['input_ids'].shape[1] < 2: return asked
     begun = {k: v[:, :-1] for k, v in batch.items()}
@@ -174,7 +174,7 @@ def write_queries(
     prompts: list,      # token ids
     cfg: GPT4RecConfig,
 ) -> tuple[list[list[str]], list[int]]:
-    "Of each prompt its queries, most probable first, and the number of tokens written."
+    "The queries of each prompt, most probable first, and the number of tokens written."
     check_lengths(backbone, prompts, [cfg.query_tokens] * len(prompts))
     tok, m = backbone.tokenizer, cfg.queries
     with scoring(backbone):

@@ -83,7 +83,7 @@ def first_line(text: str) -> str:
 
 # %% ../../nbs/49c_palr.ipynb #83eaceb5
 def profiles(backbone: Backbone, histories: list, cfg: PALRConfig) -> tuple[list[str], list[int], list[int]]:
-    "Of each history (titles) the keywords, the tokens read and the tokens written."
+    "The keywords of each history (titles), the tokens read and the tokens written."
     n, tok = len(histories), backbone.tokenizer
     if cfg.profile == 'none' or not n: return [''] * n, [0] * n, [0] * n
     asked = [ASK_PROFILE.format(titles='; '.join(h[-cfg.profile_history:])) for h in histories]

@@ -58,7 +58,7 @@ CHOICES = (
 
 # %% ../../nbs/49e_pod.ipynb #ce541d32
 def choice(train: Sequences, user: int, names: list[str], cfg: PODConfig) -> tuple[list[int], int]:
-    "Shuffled items, one of them of the user's training sequence, and that item; by torch's random state."
+    "Shuffled items, one of which the user has in training, and that item; drawn from torch's random state."
     own = train[user]
     rng = np.random.default_rng(int(torch.randint(2 ** 31, ())))
     right, most = int(rng.choice(own)), train.n_items - len(set(own.tolist()))

@@ -180,7 +180,7 @@ def way_of(plan: Plan, tools: Tools) -> Way:
 
 # %% ../../nbs/49f_recmind.ipynb #32583378
 class Talk:
-    "An endpoint with a memory on disk and a purse."
+    "An endpoint with a cache on disk and a budget."
     def __init__(self, endpoint: EndpointConfig, cache):
         self.endpoint, self.cache, self.client = endpoint, cache, connect(endpoint)
         self.spent, self.new, self.lock = [0, 0], 0, threading.Lock()
@@ -262,7 +262,7 @@ def answer(
     progress: bool = False,
     strict: bool = True,   # raise where the endpoint failed, with the count; else only note it
 ) -> list[Way]:
-    "The way of each of `users`; a plan that was cut off goes on from its kept exchanges when asked again."
+    "The way of each of `users`; a plan that was cut off resumes from its stored exchanges when asked again."
     shots = shots_for(agent, histories)
     def one(u): return plan_of(talk, agent, shots, u, histories[u])
     with ThreadPoolExecutor(talk.endpoint.workers) as pool:
