@@ -33,6 +33,12 @@ def test_a_wrong_probe_is_refused_before_anything_runs(probe, said, tmp_path, mo
     assert list(tmp_path.rglob('*.json')) == []
 
 
+def test_without_a_probe_or_a_run_there_is_a_sentence_and_no_empty_table():
+    with pytest.raises(LlmrecError, match='probes is empty'): probes.probed(study(seeds=[0], **S), [])
+    group = probes.Group('films', 'NARM', {}, (probes.Probe('films', 'NARM'),), (Failed('x', 'out of memory'),))
+    with pytest.raises(LlmrecError, match='No probe could be run'): probes.probe_table([group], {})
+
+
 def record(valid, test):
     class R: metrics = dict(training=dict(best_valid=valid), test={'Recall@10': test}); arrays = {}; name = f'r{valid}'
     return R()

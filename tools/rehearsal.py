@@ -17,6 +17,10 @@ from llmrec.repro.profiles import chosen, defaults_of
 MODEL = dict(backbone='smollm2', quantisation='none', dtype='bfloat16')
 STEPS = dict(max_steps=2, eval_steps=1, warmup_steps=0, accumulation=1, optimiser='adamw_torch')
 SHORT = dict(epochs=1, patience=1)
+WRITTEN = STEPS | dict(batch_size=2, max_rows=8)
+NUMBERS = dict(rows=64, training=dict(epochs=1, validate_every=1, batch_size=32))  # no T5: from nothing
+SYSTEMS = dict(GPT4Rec=dict(query_tokens=4, tuning=WRITTEN), PALR=dict(answer_tokens=8, profile_tokens=4, tuning=WRITTEN),
+               P5=NUMBERS, POD=NUMBERS, RecMind=dict(steps=1, max_tokens=8))
 
 # artefacts, as patterns -> parameters in the place of the profile's
 GROUPS = {
@@ -29,7 +33,13 @@ GROUPS = {
     'beyond/speed': dict(dataset='ml-100k', steps=2, chunk=1),
     'beyond/miniature': {},
     'llamarec/figure3': dict(backbone='smollm2', title_tokens=[5, 10], repeats=1, measure_7b=False),
-    'llamarec/*': MODEL | dict(datasets=['ml-100k'], ranker_datasets=['ml-100k'], seeds=[0], ranker_seeds=[0], search={}, probes=[],
+    'llamarec/table4': MODEL | dict(datasets=['ml-100k'], ranker_datasets=['ml-100k'], seeds=[0], ranker_seeds=[0], search={},
+                                    training=SHORT, max_valid_users=4, tuning=STEPS | dict(batch_size=2),
+                                    systems=SYSTEMS, system_datasets=['ml-100k'], system_users=4, cost_users=2,
+                                    system_backbone=dict(name='smollm2', dtype='bfloat16')),
+    'llamarec/probes': MODEL | dict(datasets=['ml-100k'], seeds=[0], search={}, training=SHORT,
+                                    probes=[dict(dataset='ml-100k', method='BERT4Rec', places='end')]),
+    'llamarec/*': MODEL | dict(datasets=['ml-100k'], ranker_datasets=['ml-100k'], seeds=[0], ranker_seeds=[0], search={},
                                training=SHORT, max_valid_users=4, tuning=STEPS | dict(batch_size=2)),
     '*': MODEL | dict(seeds=[0], ks=[16], llm_ks=[16], llm_seeds=[0], rates=[], weight_decays=[.001], binary=dict(epochs=2),
                       encoder=dict(name='minilm', dimensions=8), tuning=STEPS | dict(batch_size=4),

@@ -69,7 +69,10 @@ class Group:
 
 # %% ../../nbs/53g_probes.ipynb #bc361ead
 def probed(s: LlamaRecStudy, probes: list[dict]) -> list[Group]:
-    "The groups of all probes, read or computed."
+    "The groups of all probes, read or computed; an `LlmrecError` where there is none."
+    if not probes:
+        raise LlmrecError("probes is empty; give at least one, as in [{'dataset': 'beauty', "
+                          "'method': 'BERT4Rec', 'places': 'end'}].")
     every = [probe_of(p) for p in probes]
     names = list(dict.fromkeys((p.dataset, p.method) for p in every))
     starts = {name: choice(s, *name) for name in names}
@@ -102,6 +105,7 @@ def probe_line(g: Group, p: Probe, record, printed: dict) -> dict:
 def probe_table(groups: list[Group], printed: dict) -> pl.DataFrame:
     "A row for every probe; `printed` holds the paper's numbers by (dataset, method, metric)."
     lines = [probe_line(g, p, r, printed) for g in groups for p, r in g.whole]
+    if not lines: raise LlmrecError('No probe could be run; the messages above say why.')
     return pl.DataFrame(lines, infer_schema_length=None)
 
 # %% ../../nbs/53g_probes.ipynb #2a99aaa7
@@ -152,7 +156,6 @@ def reaches(g: Group, printed: dict) -> bool | None:
 
 def finding(groups: list[Group], printed: dict) -> str:
     "In how many groups the paper's number is reached, and which they are."
-    if not groups: return 'No probes here.'
     judged = [(g, reach) for g in groups if (reach := reaches(g, printed)) is not None]
     if not judged: return 'The paper has none of these datasets, so no probe can be compared with it.'
     def names(yes):
