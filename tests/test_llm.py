@@ -240,7 +240,7 @@ def test_an_adapter_folder_reopens_with_equal_scores(out, tmp_path, quantisation
 
 def test_a_backbone_that_cannot_be_had_is_one_sentence(monkeypatch):
     def offline(*args, **kw): raise OSError("We couldn't connect to the hub.\nMany more lines.")
-    monkeypatch.setattr(backbones.transformers.AutoTokenizer, 'from_pretrained', offline)
+    for kind in ('AutoModelForCausalLM', 'AutoTokenizer'): monkeypatch.setattr(getattr(backbones.transformers, kind), 'from_pretrained', offline)
     with pytest.raises(LlmrecError) as e: load_backbone(BackboneConfig('nobody/no-such-model'))
     assert "'nobody/no-such-model'" in str(e.value) and 'folder' in str(e.value) and '\n' not in str(e.value)
 
