@@ -272,7 +272,9 @@ def trace(file, row: str | None = None, column: str | None = None) -> Iterator[s
         if stamp['files'].get(path.name) != sha256(path) and not is_stamp:
             yield f'NOTE: {path.name} is not as the notebook wrote it; see llmrec_verify.'
         found = cells_of(path)
-        if found and len(found[1]): yield from of_cells(stamp, profile, artefact, *found, row, column)
+        if found and len(found[1]):
+            mine = chosen_cells(*found, row, column)
+            yield from of_cells(stamp, profile, artefact, found[0], mine, labels(*found))
         else: yield from as_a_whole(stamp, profile, path, row, column)
 
 # %% ../../nbs/98_trace.ipynb #faca6902
@@ -293,14 +295,18 @@ def as_a_whole(stamp: dict, profile: str, path: Path, row, column) -> Iterator[s
 def every_record(stamp: dict) -> list[str]: return sorted([*stamp['records'], *stamp.get('failed', {})])
 
 # %% ../../nbs/98_trace.ipynb #c777ec96
-def of_cells(stamp: dict, profile: str, artefact: str, table: pl.DataFrame, cells: pl.DataFrame, row,
-             column) -> Iterator[str]:
+def of_cells(
+    stamp: dict, profile: str, artefact: str,
+    table: pl.DataFrame,
+    mine: pl.DataFrame,    # the chosen cells, from `chosen_cells`
+    of: list,              # columns that label a row, from `labels`
+) -> Iterator[str]:
     "Lines on the chosen cells, and then on the records that they name."
-    mine, every = chosen_cells(table, cells, row, column), every_record(stamp)
+    every = every_record(stamp)
     names = dict.fromkeys(n for source in mine['source'].unique(maintain_order=True)
                           for n in names_in(source, every))
     numbers = {n: i for i, n in enumerate(names, 1)}
-    yield from cell_lines(table, mine, labels(table, cells), numbers, artefact.split('/')[0])
+    yield from cell_lines(table, mine, of, numbers, artefact.split('/')[0])
     yield from record_lines(stamp, profile, numbers)
 
 # %% ../../nbs/98_trace.ipynb #81b68a74
