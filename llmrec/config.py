@@ -30,7 +30,8 @@ def fits(
     if origin is typing.Literal: return value in args
     if origin is list: return isinstance(value, (list, tuple)) and all(fits(v, args[0]) for v in value)
     if origin is dict:
-        return isinstance(value, dict) and all(fits(k, args[0]) and fits(v, args[1]) for k, v in value.items())
+        if not isinstance(value, dict): return False
+        return all(fits(k, args[0]) and fits(v, args[1]) for k, v in value.items())
     if origin is tuple: return isinstance(value, tuple) and all(fits(v, args[0]) for v in value)
     if kind is float:
         return (fits(value, int) or isinstance(value, float)) and math.isfinite(value)
@@ -84,7 +85,7 @@ def limits(**ranges):
 SEEDS = dict.fromkeys(('seed', 'seeds'), Range(0, 2**32 - 1))    # what NumPy takes
 
 def check_types(cfg) -> None:
-    "Raise an `LlmrecError` for the first field of the dataclass `cfg` whose value has the wrong type or range."
+    "An `LlmrecError` for the first field of the dataclass `cfg` whose value has the wrong type or range."
     hints, ranges = typing.get_type_hints(type(cfg)), SEEDS | getattr(type(cfg), '__limits__', {})
     for f in dataclasses.fields(cfg):
         value, name = getattr(cfg, f.name), f'{type(cfg).__name__}.{f.name}'
@@ -101,10 +102,12 @@ def from_dict(
     "An instance of `cls` from plain values; unknown names and ill-typed values are `LlmrecError`s."
     fields, hints, given = [f.name for f in dataclasses.fields(cls)], typing.get_type_hints(cls), {}
     if not isinstance(values, dict):
-        raise LlmrecError(f'The settings of {cls.__name__} must hold names and values, got {values!r} ({type(values).__name__}).')
+        raise LlmrecError(f'The settings of {cls.__name__} must hold names and values, got {values!r} '
+                          f'({type(values).__name__}).')
     for name, value in values.items():
         known(f'{cls.__name__} setting', name, fields)
-        if dataclasses.is_dataclass(hints[name]) and isinstance(value, dict): value = from_dict(hints[name], value)
+        if dataclasses.is_dataclass(hints[name]) and isinstance(value, dict):
+            value = from_dict(hints[name], value)
         given[name] = tuple(value) if isinstance(value, list) else value
     try: cfg = cls(**given)
     except TypeError as e: raise LlmrecError(f'{cls.__name__}: {e}.') from None
@@ -131,7 +134,7 @@ def digest(
     *values,           # dataclasses or plain JSON-able values
     length: int = 16,  # hexadecimal digits to keep
 ) -> str:
-    "A fingerprint of `values` that is the same on every machine; that of a dataclass includes its class's name."
+    "A fingerprint of `values`, the same on every machine; that of a dataclass includes its class's name."
     def named(v): return [type(v).__name__, to_dict(v)] if dataclasses.is_dataclass(v) else v
     text = canonical([named(v) for v in values])
     return hashlib.sha256(text.encode()).hexdigest()[:length]
@@ -141,9 +144,10 @@ def schema(
     name: str,     # lower-case words joined by hyphens; record files are named by it
     version: int,  # from 1; raised when equal values come to mean something else
 ):
-    "A decorator that declares what a configuration class is called in keys, whatever the class is called in the code."
+    "A decorator that declares what a configuration class is called in keys, whatever its name in the code."
     if not re.fullmatch('[a-z0-9]+(-[a-z0-9]+)*', name):
-        raise LlmrecError(f"A schema's name is of lower-case words joined by hyphens, like 'one-user'; got {name!r}.")
+        raise LlmrecError("A schema's name is of lower-case words joined by hyphens, like 'one-user'; "
+                          f'got {name!r}.')
     if not fits(version, int) or version < 1:
         raise LlmrecError(f"The version of schema '{name}' must be a whole number from 1, got {version!r}.")
     def declared(cls):
@@ -162,7 +166,8 @@ def schema_of(
     "(name, version) of the schema; an `LlmrecError` when the class declares none."
     found = declared_schema(type(cfg))
     if found: return found
-    raise LlmrecError(f"{type(cfg).__name__} declares no schema; put @schema('some-name', 1) above the class.")
+    raise LlmrecError(f"{type(cfg).__name__} declares no schema; put @schema('some-name', 1) above the "
+                      'class.')
 
 # %% ../nbs/91_config.ipynb #c5a1e006
 def unkeyed(
@@ -176,7 +181,8 @@ def keyed_fields(cls) -> list[dataclasses.Field]:
     return [f for f in dataclasses.fields(cls) if not f.metadata.get('unkeyed')]
 
 def is_missing(default) -> bool:
-    "Whether a field has no such default; a class that travelled to another process has a copy of `dataclasses.MISSING`."
+    "Whether a field has no such default."
+    # a class that travelled to another process has a copy of MISSING, so `is` would not do
     return isinstance(default, type(dataclasses.MISSING))
 
 def default_of(field: dataclasses.Field):
@@ -201,19 +207,20 @@ def _written(value, kind, where: str):
     if isinstance(value, (list, tuple)): return [inner(v) for v in value]
     if isinstance(value, dict):
         if nested(kind) - {dict} and dict not in nested(kind):
-            raise LlmrecError(f'{where} holds a dictionary in the place of a dataclass; make it with from_dict.')
+            raise LlmrecError(f'{where} holds a dictionary in the place of a dataclass; make it with '
+                              'from_dict.')
         return {k: inner(v) for k, v in value.items()}
     if not dataclasses.is_dataclass(value): return value
     if not declared_schema(type(value)) and nested(kind) != {type(value)}:
-        raise LlmrecError(f'{where} holds a {type(value).__name__}, and its annotation does not say so alone; '
-                          f"put @schema('some-name', 1) above that class.")
+        raise LlmrecError(f'{where} holds a {type(value).__name__}, and its annotation does not say so '
+                          "alone; put @schema('some-name', 1) above that class.")
     return keyed(value)
 
 # %% ../nbs/91_config.ipynb #c5a1e009
 def values_of(
     cfg,  # a dataclass
 ) -> dict:
-    "The part of `cfg` that makes a key, as plain values: what is not at its default, without the names of classes."
+    "The part of `cfg` that makes a key, as plain values: what is not at its default, without class names."
     cls, out = type(cfg), {}
     for f in keyed_fields(cls):
         def written(v): return _written(v, _hints(cls)[f.name], f'{cls.__name__}.{f.name}')
@@ -225,7 +232,7 @@ def values_of(
 def keyed(
     cfg,  # a dataclass
 ) -> dict:
-    "`cfg` as it stands within a key or a fingerprint: `values_of` it, with its schema where its class declares one."
+    "`cfg` as it stands in a key or a fingerprint: `values_of` it, with its schema where it declares one."
     own = declared_schema(type(cfg))
     return ({'@schema': list(own)} if own else {}) | values_of(cfg)
 
@@ -251,13 +258,15 @@ def broken_promises(
     table: dict,      # name -> dict(version, defaults), as committed
 ) -> list[str]:
     "What of the schema's defaults is not as the table says, as sentences."
-    if name not in table: return [f"schema '{name}' is not in the table of defaults: run python tools/defaults.py"]
-    was = table[name]['defaults']
-    if table[name]['version'] != version:
-        return [f"schema '{name}' is at version {version}, in the table of defaults at {table[name]['version']}: run python tools/defaults.py"]
-    new = [f"{p} of schema '{name}' is not in the table of defaults: run python tools/defaults.py" for p in defaults if p not in was]
-    gone = [f"{p} is gone from schema '{name}': when runs are as with its default, take it out of the table, else raise the version"
-            for p in was if p not in defaults]
+    again = 'run python tools/defaults.py'
+    if name not in table: return [f"schema '{name}' is not in the table of defaults: {again}"]
+    was, old = table[name]['defaults'], table[name]['version']
+    if old != version:
+        return [f"schema '{name}' is at version {version}, in the table of defaults at {old}: {again}"]
+    new = [f"{p} of schema '{name}' is not in the table of defaults: {again}"
+           for p in defaults if p not in was]
+    gone = [f"{p} is gone from schema '{name}': when runs are as with its default, take it out of the table, "
+            'else raise the version' for p in was if p not in defaults]
     changed = [f"the default of {p} changed: raise the version of schema '{name}'"
                for p in was if p in defaults and canonical(was[p]) != canonical(defaults[p])]
     return changed + gone + new

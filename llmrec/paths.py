@@ -59,7 +59,7 @@ def read_json(
     shape: dict = {},  # field -> class of its value
     remedy: str = 'get the file again',
 ) -> dict:
-    "The mapping in a JSON file; an `LlmrecError` when it cannot be read, is none, or lacks a field of `shape`."
+    "The mapping in a JSON file; an `LlmrecError` if it cannot be read, is none, or lacks a field of `shape`."
     try: value = parse_json(Path(path).read_bytes())
     except OSError as e: raise LlmrecError(f'{path} cannot be read ({e.strerror}); {remedy}.') from None
     except ValueError as e: raise LlmrecError(f'{path} cannot be read ({e}); {remedy}.') from None
@@ -102,7 +102,7 @@ def is_checkout(folder: Path) -> bool:
     return (folder / 'settings.ini').exists() and (folder / 'llmrec').is_dir()
 
 def repository() -> Path | None:
-    "The first parent of the working directory that is a checkout of llmrec, else the folder around the package; None without one."
+    "The checkout of llmrec around the working directory, else the one around the package; None without one."
     here, package = Path.cwd().resolve(), Path(__file__).resolve().parent.parent
     return next((f for f in (here, *here.parents, package) if is_checkout(f)), None)
 

@@ -16,7 +16,7 @@ from llmrec.repro import launch
 from llmrec.runs import together
 from llmrec.config import to_dict
 from llmrec.experiments import tallrec
-from llmrec.experiments.tallrec import make_run
+from llmrec.experiments.tallrec import Rows, Stages, make_run
 from llmrec.llm.backbones import BackboneConfig
 from llmrec.paths import LlmrecError, records_dir, root
 from llmrec.runs.records import Busy, lock
@@ -25,7 +25,7 @@ TWO = [str(Path(sys.executable).parent / 'accelerate'), 'launch', '--multi_gpu',
 QUICK = dict(eval_steps=2, warmup_steps=1, gradient_checkpointing=False, lr=1e-3)
 # the first stage divides the passes of a step and has dropout, the second divides the rows of its pass and has none
 FIRST = dict(QUICK, max_steps=24, batch_size=2, accumulation=2, valid_rows=2)
-RUN = make_run(['films'], ['films'], 'TALLRec', 'corrected', 16, 0, BackboneConfig(), dict(QUICK, max_steps=4, lora_dropout=0.), FIRST, 10, 20)
+RUN = make_run('TALLRec', 'corrected', Rows(['films'], ['films'], 16, 0, 10, 20), BackboneConfig(), Stages(dict(QUICK, max_steps=4, lora_dropout=0.), FIRST))
 
 
 def environment(out): return os.environ | dict(LLMREC_OUT=str(out), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
@@ -96,7 +96,7 @@ def test_killed_and_resumed_by_a_grid_it_ends_with_the_same_bytes(shared, tmp_pa
 
 
 def test_a_step_that_cannot_be_divided_is_one_sentence(tmp_path):
-    odd = make_run(['films'], ['films'], 'RT', 'corrected', 3, 0, BackboneConfig(), dict(QUICK, max_steps=4), {}, 10, 20)
+    odd = make_run('RT', 'corrected', Rows(['films'], ['films'], 3, 0, 10, 20), BackboneConfig(), Stages(dict(QUICK, max_steps=4)))
     done = subprocess.run(command(tmp_path, odd, '--said', str(tmp_path / 'said')), env=environment(tmp_path), capture_output=True, text=True, timeout=300)
     said = [line for line in done.stderr.splitlines() if line.startswith('llmrec_launch: ')]
     assert done.returncode != 0 and len(said) == 1

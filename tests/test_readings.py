@@ -22,7 +22,8 @@ ALPACA = dict(QUICK, valid_rows=4, batch_size=4, accumulation=1)
 
 
 def model(variant='RT', **changes):
-    return tallrec.make_run(['films'], ['films'], variant, 'as_published', 4, 0, BackboneConfig(), QUICK, ALPACA, 10, 20, **changes)
+    rows = tallrec.Rows(['films'], ['films'], 4, 0, 10, 20, **changes)
+    return tallrec.make_run(variant, 'as_published', rows, BackboneConfig(), tallrec.Stages(QUICK, ALPACA))
 
 
 def places(samples):

@@ -24,7 +24,7 @@ import psutil
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, Trainer  # noqa: F401, likewise
 
-from llmrec.experiments.tallrec import TallrecRun, make_run, run
+from llmrec.experiments.tallrec import Rows, Stages, TallrecRun, make_run, run
 from llmrec.llm.backbones import BackboneConfig
 from llmrec.paths import root
 
@@ -34,7 +34,8 @@ SUFFIXES = ('.json', '.npz', '.safetensors')
 
 def small_run(backbone: str) -> TallrecRun:
     "What is run."
-    cfg = make_run(['films'], ['films'], 'RT', 'corrected', 2, 0, BackboneConfig(backbone, dtype='bfloat16'), TUNING, {}, 2, 4)
+    lm = BackboneConfig(backbone, dtype='bfloat16')
+    cfg = make_run('RT', 'corrected', Rows(['films'], ['films'], 2, 0, 2, 4), lm, Stages(TUNING))
     return replace(cfg, rec=replace(cfg.rec, prompt=replace(cfg.rec.prompt, max_tokens=160)))
 
 

@@ -76,17 +76,21 @@ def ask_remote(cfg: InContextRun, data, samples: pl.DataFrame, profile: str,
                          tokens_out=sum(a.tokens_out for a in answers))
 
 # %% ../../nbs/56_in_context.ipynb #a52a885a
-def ask_local(cfg: InContextRun, data, samples: pl.DataFrame, adapter=None,
-              progress: bool = True) -> tuple[list[Answer], dict]:
-    "The backbone's answers, with the adapter in the folder `adapter` on top, and further entries for the record."
-    backbone = load_backbone(cfg.backbone)
-    if adapter: backbone = with_adapter(backbone, adapter)
-    prompts, dropped = encode_questions(backbone.tokenizer, data, samples, cfg.prompt, context_of(backbone))
+def local_answers(backbone, prompts: list, cfg: InContextRun, progress: bool = True) -> list[Answer]:
+    "What the backbone says to prompts of token ids; the score is the logit of Yes less that of No."
     ids = yesno_ids(backbone.tokenizer, cfg.prompt)
     scores = score_answers(backbone, prompts, ids, progress=progress)
     texts = generate_answers(backbone, prompts, cfg.new_tokens, ids=ids, progress=progress)[1]
-    answers = [Answer(text, answer_kind(text), float(score), 'logprobs')
-               for text, score in zip(texts, scores)]
+    return [Answer(text, answer_kind(text), float(score), 'logprobs') for text, score in zip(texts, scores)]
+
+# %% ../../nbs/56_in_context.ipynb #43a7e118
+def ask_local(cfg: InContextRun, data, samples: pl.DataFrame, adapter=None,
+              progress: bool = True) -> tuple[list[Answer], dict]:
+    "The answers of the backbone, with the adapter in the folder `adapter`; further entries for the record."
+    backbone = load_backbone(cfg.backbone)
+    if adapter: backbone = with_adapter(backbone, adapter)
+    prompts, dropped = encode_questions(backbone.tokenizer, data, samples, cfg.prompt, context_of(backbone))
+    answers = local_answers(backbone, prompts, cfg, progress)
     return answers, dict(source='logits', served=[backbone.identity], shortened=shortened(dropped))
 
 # %% ../../nbs/56_in_context.ipynb #b1bb6fc6
@@ -95,14 +99,17 @@ def counts(kinds: np.ndarray, labels: np.ndarray) -> dict:
     return {name: dict(likes=int(((kinds == i) & (labels == 1)).sum()),
                        dislikes=int(((kinds == i) & (labels == 0)).sum())) for i, name in enumerate(KINDS)}
 
+# %% ../../nbs/56_in_context.ipynb #59d105e1
 def answered(kinds: np.ndarray, scores: np.ndarray) -> np.ndarray:
     "Which rows were answered by yes or no and have a score."
     return (kinds < 2) & np.isfinite(scores)
 
+# %% ../../nbs/56_in_context.ipynb #cfc2c1e1
 def undecided_as_zero(scores: np.ndarray) -> np.ndarray:
     "The scores with 0 where there is none."
     return np.where(np.isfinite(scores), scores, 0.)
 
+# %% ../../nbs/56_in_context.ipynb #e80a78f1
 def auc_or_none(labels: np.ndarray, scores: np.ndarray) -> float | None:
     "The AUC, None where the rows hold a single class."
     return auc(labels, scores) if len(np.unique(labels)) == 2 else None
@@ -127,6 +134,16 @@ def asked_model(cfg: InContextRun) -> str:
     return backbone_identity(cfg.backbone) if cfg.backbone else f'remote {cfg.endpoint.model}'
 
 # %% ../../nbs/56_in_context.ipynb #4f515c6a
+def recorded_arrays(rows: np.ndarray, samples: pl.DataFrame, answers: list[Answer]) -> dict:
+    "The arrays of the record, (n,) each, of rows of the test split and what was answered."
+    return dict(
+        row=rows.astype(np.int32),
+        user=samples[USER].to_numpy().astype(np.int32),
+        label=samples['label'].to_numpy().astype(np.int8),
+        kind=np.array([KINDS.index(a.kind) for a in answers], np.int8),
+        score=one_scale(answers)[0].astype(np.float32))
+
+# %% ../../nbs/56_in_context.ipynb #d0515c64
 def compute(cfg: InContextRun, profile: str, adapter, progress: bool) -> tuple[dict, dict, dict]:
     "Ask; metrics, arrays and seconds of the record."
     data = load_yesno(cfg.dataset, cfg.protocol)
@@ -135,12 +152,9 @@ def compute(cfg: InContextRun, profile: str, adapter, progress: bool) -> tuple[d
     with one_thread():
         answers, more = (ask_remote(cfg, data, samples, profile, progress) if cfg.endpoint
                          else ask_local(cfg, data, samples, adapter, progress))
-    labels = samples['label'].to_numpy().astype(np.int8)
-    kinds = np.array([KINDS.index(a.kind) for a in answers], np.int8)
-    scores = one_scale(answers)[0].astype(np.float32)
-    arrays = dict(row=rows.astype(np.int32), user=samples[USER].to_numpy().astype(np.int32), label=labels,
-                  kind=kinds, score=scores)
-    return summary(labels, kinds, scores) | more | dict(note=data.note), arrays, {}
+    arrays = recorded_arrays(rows, samples, answers)
+    found = summary(arrays['label'], arrays['kind'], arrays['score'])
+    return found | more | dict(note=data.note), arrays, {}
 
 # %% ../../nbs/56_in_context.ipynb #61aaf9e7
 def run(
@@ -149,7 +163,7 @@ def run(
     progress: bool = True,
     adapter: Callable | None = None,  # gives the adapter's folder; called only when the model is asked
 ) -> Record:
-    "The record of one model; arrays row, user, label, kind (index into KINDS), score, one value for each row."
+    "The record of one model; arrays row, user, label, kind (index into KINDS), score: a value for each row."
     check_run(cfg)
     def once():
         if cfg.adapter and adapter is None:
@@ -159,6 +173,7 @@ def run(
     return run_once('in-context', recorded(cfg), once, yesno_checksum(cfg.dataset, cfg.protocol), profile,
                     asked_model(cfg))
 
+# %% ../../nbs/56_in_context.ipynb #638d6bd4
 def existing(cfg: InContextRun, profile: str) -> Record | None:
     "The record of `cfg` when it exists."
     return find_record('in-context', recorded(cfg), yesno_checksum(cfg.dataset, cfg.protocol), profile,
@@ -205,7 +220,7 @@ def ask_endpoint(endpoint: EndpointConfig, base: InContextRun, profile: str, pro
 
 # %% ../../nbs/56_in_context.ipynb #be8291b5
 def check_endpoints(endpoints: list[EndpointConfig], base: InContextRun, profile: str) -> None:
-    "Raise an `LlmrecError` before the local models run when an endpoint that is still to be asked does not answer."
+    "Before the local models run: an `LlmrecError` when an endpoint that has to be asked does not answer."
     for endpoint in endpoints:
         begun = answer_path(checkpoints_dir(profile) / 'answers', endpoint, '').parent.exists()
         if begun or api_key(endpoint) is None or existing(replace(base, endpoint=endpoint, backbone=None),
@@ -222,6 +237,12 @@ def local_lines(base: InContextRun, adapters: dict | None, profile: str, progres
     return out
 
 # %% ../../nbs/56_in_context.ipynb #07f78589
+def missing(out: list[Asked]) -> list[Asked]:
+    "The paper's models that are not in a line-up."
+    names = [a.name for a in out]
+    return [Asked(name, None, 'no endpoint') for name in PAPER_MODELS if name not in names]
+
+# %% ../../nbs/56_in_context.ipynb #129c4dd6
 def line_up(
     base: InContextRun,     # what all are asked: the questions of one domain
     models: list[tuple],    # (BackboneConfig, adapters) of local models; adapters, or None for none, are
@@ -230,15 +251,14 @@ def line_up(
     profile: str,
     progress: bool = True,
 ) -> list[Asked]:
-    "The lines of one domain: local models, their adapters, endpoints, and the paper's models that are missing."
+    "The lines of one domain: local models, adapters, endpoints, and the paper's models that are missing."
     check_endpoints([endpoint_of(e) for e in endpoints], base, profile)
     out = []
     for model, own in models:
         out += local_lines(replace(base, backbone=model), own, profile, progress)
     if not models[0][1]: out.append(Asked('Alpaca-LoRA', None, 'no adapter'))
     out += [ask_endpoint(endpoint_of(e), base, profile, progress) for e in endpoints]
-    names = [a.name for a in out]
-    return out + [Asked(name, None, 'no endpoint') for name in PAPER_MODELS if name not in names]
+    return out + missing(out)
 
 # %% ../../nbs/56_in_context.ipynb #4ca1ec5d
 def interval(record: Record, which: Literal['answered', 'all']) -> tuple:

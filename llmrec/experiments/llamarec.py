@@ -9,6 +9,7 @@ __all__ = ['PRESETS', 'RankingConfig', 'ranker_batch', 'tuning_for', 'as_publish
 
 # %% ../../nbs/52_llamarec.ipynb #f7e784c3
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -53,10 +54,12 @@ def ranker_batch(dataset: str) -> int:
         ' ranker_datasets.'
     )
 
+# %% ../../nbs/52_llamarec.ipynb #fa3d5edf
 def tuning_for(cfg: RetrievalConfig, preset: TuningConfig, changes: dict) -> TuningConfig:
     "A preset with the published batch size of the dataset, then with `changes`."
     return replace(preset, **dict(batch_size=ranker_batch(cfg.dataset)) | changes)
 
+# %% ../../nbs/52_llamarec.ipynb #f41e80dd
 def as_published(retrieval: RetrievalConfig, backbone=BackboneConfig(), **tuning) -> RankingConfig:
     "LlamaRec as its public code runs it (notebook 03, LlamaRec); `tuning` changes single fields."
     tuning = tuning_for(retrieval, TuningConfig.as_published(), tuning)
@@ -85,6 +88,7 @@ def shuffled(shown: np.ndarray, users: np.ndarray, seed: int) -> np.ndarray:
     if not len(users): return shown
     return np.stack([np.random.default_rng([seed, u]).permutation(row) for u, row in zip(users, shown)])
 
+# %% ../../nbs/52_llamarec.ipynb #30f18535
 def questions(
     score: Score,
     histories: Sequences,
@@ -169,6 +173,19 @@ def data_of(cfg: RankingConfig):
     r = cfg.retrieval
     return load_dataset(r.dataset, r.core, r.ties, r.tie_seed)
 
+# %% ../../nbs/52_llamarec.ipynb #b7df8b3f
+def evaluation(
+    ask: Callable,       # from `asker`
+    valid: Questions,    # that it puts
+    backbone: Backbone,
+    cfg: RankingConfig,
+) -> Callable:           # model -> metrics, see `tune`
+    "What `tune` learns about a model: its metrics on the validation questions."
+    def evaluate(model):
+        if not len(valid.users): return {cfg.tuning.select: 0.}
+        return summary(ask(replace(backbone, model=model))[valid.users])
+    return evaluate
+
 # %% ../../nbs/52_llamarec.ipynb #8d70276f
 def compute(cfg: RankingConfig, profile: str, folder, progress: bool):
     "Both stages; metrics, arrays and seconds of a record."
@@ -178,12 +195,7 @@ def compute(cfg: RankingConfig, profile: str, folder, progress: bool):
     key = record_key(cfg.retrieval, data.checksum)
     score, _, seconds = retriever(cfg.retrieval, split, profile, key, progress)
     valid, test = both_questions(cfg, score, split)
-    ask_valid = asker(valid, split.valid_history, titles, backbone, cfg)
-
-    def evaluate(model):
-        if not len(valid.users): return {cfg.tuning.select: 0.}
-        return summary(ask_valid(replace(backbone, model=model))[valid.users])
-
+    evaluate = evaluation(asker(valid, split.valid_history, titles, backbone, cfg), valid, backbone, cfg)
     rows = training_rows(cfg, split.train, titles, backbone.tokenizer, score)
     adapter = tune(backbone, rows, evaluate, cfg.tuning, folder, Session(progress=progress))
     rank = asker(test, split.test_history, titles, backbone, cfg)(with_adapter(backbone, adapter))
@@ -209,6 +221,7 @@ def folder_of(cfg: RankingConfig, profile: str) -> Path:
     key = record_key(cfg, dataset_checksum(cfg.retrieval.dataset), backbone_identity(cfg.backbone))
     return checkpoints_dir(profile) / f'ranking-{key}'
 
+# %% ../../nbs/52_llamarec.ipynb #4621fef6
 @in_processes('llamarec')
 def run(
     cfg: RankingConfig,

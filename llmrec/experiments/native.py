@@ -133,6 +133,7 @@ class NativeRun:
     backbone: BackboneConfig
     asked: NativeConfig = field(default_factory=NativeConfig)
 
+# %% ../../nbs/57_native.ipynb #51fdb11d
 def ask(
     data: YesNoData,
     model: BackboneConfig,
@@ -157,6 +158,7 @@ def checked(cfg: NativeConfig) -> NativeConfig:
         raise LlmrecError(f'NativeConfig.rows is {cfg.rows}; ask at least one row, or None for all.')
     return cfg
 
+# %% ../../nbs/57_native.ipynb #6ab89f49
 def run(
     cfg: NativeConfig,
     dataset: str,
@@ -181,18 +183,23 @@ def catalogue_places(data: YesNoData, world: World) -> np.ndarray:
     return np.array([-1, *(place[title] for title in titles)])
 
 # %% ../../nbs/57_native.ipynb #6ce90232
+def reader_chances(data: YesNoData, world: World) -> tuple[np.ndarray, np.ndarray]:
+    "(catalogue, people) chances that each possible person likes each item; (people,) prior of each person."
+    thing, kind = (world.films, 'film') if data.thing == 'movie' else (world.books, 'book')
+    zeros = kind == 'book' and data.protocol == 'as_published'    # implicit ratings count as dislikes
+    people = all_people(world.config, implicit_nodes=9 if zeros else 1)
+    implicit = people['implicit'].to_numpy()[:, None] * zeros
+    chances = like_chance(opinions(people, thing), world.config, kind, implicit)
+    return np.ascontiguousarray(chances.T), people['prior'].to_numpy()
+
+# %% ../../nbs/57_native.ipynb #317d0b08
 def reader_scores(
     data: YesNoData,        # of the miniature world
     world: World,
     rows: np.ndarray | None = None,  # row numbers of the test split; None for all
 ) -> np.ndarray:            # (n,) probability of a like
     "The answers of the reader, who knows the world's rules and titles, and of the person the prompt."
-    film, zeros = data.thing == 'movie', data.thing == 'book' and data.protocol == 'as_published'
-    people, place = all_people(world.config, implicit_nodes=9 if zeros else 1), catalogue_places(data, world)
-    mean = opinions(people, world.films if film else world.books)
-    implicit = people['implicit'].to_numpy()[:, None] * zeros
-    chances = np.ascontiguousarray(like_chance(mean, world.config, 'film' if film else 'book', implicit).T)
-    prior = people['prior'].to_numpy()
+    (chances, prior), place = reader_chances(data, world), catalogue_places(data, world)
     samples = data.splits['test'] if rows is None else data.splits['test'][rows]
     return np.array([posterior_like(chances, prior, place[s['history']], np.array(s['history_labels']),
                                     place[s[ITEM]]) for s in samples.iter_rows(named=True)])
@@ -208,6 +215,7 @@ class CrowdRun:
     people: int = 3000  # who are drawn; some have too few ratings for a row
     seed: int = 0
 
+# %% ../../nbs/57_native.ipynb #af748408
 @lru_cache(maxsize=4)
 def crowd(
     dataset: str,   # 'films' or 'books'

@@ -137,9 +137,10 @@ def write(ax, x, y, text, size=5.4, **how):
     style = dict(color=INK, va='center', ha='left', parse_math=False) | how
     return ax.text(x, y, text, fontsize=size, zorder=5, **style)
 
-def fitted(ax, x, y, text, room, size=5.4, **how):
+# %% ../../nbs/53d_one_question.ipynb #1836cbde
+def fitted(ax, x, y, text, room, **how):
     "A text that ends before `x + room`, with an ellipsis where it was cut."
-    t, words = write(ax, x, y, text, size, **how), text
+    t, words = write(ax, x, y, text, **how), text
     canvas = ax.figure.canvas.get_renderer()
     def wide(): return t.get_window_extent(canvas).transformed(ax.transData.inverted()).width
     while wide() > room and words:
@@ -148,10 +149,10 @@ def fitted(ax, x, y, text, room, size=5.4, **how):
     return t
 
 # %% ../../nbs/53d_one_question.ipynb #dd9f23ec
-def box(ax, x, y, w, h, fc='white', ec='#999999', **how) -> None:
-    "A box with round corners."
-    style = dict(boxstyle='round,pad=0,rounding_size=.8', fc=fc, ec=ec, lw=0.7, zorder=2) | how
-    ax.add_patch(FancyBboxPatch((x, y), w, h, **style))
+def box(ax, at, size, **how) -> None:
+    "A box with round corners from the point `at`, (width, height) large."
+    style = dict(boxstyle='round,pad=0,rounding_size=.8', fc='white', ec='#999999', lw=0.7, zorder=2) | how
+    ax.add_patch(FancyBboxPatch(at, *size, **style))
 
 def arrow(ax, a, b) -> None:
     "An arrow from `a` to `b`."
@@ -163,25 +164,39 @@ HEIGHT = 60.5
 TOP, LINE = HEIGHT - 10.4, 2.42  # the first line of a list, and the distance of two
 MIDDLE = TOP - 9.5 * LINE        # where the arrows are
 
-def panel(ax, x, w, number, title, sub, colour) -> None:
-    "The background of one stage, with its number and name."
-    box(ax, x, 0, w, HEIGHT, colour, 'none', zorder=0)
+def panel(ax, across, colour, number, title, sub) -> None:
+    "The background of one stage, `across` = (left end, width), with its number and name."
+    x, w = across
+    box(ax, (x, 0), (w, HEIGHT), fc=colour, ec='none', zorder=0)
     ax.add_patch(plt.Circle((x + 2.6, HEIGHT - 2.9), 1.3, fc=INK, ec='none', zorder=3))
     write(ax, x + 2.6, HEIGHT - 2.95, number, 6.5, color='white', ha='center', fontweight='bold')
     write(ax, x + 4.8, HEIGHT - 2.2, title, 7.0, fontweight='bold')
     write(ax, x + 4.8, HEIGHT - 4.4, sub, 5.4, color=GREY)
 
-def listed(ax, a: Answer, x, w, head, rows, values=None, room=0.0) -> None:
-    "A list of (mark, item): marks, titles, then values in the last `room`; the true item is coloured."
-    write(ax, x, TOP + 2.7, head, 5.6, fontweight='bold')
-    for k, (mark, item) in enumerate(rows):
+# %% ../../nbs/53d_one_question.ipynb #0e83f001
+@dataclass(frozen=True)
+class Column:
+    "A list of titles to be drawn, and where."
+
+    x: float                     # left end
+    w: float                     # width
+    head: str
+    rows: list                   # (mark before the title, item)
+    values: list | None = None   # texts at the right end of the rows
+    room: float = 0.             # the width that they need
+
+def listed(ax, a: Answer, c: Column) -> None:
+    "Draw a column; the true item is coloured."
+    write(ax, c.x, TOP + 2.7, c.head, 5.6, fontweight='bold')
+    for k, (mark, item) in enumerate(c.rows):
         y, true = TOP - LINE * k, item == a.truth
         colour = TRUTH if true else INK
-        if true: box(ax, x - 0.5, y - 1.0, w + 0.8, 2.0, '#fdeee6', 'none', zorder=1)
-        write(ax, x, y, mark, 5.2, color=TRUTH if true else GREY)
-        fitted(ax, x + 2.3, y, a.titles[item], w - 2.5 - room, color=colour)
-        if values: write(ax, x + w, y, values[k], 5.2, ha='right', color=colour)
+        if true: box(ax, (c.x - 0.5, y - 1.0), (c.w + 0.8, 2.0), fc='#fdeee6', ec='none', zorder=1)
+        write(ax, c.x, y, mark, 5.2, color=TRUTH if true else GREY)
+        fitted(ax, c.x + 2.3, y, a.titles[item], c.w - 2.5 - c.room, color=colour)
+        if c.values: write(ax, c.x + c.w, y, c.values[k], 5.2, ha='right', color=colour)
 
+# %% ../../nbs/53d_one_question.ipynb #75b3eba7
 def letter_bars(ax, a: Answer, x, w) -> None:
     "One bar for each letter, the largest as wide as `w`."
     values = a.probability.tolist()
@@ -208,11 +223,11 @@ def prompt_lines(a: Answer) -> list:
 # %% ../../nbs/53d_one_question.ipynb #757e5291
 def draw_prompt(ax, a: Answer) -> None:
     "The box of the prompt."
-    box(ax, 39.8, TOP - 17.0 * LINE, 18.4, 14.4 * LINE)
+    box(ax, (39.8, TOP - 17.0 * LINE), (18.4, 14.4 * LINE))
     write(ax, 39.8, TOP + 2.7, f'Prompt ({a.prompt_tokens:,} tokens)', 5.6, fontweight='bold')
     for k, (text, strong) in enumerate(prompt_lines(a)):
         how = dict(fontweight='bold') if strong else {}
-        fitted(ax, 40.6, TOP - 3.5 * LINE - 0.95 * LINE * k, text, 16.9, 4.8, **how)
+        fitted(ax, 40.6, TOP - 3.5 * LINE - 0.95 * LINE * k, text, 16.9, size=4.8, **how)
 
 def draw_letters(ax, a: Answer) -> None:
     "Letters and their probabilities."
@@ -223,26 +238,35 @@ def draw_letters(ax, a: Answer) -> None:
     letter_bars(ax, a, 63.2, 8.6)
 
 # %% ../../nbs/53d_one_question.ipynb #8871f268
+def columns_of(a: Answer) -> list[Column]:
+    "The three lists of the drawing: what the user had, what the retriever found, how the ranker orders it."
+    recent, place = a.history[-a.max_history :][-20:].tolist(), a.place
+    first = len(a.history) - len(recent)
+    return [
+        Column(1.4, 13.6, f'History ({len(a.history)} items)',
+               [(str(first + k + 1), item) for k, item in enumerate(recent)]),
+        Column(17.8, 17.6, f'The {a.n} best of {len(a.titles) - 1:,}',
+               [(f'{place[i]}', i) for i in a.retrieved], [f'{v:.1f}' for v in a.retriever_scores], 3.2),
+        Column(78.2, 20.8, 'Ranked', [(f'{k + 1}', item) for k, item in enumerate(a.ranked)],
+               [f'{a.letter[i]}, was {place[i]}' for i in a.ranked], 6.2)]
+
+# %% ../../nbs/53d_one_question.ipynb #959d32a7
 def draw_stages(a: Answer, ranker: str):
     "The figure of both stages; `ranker` names the language model."
     with figure_style(DOUBLE, DOUBLE * HEIGHT / 100):
         fig, ax = page(HEIGHT)
-        panel(ax, 0, 36.5, '1', 'Retrieval', 'LRURec, item ids only', '#f3f5f8')
+        panel(ax, (0, 36.5), '#f3f5f8', '1', 'Retrieval', 'LRURec, item ids only')
         sub = f'{ranker}, titles and letters, one forward pass'
-        panel(ax, 38, 62, '2', 'Ranking', sub, '#f4f7f2')
-    recent = a.history[-a.max_history :][-20:].tolist()
-    first, place = len(a.history) - len(recent), a.place
-    listed(ax, a, 1.4, 13.6, f'History ({len(a.history)} items)',
-           [(str(first + k + 1), item) for k, item in enumerate(recent)])
-    listed(ax, a, 17.8, 17.6, f'The {a.n} best of {len(a.titles) - 1:,}',
-           [(f'{place[i]}', i) for i in a.retrieved], [f'{v:.1f}' for v in a.retriever_scores], 3.2)
+        panel(ax, (38, 62), '#f4f7f2', '2', 'Ranking', sub)
+    history, found, ranked = columns_of(a)
+    listed(ax, a, history)
+    listed(ax, a, found)
     for x in (15.0, 35.9): arrow(ax, (x, MIDDLE), (x + (2.2 if x == 15.0 else 3.7), MIDDLE))
     draw_prompt(ax, a)
     arrow(ax, (58.4, MIDDLE), (60.6, MIDDLE))
     draw_letters(ax, a)
     arrow(ax, (75.2, MIDDLE), (77.4, MIDDLE))
-    listed(ax, a, 78.2, 20.8, 'Ranked', [(f'{k + 1}', item) for k, item in enumerate(a.ranked)],
-           [f'{a.letter[i]}, was {place[i]}' for i in a.ranked], 6.2)
+    listed(ax, a, ranked)
     return fig
 
 # %% ../../nbs/53d_one_question.ipynb #de6927e0

@@ -107,16 +107,21 @@ def our_steps(cfg: PeersConfig, split: Split, method: str):
     return learn, partial(module.score, model), len(spans)
 
 # %% ../../nbs/53b_peers.ipynb #3632068e
+@dataclass(frozen=True)
+class Goal:
+    "When our training ends."
+    ndcg: float      # NDCG@10 to reach
+    seconds: float   # processor seconds, at most
+
 def train_ours(
     cfg: PeersConfig,
     split: Split,
     users: np.ndarray,  # (n,) who are judged
     method: str,        # one of our methods in PEERS
-    target: float,      # NDCG@10 to reach
-    most: float,        # processor seconds, at most
+    goal: Goal,
     peak: Callable = lambda: 0.,  # MiB that the process has held at most
 ) -> tuple[list, list, float]:    # a dict for each judgement, the places then, the peak in training
-    "Train until the target is reached, for an epoch at least."
+    "Train until the goal is reached, for an epoch at least."
     learn, score, n = our_steps(cfg, split, method)
     steps = math.ceil(n / cfg.batch_size)
     curve, found, spent, memory = [], [], np.zeros(2), 0.
@@ -129,7 +134,7 @@ def train_ours(
         lists = recommend(score, split.test_history, users, 20).items
         found.append(places(lists, split.test[users]))
         curve.append(dict(updates=i, epochs=i / steps, wall=spent[0], cpu=spent[1]) | quality(found[-1]))
-        enough = curve[-1]['NDCG@10'] >= target or spent[1] >= most
+        enough = curve[-1]['NDCG@10'] >= goal.ndcg or spent[1] >= goal.seconds
         if enough and i >= steps: break
     return curve, found, memory
 
@@ -216,8 +221,8 @@ def our_child(settings: dict, method: str, peak: Callable) -> tuple[dict, dict]:
     fields = {k: v for k, v in settings.items() if k in PeersConfig.__dataclass_fields__}
     cfg = from_dict(PeersConfig, fields)
     split = make_split(our_config(cfg, method), load_dataset(cfg.dataset))
-    curve, found, memory = train_ours(
-        cfg, split, drawn(cfg, split), method, settings['target'], settings['most'], peak)
+    goal = Goal(settings['target'], settings['most'])
+    curve, found, memory = train_ours(cfg, split, drawn(cfg, split), method, goal, peak)
     return dict(curve=curve, peak_mib=memory), dict(ranks=np.array(found))
 
 def race(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RESAMPLES', 'COLUMNS', 'ReadingRun', 'facts', 'compute', 'run', 'Answers', 'asked_again', 'flipped', 'counted',
-           'study_answers', 'measured', 'against', 'long_table', 'corrected', 'names_of', 'cells_of', 'printed',
+           'study_answers', 'measured', 'against', 'corrected', 'long_table', 'names_of', 'cells_of', 'printed',
            'ranged', 'verdict', 'finding', 'offset', 'plot_dots']
 
 # %% ../../nbs/59_readings.ipynb #b31f4041
@@ -116,6 +116,18 @@ def answers_of(runs: list, configs: list, name: str) -> list[Answers]:
     return out
 
 # %% ../../nbs/59_readings.ipynb #0406b3c4
+def reading_configs(s: TallrecStudy, variants: tuple, changes: tuple, rows: int | None) -> dict:
+    "(dataset, variant, K) -> the readings of its draws; AT and zero-shot have no K, and one reading."
+    drawn = tuple(v for v in variants if v not in ('AT', 'zero-shot'))
+    rates = chosen_rates(replace(s, variants=drawn), [(d,) for d in s.datasets])
+    def reading(d, variant, k, seed):
+        asked = llm_run(s, (d,), variant, k, seed, rates.get(((d,), variant)))
+        return ReadingRun(asked, d, tuple(changes), seed, rows or s.test_rows)
+    keys = [(d, v, k) for d in s.datasets for v in variants for k in (s.ks_of((d,)) if v in drawn else (0,))]
+    seeds = lambda k: s.llm_seeds if k else s.llm_seeds[:1]
+    return {key: [reading(*key, seed) for seed in seeds(key[2])] for key in keys}
+
+# %% ../../nbs/59_readings.ipynb #d414f88d
 def asked_again(
     s: TallrecStudy,
     variants: tuple[str, ...],         # of `TallrecRun`
@@ -123,14 +135,7 @@ def asked_again(
     rows: int | None = None,           # evenly spaced test rows of each dataset, None for the study's
 ) -> list[Answers]:                    # by dataset, variant, K and change
     "The answers of the study's models; AT and zero-shot have no K and no draws."
-    tuned_ones, out = tuple(v for v in variants if v not in ('AT', 'zero-shot')), []
-    rates = chosen_rates(replace(s, variants=tuned_ones), [(d,) for d in s.datasets])
-    keys = [(d, v, k) for d in s.datasets for v in variants for k in (s.ks_of((d,)) if v in tuned_ones else (0,))]
-    def reading(d, variant, k, seed):
-        asked = llm_run(s, (d,), variant, k, seed, rates.get(((d,), variant)))
-        return ReadingRun(asked, d, tuple(changes), seed, rows or s.test_rows)
-    configs = {key: [reading(*key, seed) for seed in (s.llm_seeds if key[2] else s.llm_seeds[:1])]
-               for key in keys}
+    configs, out = reading_configs(s, variants, changes, rows), []
     found = iter(run_all(run, [c for cs in configs.values() for c in cs], s.profile, 'readings'))
     for (_, variant, _), runs in configs.items():
         out += answers_of([next(found) for _ in runs], runs, llm_name(s, variant))
@@ -148,6 +153,15 @@ def counted(a: Answers) -> Answers:
                    records=first)
 
 # %% ../../nbs/59_readings.ipynb #6738cdbd
+def numbers_only(s: TallrecStudy, datasets: tuple, rows: int | None) -> list[Answers]:
+    "The answers of the study's models when they are tuned and asked with numbers for titles."
+    of_numbers = replace(s, datasets=datasets, titles='titles numbered')
+    again = tuple(v for v in s.variants if v != 'AT')
+    plain = {llm_name(of_numbers, v): llm_name(s, v) for v in again}
+    return [replace(a, model=f'{plain[a.model]}, tuned on numbers')
+            for a in asked_again(of_numbers, again, CHANGES[:1], rows)]
+
+# %% ../../nbs/59_readings.ipynb #69ba89e1
 def study_answers(
     s: TallrecStudy,
     rows: int | None = None,  # evenly spaced test rows of each dataset, None for the study's
@@ -156,15 +170,10 @@ def study_answers(
 ) -> list[Answers]:
     "All that is asked for a study: its models, the same tuned on numbers, and the one that is not tuned."
     for d in on_numbers or (): known('dataset to tune on numbers', d, YESNO_DATASETS)
-    asked = asked_again(s, s.variants, rows=rows)
     which = tuple(d for d in s.datasets if on_numbers is None or d in on_numbers)
-    of_numbers = replace(s, datasets=which, titles='titles numbered')
-    plain = {llm_name(of_numbers, v): llm_name(s, v) for v in s.variants if v != 'AT'}
-    again = tuple(v for v in s.variants if v != 'AT')
-    numbers = asked_again(of_numbers, again, CHANGES[:1], rows)
-    numbers = [replace(a, model=f'{plain[a.model]}, tuned on numbers') for a in numbers]
+    asked = asked_again(s, s.variants, rows=rows) + numbers_only(s, which, rows)
     bare = [replace(a, model='not tuned') for a in asked_again(s, ('zero-shot',), rows=rows)]
-    return asked + numbers + bare + [flipped(a) for a in bare if a.change == CHANGES[0]]
+    return asked + bare + [flipped(a) for a in bare if a.change == CHANGES[0]]
 
 # %% ../../nbs/59_readings.ipynb #17d94d16
 def measured(a: Answers) -> dict:
@@ -201,6 +210,14 @@ def line(a: Answers, true: Answers | None) -> dict:
     return own | dict(seeds=len(a.scores)) | found | dict(records=a.records)
 
 # %% ../../nbs/59_readings.ipynb #828b6362
+def corrected(long: pl.DataFrame) -> pl.DataFrame:
+    "The table with Holm's correction over all p-values in it."
+    names = ('effect_p', 'over_p')
+    p = np.concatenate([long[c].cast(pl.Float64).to_numpy() for c in names])
+    p[~np.isnan(p)] = holm(p[~np.isnan(p)])
+    return long.with_columns(pl.Series(c, part, nan_to_null=True) for c, part in zip(names, np.split(p, 2)))
+
+# %% ../../nbs/59_readings.ipynb #a4c3971b
 def long_table(answers: list[Answers]) -> pl.DataFrame:
     "All lines, after the like-rate on the same rows; the p-values with Holm's correction over the table."
     lines = []
@@ -212,22 +229,17 @@ def long_table(answers: list[Answers]) -> pl.DataFrame:
         lines += [line(a, true.get((a.model, a.setting))) for a in mine]
     return corrected(pl.DataFrame(lines, infer_schema_length=None))
 
-def corrected(long: pl.DataFrame) -> pl.DataFrame:
-    "The table with Holm's correction over all p-values in it."
-    names = ('effect_p', 'over_p')
-    p = np.concatenate([long[c].cast(pl.Float64).to_numpy() for c in names])
-    p[~np.isnan(p)] = holm(p[~np.isnan(p)])
-    return long.with_columns(pl.Series(c, part, nan_to_null=True) for c, part in zip(names, np.split(p, 2)))
-
 # %% ../../nbs/59_readings.ipynb #bd16968f
 COLUMNS = {'AUC': 'AUC', 'UAUC': 'UAUC', 'matched': 'equal like-rate', 'effect': 'minus as they are',
            'over': 'minus like-rate'}
 
+# %% ../../nbs/59_readings.ipynb #7d98e93d
 def names_of(r: dict) -> dict:
     "What a line of the long table is about, as printed."
     return dict(protocol=r['protocol'], dataset=YESNO_DATASETS[r['dataset']], model=r['model'],
                 K=r['setting'].removeprefix('K=') or None, questions=r['change'] or None)
 
+# %% ../../nbs/59_readings.ipynb #774c933e
 def cells_of(r: dict, name: str) -> dict:
     "The printed cells of one of `COLUMNS`: value, interval and p; empty where the value is not defined."
     undefined = r['rows'] > 0 and r[name] is not None and np.isnan(r[name])    # a failed run has no rows
@@ -250,6 +262,13 @@ def ranged(line: dict, name: str, sign: str = '') -> str:
     value, low, high = (format(line[f'{name}{end}'], f'{sign}.1f') for end in ('', '_low', '_high'))
     return f'{value} [{low}, {high}]'
 
+# %% ../../nbs/59_readings.ipynb #849d371c
+def share_lost(true: dict, exchanged: dict) -> str:
+    "Which share of an AUC's excess over 50 the exchange of titles costs, in words."
+    share = -exchanged['effect'] / (true['AUC'] - 50)
+    return f"{f'{share:.0%}' if share < 1 else 'all'} of what it has above 50"
+
+# %% ../../nbs/59_readings.ipynb #f2d61a0b
 def verdict(
     true: dict,       # lines of the long table for one model: the questions as they are,
     exchanged: dict,  # and with titles exchanged
@@ -258,13 +277,13 @@ def verdict(
     if not true['AUC_low'] > 50: return 'is not clearly better than chance, so there is nothing to explain'
     reads, counts = exchanged['effect_high'] < 0, exchanged['AUC_low'] > 50
     lost = ranged(exchanged, 'effect', '+')
-    share = -exchanged['effect'] / (true['AUC'] - 50)
-    share = f"{f'{share:.0%}' if share < 1 else 'all'} of what it has above 50"
-    costs, moves = f'whose exchange between people costs {share} ({lost})', f'changes the AUC by {lost}'
+    costs = f'whose exchange between people costs {share_lost(true, exchanged)} ({lost})'
+    moves = f'changes the AUC by {lost}'
     if reads and counts: return f'counts likes and reads titles, {costs}'
     if reads: return f'reads the titles, {costs}'
     if counts: return f'counts likes and shows no need of the titles: exchanging them between people {moves}'
-    return f'is better than chance, but the exchange of titles between people, which {moves}, does not tell why'
+    return (f'is better than chance, but the exchange of titles between people, which {moves}, '
+            'does not tell why')
 
 # %% ../../nbs/59_readings.ipynb #9180212f
 def of_equal_rate(true: dict) -> str:
@@ -275,6 +294,7 @@ def of_equal_rate(true: dict) -> str:
     own = ranged(true, 'matched')
     return f'Over pairs of equal like-rate its AUC is {own}, {than} the 50 that counting gives there.'
 
+# %% ../../nbs/59_readings.ipynb #5141f402
 def without_tuning(own: pl.DataFrame) -> str:
     "The sentence on the model that is not tuned; '' where it was not asked."
     lines = {r['model']: r for r in own.filter(change=CHANGES[0]).iter_rows(named=True) if r['rows']}
@@ -282,11 +302,18 @@ def without_tuning(own: pl.DataFrame) -> str:
     plain, turned = (ranged(lines[m], 'AUC') for m in ('not tuned', 'not tuned, sign flipped'))
     return f'Before any tuning it has {plain}, and {turned} with the sign of its scores flipped.'
 
+# %% ../../nbs/59_readings.ipynb #b964b74b
 def on_numbers(own: pl.DataFrame, model: str, setting: str) -> str:
     "The sentence on the same model tuned on prompts with numbers for titles; '' where that was not done."
     lines = own.filter(model=f'{model}, tuned on numbers', setting=setting, change=CHANGES[0])
     if not len(lines) or not lines['rows'][0]: return ''
     return f"Tuned and asked with such numbers only, it has {ranged(lines.row(0, named=True), 'AUC')}."
+
+# %% ../../nbs/59_readings.ipynb #76240110
+def tuned_name(model: str, setting: str) -> str:
+    "A model with the rows it was tuned on, as a sentence begins."
+    k = setting.removeprefix('K=')
+    return f"{model}{f', tuned on {k} rows,' if k != '0' else ''}"
 
 # %% ../../nbs/59_readings.ipynb #ef1b5717
 def finding(
@@ -299,10 +326,10 @@ def finding(
     for change in CHANGES[:3]: known('change that a finding needs', change, lines)
     true, exchanged, numbers = (lines[c] for c in CHANGES[:3])
     if not (true['rows'] and exchanged['rows'] and numbers['rows']): return ''
-    rate, k = own.filter(model='History like-rate')['AUC'][0], setting.removeprefix('K=')
-    who = f"{model}{f', tuned on {k} rows,' if k != '0' else ''} has an AUC of {ranged(true, 'AUC')}"
-    said = (f"{who} on {YESNO_DATASETS[dataset]}, and {ranged(numbers, 'AUC')} when every title is replaced by a "
-            f'number; the like-rate of the history alone has {rate:.1f}. It {verdict(true, exchanged)}.')
+    where, rate = YESNO_DATASETS[dataset], own.filter(model='History like-rate')['AUC'][0]
+    said = (f"{tuned_name(model, setting)} has an AUC of {ranged(true, 'AUC')} on {where}, and "
+            f"{ranged(numbers, 'AUC')} when every title is replaced by a number; the like-rate of the "
+            f'history alone has {rate:.1f}. It {verdict(true, exchanged)}.')
     parts = (said, on_numbers(own, model, setting), of_equal_rate(true), without_tuning(own))
     return ' '.join(x for x in parts if x)
 
@@ -319,6 +346,13 @@ def offset(setting: str, colours: dict) -> float:
     "How far below the middle of its row a dot stands, so that settings do not hide each other."
     return .18 * ([*colours].index(setting) - (len(colours) - 1) / 2) if setting in colours else 0.
 
+# %% ../../nbs/59_readings.ipynb #b6916259
+def dot(ax, r: dict, what: str, y: float, colour) -> None:
+    "A number of the long table at height `y`, with its interval as a line."
+    ax.plot([r[f'{what}_low'], r[f'{what}_high']], [y, y], color=colour, lw=1)
+    ax.plot(r[what], y, 'o', ms=3.5, color=colour)
+
+# %% ../../nbs/59_readings.ipynb #372085a2
 def plot_dots(
     ax,
     long: pl.DataFrame,  # lines of one protocol and dataset
@@ -333,8 +367,7 @@ def plot_dots(
         if (r['model'], r['change']) not in rows: continue
         y = [*rows].index((r['model'], r['change'])) + offset(r['setting'], colours)
         colour = colours.get(r['setting'], '#777777')
-        ax.plot([r[f'{what}_low'], r[f'{what}_high']], [y, y], color=colour, lw=1)
-        ax.plot(r[what], y, 'o', ms=3.5, color=colour)
+        dot(ax, r, what, y, colour)
     ax.axvline(50, color='#bbbbbb', lw=.6, ls=':')
     ax.set(yticks=range(len(rows)), yticklabels=rows.values(), ylim=(len(rows) - .5, -.5))
     ax.grid(visible=False, axis='y')

@@ -33,24 +33,27 @@ from ..sequential.training import TrainingConfig
 # %% ../../nbs/53_llamarec_study.ipynb #8b42e2bf
 @dataclass(frozen=True)
 class LlamaRecStudy:
-    "The runs behind LlamaRec's tables."
+    "The runs behind LlamaRec's tables; what is said `by_dataset` holds where a dataset differs."
     profile: str = 'miniature'
     datasets: tuple[str, ...] = ('films', 'books')
     preset: Literal['as_published', 'corrected'] = 'as_published'
-    seeds: tuple[int, ...] = (0, 1, 2)             # of the retriever
-    seeds_by_dataset: dict[str, list[int]] = field(default_factory=dict)  # dataset -> seeds, where they differ
-    training: dict = field(default_factory=dict)   # changes to TrainingConfig
-    variants: dict[str, dict] = field(default_factory=dict)   # name -> changes to LRURecConfig, run with the first seed
-    methods: tuple[str, ...] = tuple(retrieval.METHODS)  # rows beside the ranker
-    methods_by_dataset: dict[str, list[str]] = field(default_factory=dict)  # dataset -> methods, where they differ
-    search: dict[str, dict[str, list]] = field(default_factory=dict)     # dataset -> weight_decay and dropout to try
+    # the retrievers
+    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds_by_dataset: dict[str, list[int]] = field(default_factory=dict)
+    training: dict = field(default_factory=dict)           # changes to TrainingConfig
+    variants: dict[str, dict] = field(default_factory=dict)  # name -> changes to LRURecConfig; first seed
+    methods: tuple[str, ...] = tuple(retrieval.METHODS)    # rows beside the ranker
+    methods_by_dataset: dict[str, list[str]] = field(default_factory=dict)
+    search: dict[str, dict[str, list]] = field(default_factory=dict)  # dataset -> setting -> values to try
+    # the language model
     backbone: str = 'tiny'                         # 'tiny', 'miniature', a folder, or a hub id
     label: str = ''                                # name of a folder, file or hub id in tables
     quantisation: Literal['none', '8bit', '4bit'] = 'none'
     dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
-    ranker_datasets: tuple[str, ...] = ('films', 'books')  # the ranker is run on these
+    # the ranker
+    ranker_datasets: tuple[str, ...] = ('films', 'books')
     ranker_seeds: tuple[int, ...] = (0,)           # each with the retriever of the same seed
-    ranker_seeds_by_dataset: dict[str, list[int]] = field(default_factory=dict)  # dataset -> seeds, where they differ
+    ranker_seeds_by_dataset: dict[str, list[int]] = field(default_factory=dict)
     loss: Literal['answer', 'prompt+answer'] = 'answer'  # tokens that the ranker learns
     tuning: dict = field(default_factory=dict)     # changes to TuningConfig
     max_valid_users: int | None = None             # see llamarec.RankingConfig
@@ -93,6 +96,7 @@ def ranker_on(s: LlamaRecStudy, below: retrieval.RetrievalConfig, seed: int) -> 
     prompt = replace(cfg.prompt, loss=s.loss)
     return replace(cfg, tuning=tuning, prompt=prompt, max_valid_users=s.max_valid_users)
 
+# %% ../../nbs/53_llamarec_study.ipynb #58f2f1a3
 def ranking_config(s: LlamaRecStudy, dataset: str, seed: int) -> llamarec.RankingConfig:
     "The run of the ranker on top of LRURec with the same seed and the setting that the search has chosen."
     return ranker_on(s, retrieval_config(s, dataset, 'LRURec', seed, **choice(s, dataset, 'LRURec')), seed)
@@ -113,6 +117,7 @@ def study(**values) -> LlamaRecStudy:
     "The study that a result notebook's parameters describe, checked."
     out = from_dict(LlamaRecStudy, values)
     check_names(out)
+    check_seeds(out)
     check_runs(out)
     return out
 
@@ -130,8 +135,13 @@ def check_names(s: LlamaRecStudy) -> None:
         what = f"dataset in '{which}', which may hold those of 'datasets' only:"
         for name in getattr(s, which):
             known(what, name, s.datasets)
+
+# %% ../../nbs/53_llamarec_study.ipynb #b19696b3
+def check_seeds(s: LlamaRecStudy) -> None:
+    "Refuse a dataset without seeds, and a ranker whose seed no retriever has."
     for d in s.datasets:
-        if not s.seeds_of(d): raise LlmrecError(f"A LlamaRecStudy has no seeds for {d}; name at least one.")
+        if not s.seeds_of(d):
+            raise LlmrecError(f"A LlamaRecStudy has no seeds for {d}; name at least one.")
     for name in s.ranker_datasets:
         for seed in s.ranker_seeds_of(name):
             known(f'retriever seed on {name}', seed, s.seeds_of(name))
@@ -189,6 +199,7 @@ def grid(s: LlamaRecStudy, methods: tuple | None = None) -> list[tuple]:
     def seeds(d, m): return (0,) if retrieval.METHODS[m][0] in retrieval.COUNTED else s.seeds_of(d)
     return [(d, m, seed) for d in s.datasets for m in methods or s.methods_of(d) for seed in seeds(d, m)]
 
+# %% ../../nbs/53_llamarec_study.ipynb #ec0ed55b
 def retrieval_records(s: LlamaRecStudy, methods: tuple | None = None) -> dict:
     "(dataset, method, seed) -> record, for the study's methods or these."
     searched = search_records(s, methods)    # all of them side by side, before one is chosen
@@ -221,6 +232,7 @@ def ranked_already(s: LlamaRecStudy) -> bool:
             return False
     return True
 
+# %% ../../nbs/53_llamarec_study.ipynb #ef8e0d67
 def check_ranker(s: LlamaRecStudy) -> None:
     "Before the first run: raise if a ranker has to be tuned and its language model cannot be loaded."
     try:
@@ -269,6 +281,22 @@ def frame(
     return pl.DataFrame(out)
 
 # %% ../../nbs/53_llamarec_study.ipynb #d6a27b15
+def printed_numbers(artefact: str) -> dict:
+    "(dataset, method, metric) -> the number that the paper prints in a table."
+    printed = paper_numbers('llamarec').filter(artefact=artefact)
+    return {(r['dataset'], r['method'], r['metric']): r['value'] for r in printed.iter_rows(named=True)}
+
+# %% ../../nbs/53_llamarec_study.ipynb #b3cb4ac8
+def paper_rows(
+    ours,           # names of our rows
+    theirs: dict,   # from `printed_numbers`
+    dataset: str,
+) -> dict:
+    "Name of a row -> the paper's method beside it: ours first, then those that only the paper has."
+    own = {m: m.split(' (')[0] for m in ours}    # 'LlamaRec (SmolLM2-135M)' is the paper's LlamaRec
+    return own | {m: m for d, m, _ in theirs if d == dataset and m not in own.values()}
+
+# %% ../../nbs/53_llamarec_study.ipynb #e59b2ce5
 READ = ('MRR@10', 'NDCG@10', 'Recall@10')  # the metrics of a table to read
 
 def readable(
@@ -279,22 +307,18 @@ def readable(
     apart: tuple = (),              # methods that are shown and cannot be the best in bold
 ) -> tuple[pl.DataFrame, list]:
     "For `save_table`: ours with its interval, the paper's number, the difference; and the cells in bold."
-    printed, out = paper_numbers('llamarec').filter(artefact=artefact), []
-    theirs = {(r['dataset'], r['method'], r['metric']): r['value'] for r in printed.iter_rows(named=True)}
+    theirs, out = printed_numbers(artefact), []
     for d in long['dataset'].unique(maintain_order=True):
         rows = {(r['method'], r['metric']): r for r in long.filter(dataset=d).iter_rows(named=True)}
-        ours = dict.fromkeys(m for m, _ in rows)
-        # 'LlamaRec (SmolLM2-135M)' stands beside the paper's LlamaRec
-        own = {m: m.split(' (')[0] for m in ours}
-        more = [m for m in dict.fromkeys(m for x, m, _ in theirs if x == d) if m not in own.values()]
-        for m, metric in itertools.product((*ours, *more), metrics):
+        names = paper_rows(dict.fromkeys(m for m, _ in rows), theirs, d)
+        for (m, name), metric in itertools.product(names.items(), metrics):
             r = rows.get((m, metric), {})
-            out.append(dict(group=DATASETS[d].label, method=f"{m}{(note or {}).get(m, '')}",
-                            column=metric, value=r.get('value'), low=r.get('low'),
-                            high=r.get('high'), paper=theirs.get((d, own.get(m, m), metric)),
+            out.append(dict(group=DATASETS[d].label, method=f"{m}{(note or {}).get(m, '')}", column=metric,
+                            value=r.get('value'), low=r.get('low'), high=r.get('high'),
+                            paper=theirs.get((d, name, metric)),
                             competes=m not in (*retrieval.AFTERWARDS, *apart)))
-    return beside(pl.DataFrame(out, infer_schema_length=None,
-                               schema_overrides=dict.fromkeys(('value', 'low', 'high', 'paper'), pl.Float64)))
+    numbers = dict.fromkeys(('value', 'low', 'high', 'paper'), pl.Float64)
+    return beside(pl.DataFrame(out, infer_schema_length=None, schema_overrides=numbers))
 
 # %% ../../nbs/53_llamarec_study.ipynb #f25815fb
 def save_long(long: pl.DataFrame, s: LlamaRecStudy, artefact: str) -> None:
@@ -331,6 +355,7 @@ def how_trained(s: LlamaRecStudy) -> str:
                     f'validation Recall@10: {searched}.')
     return ' '.join(told)
 
+# %% ../../nbs/53_llamarec_study.ipynb #d8918f39
 def afterwards(s: LlamaRecStudy) -> str:
     "For a caption: which of the study's methods were chosen with knowledge of the test; '' if none."
     late = [m for m in retrieval.AFTERWARDS if any(m in s.methods_of(d) for d in s.datasets)]

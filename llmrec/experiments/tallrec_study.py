@@ -107,11 +107,10 @@ def llm_run(
     rate: float | None = None,  # learning rate of rec-tuning; None for the study's
 ) -> tallrec.TallrecRun:
     "The run of one language model."
-    return tallrec.make_run(
-        train, tuple(s.llm_tests) or train, variant, s.protocol, k, seed, s.language_model,
-        tuning=s.tuning if rate is None else s.tuning | dict(lr=rate), alpaca=s.alpaca,
-        valid_rows=s.valid_rows, test_rows=s.test_rows,
-        loss=None if s.loss == 'preset' else s.loss, titles=s.titles)
+    rows = tallrec.Rows(train, tuple(s.llm_tests) or train, k, seed, s.valid_rows, s.test_rows, s.titles)
+    stages = tallrec.Stages(s.tuning if rate is None else s.tuning | dict(lr=rate), s.alpaca,
+                            None if s.loss == 'preset' else s.loss)
+    return tallrec.make_run(variant, s.protocol, rows, s.language_model, stages)
 
 # %% ../../nbs/58_tallrec_study.ipynb #a3fc4b5f
 def study(**values) -> TallrecStudy:

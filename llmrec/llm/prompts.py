@@ -189,17 +189,12 @@ def label_id(
     return added[0]
 
 # %% ../../nbs/30_prompts.ipynb #825107a3
-def answer_ids(
-    tokenizer,          # the backbone's tokenizer
-    prompt: str,
-    letter: str,
-    before: list[int],  # the ids of `prompt`
-) -> list[int]:
-    "The two tokens to be learnt: the letter and the end token."
+def end_id(tokenizer) -> int:
+    "The id of the end token, which the ranker learns to say after the letter."
     if tokenizer.eos_token_id is None:
         raise LlmrecError(f'The tokenizer {tokenizer_name(tokenizer)} has no end token, and the ranker '
                           'learns to end after the letter; set tokenizer.eos_token.')
-    return [label_id(tokenizer, prompt, letter, before), tokenizer.eos_token_id]
+    return tokenizer.eos_token_id
 
 # %% ../../nbs/30_prompts.ipynb #09412979
 def encode_example(
@@ -212,7 +207,8 @@ def encode_example(
     or that of the first token alone if the loss covers the prompt."""
     left = cfg.truncation == 'left'
     before = prompt_ids(tokenizer, prompt) if left else encode_prompt(tokenizer, prompt, cfg)
-    answer = answer_ids(tokenizer, prompt, letter, before)
+    end = end_id(tokenizer)
+    answer = [label_id(tokenizer, prompt, letter, before), end]
     ids = before[-(cfg.max_text_tokens - 1):] if left else before
     learnt = ids[1:] if cfg.loss == 'prompt+answer' else []
     return ids + answer, [-100] * (len(ids) - len(learnt)) + learnt + answer

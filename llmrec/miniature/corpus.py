@@ -7,7 +7,7 @@ __all__ = ['YEAR', 'Document', 'VERDICT', 'FACT', 'NAMED', 'PROSE', 'TITLES', 'W
            'ORDINARY', 'NAMES', 'QUOTES', 'SENTENCES', 'LETTERS', 'BRACKETS', 'LAW', 'KINDS', 'WRAPPER', 'things_of',
            'Course', 'Shares', 'CorpusConfig', 'Now', 'now_at', 'shares_at', 'Style', 'a_style', 'mention', 'brief',
            'it_is', 'its_genre', 'its_mood', 'in_brackets', 'everybody', 'origin', 'on_the_shelf', 'asked', 'alike',
-           'sentence', 'facts', 'drawing', 'far', 'fitting', 'drawn', 'stream', 'drawn_sides', 'questions',
+           'sentence', 'facts', 'drawing', 'far', 'fitting', 'drawn', 'stream', 'drawn_sides', 'Voice', 'questions',
            'plain_lists', 'lists', 'labelled_lists', 'Options', 'quiz', 'next_state', 'documents', 'verdict_words',
            'naming_words', 'tokenizer_texts']
 
@@ -399,25 +399,33 @@ def aside(r: random.Random, things: Things, before: Document) -> Document:
             ('Yes' if yes else 'No', FACT), (', it is ', PROSE), (i.genre, FACT), ('. ', PROSE)]
 
 # %% ../../nbs/96_corpus.ipynb #47c73ea8
-def questions(r: random.Random, things: Things, some: list[Thing], liked, words: tuple[str, str], show: Show,
-              gaps: float) -> Document:
+class Voice(NamedTuple):
+    "How the person of a document judges and names things."
+    liked: tuple[str, ...]   # genres
+    words: tuple[str, str]   # verdicts: on what is liked, and on what is not
+    show: Show               # how a thing is named
+
+    def verdict(self, i: Thing) -> str: return self.words[i.genre not in self.liked]
+
+# %% ../../nbs/96_corpus.ipynb #dda62e1d
+def questions(r: random.Random, things: Things, some: list[Thing], voice: Voice, gaps: float) -> Document:
     "Each thing with a lead, a gap and the verdict; half of the documents have one gap throughout."
     leads = LEADS if r.random() < gaps else SHORT_LEADS
     out, lead, one = [], r.choice(leads), gap(r, gaps) if r.random() < .5 else None
     for i in some:
         if r.random() < gaps / 2: out += aside(r, things, one or gap(r, gaps))
-        out.append(((lead if r.random() < .7 else r.choice(leads)).format(show(i)), TITLES))
+        out.append(((lead if r.random() < .7 else r.choice(leads)).format(voice.show(i)), TITLES))
         out += one or gap(r, gaps)
-        out += [(words[i.genre not in liked], VERDICT), (r.choice(('.', '.\n', '\n', '; ', ', ')), PROSE)]
+        out += [(voice.verdict(i), VERDICT), (r.choice(('.', '.\n', '\n', '; ', ', ')), PROSE)]
     return out
 
 # %% ../../nbs/96_corpus.ipynb #638159e8
-def asked_after(r: random.Random, things: Things, some: list[Thing], liked, words: tuple[str, str],
-                show: Show, now: Now) -> Document:
+def asked_after(r: random.Random, things: Things, some: list[Thing], voice: Voice, now: Now) -> Document:
     "What follows the lists of a document: plain verdicts at first, questions later."
-    if r.random() < now.wide: return questions(r, things, some, liked, words, show, now.gaps)
-    return [(r.choice(('', 'then ', 'and now ')), PROSE)] + verdicts([(show(i), i) for i in some], liked,
-                                                                     words, ' ', ', ')
+    if r.random() < now.wide: return questions(r, things, some, voice, now.gaps)
+    before = [(r.choice(('', 'then ', 'and now ')), PROSE)]
+    named = [(voice.show(i), i) for i in some]
+    return before + verdicts(named, voice.liked, voice.words, ' ', ', ')
 
 # %% ../../nbs/96_corpus.ipynb #d3a3fac6
 def plain_lists(r: random.Random, things: Things, now: Now) -> Document:
@@ -426,7 +434,7 @@ def plain_lists(r: random.Random, things: Things, now: Now) -> Document:
     draw = drawing(r, things, kinds(r), r.sample(GENRES, r.choice((2, 3, 4, 6, 6))))
     shown = (in_turn if r.random() < .3
              else by_side)(r, draw, liked, words, r.choice((3, 5, 6, 8, 10, 10)), show)
-    return shown + asked_after(r, things, drawn(draw, r.randint(1, 5)), liked, words, show, now)
+    return shown + asked_after(r, things, drawn(draw, r.randint(1, 5)), Voice(liked, words, show), now)
 
 # %% ../../nbs/96_corpus.ipynb #0d94cea9
 BEFORE = ('', '', 'Visitor ', 'Reader ', "{}'s ", 'List ', 'The ', 'My ')
@@ -466,8 +474,8 @@ def judged(r: random.Random, things: Things, now: Now, heads: tuple[str, str], w
     parts = [preface(r, things) if r.random() < now.gaps else [], headed(r, groups, heads, show)]
     if [h.lower() for h in heads] != [w.lower() for w in words]:
         parts.insert(r.choice((1, 2)), announced(r, words))
-    return ([piece for part in parts for piece in part]
-            + asked_after(r, things, drawn(draw, r.choice((1, 2, 3, 4))), liked, words, show, now))
+    asked, voice = drawn(draw, r.choice((1, 2, 3, 4))), Voice(liked, words, show)
+    return [piece for part in parts for piece in part] + asked_after(r, things, asked, voice, now)
 
 # %% ../../nbs/96_corpus.ipynb #733aca7e
 def lists(r: random.Random, things: Things, now: Now) -> Document:

@@ -7,8 +7,8 @@ __all__ = ['Document', 'CONST', 'JUDGES', 'NAMES', 'START', 'RESERVED', 'SPACE',
            'TOKENIZER_FILE', 'FIRST', 'Rates', 'Wiring', 'PretrainingConfig', 'Source', 'miniature_source', 'text_of',
            'token_weights', 'Row', 'rows_of', 'groups', 'directions', 'phase', 'match', 'spaces', 'Hints', 'hints_of',
            'new_model', 'weight_groups', 'rate', 'group_losses', 'begin', 'start', 'learnt_tokenizer', 'gradients',
-           'update', 'run_key', 'save_run', 'load_run', 'train', 'thinned', 'sha256', 'recipe_of', 'first_difference',
-           'check_recipe', 'pretrain', 'replayed', 'changed', 'main']
+           'update', 'run_key', 'save_run', 'load_run', 'Saving', 'train', 'thinned', 'sha256', 'recipe_of',
+           'first_difference', 'check_recipe', 'pretrain', 'replayed', 'changed', 'main']
 
 # %% ../../nbs/96a_pretraining.ipynb #7eb2168c
 import argparse
@@ -208,52 +208,59 @@ def spaces(d: int, slow: torch.Tensor, generator: torch.Generator) -> Spaces:
     return Spaces(*(torch.zeros(len(rows), d).masked_scatter(rows[:, None], part) for part in parts))
 
 # %% ../../nbs/96a_pretraining.ipynb #4273b161
-def wire_first(attention, h: int, head: slice, s: Spaces, frequencies: torch.Tensor, wiring: Wiring,
-               free: Callable) -> None:
-    "Head `h` of the first layer: the token before, the latest verdict, the latest name, further back."
-    if h == 0: look_back(attention, head, frequencies, 1, wiring)
-    elif h < 3: look_for(attention, head, frequencies, (JUDGES, NAMES)[h - 1], wiring)
-    else: look_back(attention, head, frequencies, h - 1, wiring)
-    if h < 3: carry(attention, head, s.own, (s.before, s.side, s.latest)[h], wiring.carry)
-    else: carry(attention, head, free(), free(), wiring.carry / 2)
+class Site(NamedTuple):
+    "A head that is wired, and what the wiring needs."
+    attention: torch.nn.Module   # of its layer
+    h: int                       # its number in the layer
+    head: slice                  # its rows of the projections
+    spaces: Spaces
+    frequencies: torch.Tensor    # (d_h / 2,) of the rotary embedding
+    wiring: Wiring
+    free: Callable               # () -> (d_h, d), random directions
+
+# %% ../../nbs/96a_pretraining.ipynb #bb209faf
+def wire_first(at: Site) -> None:
+    "A head of the first layer: the token before, the latest verdict, the latest name, further back."
+    h, s, head = at.h, at.spaces, (at.attention, at.head)
+    if h == 0: look_back(*head, at.frequencies, 1, at.wiring)
+    elif h < 3: look_for(*head, at.frequencies, (JUDGES, NAMES)[h - 1], at.wiring)
+    else: look_back(*head, at.frequencies, h - 1, at.wiring)
+    if h < 3: carry(*head, s.own, (s.before, s.side, s.latest)[h], at.wiring.carry)
+    else: carry(*head, at.free(), at.free(), at.wiring.carry / 2)
 
 # %% ../../nbs/96a_pretraining.ipynb #bd821250
-def wire_match(attention, h: int, head: slice, s: Spaces, latest: bool, wiring: Wiring,
-               free: Callable) -> None:
-    "Head `h` of the second and third layer; the second one asks for the latest name, when it was noted."
-    read = free()
-    if h > 1: return carry(attention, head, read, read, .3)
-    match(attention, head, s.latest if h == 1 and latest else s.own, s.before, wiring)
-    carry(attention, head, s.side, s.own, 1.)
+def wire_match(at: Site, latest: bool) -> None:
+    "A head of the second and third layer; the second one asks for the latest name, when it was noted."
+    read, s, head = at.free(), at.spaces, (at.attention, at.head)
+    if at.h > 1: return carry(*head, read, read, .3)
+    match(*head, s.latest if at.h == 1 and latest else s.own, s.before, at.wiring)
+    carry(*head, s.side, s.own, 1.)
 
 # %% ../../nbs/96a_pretraining.ipynb #47eacb98
-def wire_on(attention, h: int, head: slice, s: Spaces, back: int, frequencies: torch.Tensor, wiring: Wiring,
-            free: Callable) -> None:
-    "Head `h` of a later layer; beyond the first it looks `back` tokens back, where that is not 0."
-    read = free()
-    if h == 0:
-        look_for(attention, head, frequencies, NAMES, wiring)
-        return carry(attention, head, s.own, s.own, wiring.forward)
-    if back: look_back(attention, head, frequencies, back, wiring)
-    carry(attention, head, read, read, .3)
+def wire_on(at: Site, back: int) -> None:
+    "A head of a later layer; beyond the first it looks `back` tokens back, where that is not 0."
+    read, head = at.free(), (at.attention, at.head)
+    if at.h == 0:
+        look_for(*head, at.frequencies, NAMES, at.wiring)
+        return carry(*head, at.spaces.own, at.spaces.own, at.wiring.forward)
+    if back: look_back(*head, at.frequencies, back, at.wiring)
+    carry(*head, read, read, .3)
 
 # %% ../../nbs/96a_pretraining.ipynb #d01ae290
 @torch.no_grad()
 def wire_layers(model: LlamaForCausalLM, wiring: Wiring, generator: torch.Generator) -> None:
     "Wire the attention of all layers."
     c, frequencies = model.config, model.model.rotary_emb.inv_freq
-    s = spaces(c.hidden_size, frequencies < wiring.turn, generator)
-    used = min(c.head_dim, c.hidden_size - RESERVED)
-    free = lambda: F.pad(directions(c.hidden_size, used, generator), (0, 0, 0, c.head_dim - used))
+    s, d_h = spaces(c.hidden_size, frequencies < wiring.turn, generator), c.head_dim
+    used = min(d_h, c.hidden_size - RESERVED)
+    free = lambda: F.pad(directions(c.hidden_size, used, generator), (0, 0, 0, d_h - used))
     for n, layer in enumerate(model.model.layers):
+        late = n - c.num_hidden_layers + 2    # 0 and 1 in the last two layers
         for h in range(c.num_attention_heads):
-            where = layer.self_attn, h, slice(h * c.head_dim, (h + 1) * c.head_dim), s
-            late = n - c.num_hidden_layers + 2    # 0 and 1 in the last two layers
-            if n == 0: wire_first(*where, frequencies, wiring, free)
-            elif n <= 2: wire_match(*where, c.num_attention_heads > 2, wiring, free)
-            else:
-                wire_on(*where, h + late * (c.num_attention_heads - 1) if late >= 0 else 0, frequencies,
-                        wiring, free)
+            at = Site(layer.self_attn, h, slice(h * d_h, (h + 1) * d_h), s, frequencies, wiring, free)
+            if n == 0: wire_first(at)
+            elif n <= 2: wire_match(at, c.num_attention_heads > 2)
+            else: wire_on(at, h + late * (c.num_attention_heads - 1) if late >= 0 else 0)
 
 # %% ../../nbs/96a_pretraining.ipynb #5bda755e
 SPACE = 'Ġ'  # how a byte-level vocabulary writes a space
@@ -450,25 +457,31 @@ def load_run(path, cfg: PretrainingConfig, key: str) -> Run | None:
     return run
 
 # %% ../../nbs/96a_pretraining.ipynb #8ffba5cb
+@dataclass(frozen=True)
+class Saving:
+    "Where the state of a pretraining is kept, so that it can be resumed."
+    state: Path        # the file
+    key: str           # from `run_key`
+    every: int = 100   # steps
+
+# %% ../../nbs/96a_pretraining.ipynb #d4a294d3
 def train(
     run: Run,
     source: Source,
-    stop: int,              # steps after which to stop
-    state=None,             # file for the state, None = cannot be resumed
-    key: str = '',          # from `run_key`
-    save_every: int = 100,  # steps
+    stop: int,                      # steps after which to stop
+    saving: Saving | None = None,   # None: cannot be resumed
     progress: bool = True,
 ) -> None:
-    "Go on with `run` until `stop` steps are done; the state is saved every `save_every` steps and at the end."
-    start = time.perf_counter() - run.seconds
+    "Go on with `run` until `stop` steps are done; the state is saved now and then, and at the end."
+    start, every = time.perf_counter() - run.seconds, saving.every if saving else run.cfg.steps
     bar = tqdm(total=run.cfg.steps, initial=run.step, disable=not progress, desc='pretraining', mininterval=1)
     while run.step < stop:
         update(run, source.documents(run.step, run.cfg.documents))
         bar.update()
         if run.step % 20 == 0: bar.set_postfix(loss=run.curve[-1][0], verdict=run.curve[-1][1], refresh=False)
-        if run.step % save_every == 0 or run.step == stop:
+        if run.step % every == 0 or run.step == stop:
             run.seconds = time.perf_counter() - start
-            if state: save_run(run, state, key)
+            if saving: save_run(run, saving.state, saving.key)
     bar.close()
 
 # %% ../../nbs/96a_pretraining.ipynb #8c134330
@@ -573,8 +586,8 @@ def pretrain(
     source = source or miniature_source(cfg.corpus)
     key = run_key(cfg, source)
     run = load_run(state, cfg, key) or start(cfg, source)
-    train(run, source, cfg.steps if stop_at is None else min(cfg.steps, stop_at), state, key,
-          save_every, progress)
+    stop = cfg.steps if stop_at is None else min(cfg.steps, stop_at)
+    train(run, source, stop, Saving(state, key, save_every), progress)
     if run.step < cfg.steps: return None
     write_folder(run, folder, key)
     state.unlink(missing_ok=True)

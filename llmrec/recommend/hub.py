@@ -41,7 +41,8 @@ def push_to_hub(
         if (folder / 'base').is_dir(): name_base(folder / 'adapter', '../base')
         try:
             url = api.create_repo(repo_id, private=private, exist_ok=True)
-            api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message='Upload a model made with llmrec')
+            api.upload_folder(repo_id=repo_id, folder_path=str(folder),
+                              commit_message='Upload a model made with llmrec')
         except Exception as e:    # the client's classes of errors change with what it is built on
             raise LlmrecError(f'{repo_id!r} could not be written to the hub ({one_line(e)}); look at the '
                               f'name, the token and the connection.') from None

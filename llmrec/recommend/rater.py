@@ -28,7 +28,9 @@ from ..llm.tuning import Session, TuningConfig, with_adapter
 from ..llm.yesno import context_of, encode_questions, question, yesno_ids
 from ..paths import AUTHOR, ITEM, SCORE, TITLE, USER, LlmrecError
 from .hub import push_to_hub
-from .recommender import check_tables, front_matter, open_ranker, opening, replaced, save_ranker, seal, sealed
+from llmrec.recommend.recommender import (
+    check_tables, front_matter, open_ranker, opening, replaced, save_ranker, seal, sealed,
+)
 from ..runs.records import one_thread, write_atomic
 
 # %% ../../nbs/59c_rater.ipynb #673155e9
@@ -114,7 +116,7 @@ def evaluate(
     rows: int | None = None,  # evenly spaced test rows; None for all
     progress: bool = False,
 ) -> dict:
-    "How many test rows, the share that is liked, and AUC: tuned, without the adapter, of the history's share of likes."
+    "Test rows, the share of likes among them, and AUC: tuned, untuned, and of the history's share of likes."
     if 'test' not in r.data.splits:
         raise LlmrecError(f'The rater for {r.about["data"]} was saved without its test rows; measure it '
                           f'before it is saved.')
@@ -173,7 +175,7 @@ def score_many(
     asked: list,  # pairs (history, targets), see `score`
     titles: dict | None = None,  # raw id -> title of items that are not in the catalogue
 ) -> pl.DataFrame:
-    "user (the place in `asked`), item, title, score (logit of Yes less that of No), probability (of Yes, of the two)."
+    "user (place in `asked`), item, title, score (logit of Yes less that of No), probability (of Yes)."
     data, number = catalogue(r, titles)
     samples, ids = samples_of(r, asked, number), [i for _, targets in asked for i in targets]
     if len({type(i) for i in ids}) > 1: ids = [str(i) for i in ids]    # a column has one type
@@ -221,7 +223,8 @@ def save(
         items.write_parquet(aside / 'items.parquet')
         if people and 'test' in data.splits: data.splits['test'].write_parquet(aside / 'test.parquet')
         save_ranker(r, aside, folder)
-        body = dict(form=FORM, config=to_dict(r.config), protocol=data.protocol, thing=data.thing, about=r.about)
+        body = dict(form=FORM, config=to_dict(r.config), protocol=data.protocol, thing=data.thing,
+                    about=r.about)
         write_atomic(aside / 'README.md', card(r))
         seal(aside, 'rater', body)
     return folder
@@ -235,11 +238,12 @@ def card(r: Rater) -> str:
         *front_matter('rater', cfg.backbone), f'# A rater for {about["data"]}', '',
         f'It says whether somebody will like a {r.data.thing}, by answering Yes or No. '
         f'{len(r.items):,} titles; data {about["checksum"]}.', '',
-        f'{cfg.backbone.label or cfg.backbone.name}, tuned on {about["rows"]:,} samples drawn with seed {cfg.seed}: '
-        f'LoRA of rank {t.lora_r} on {layers}, learning rate {t.lr:g}.', '',
+        f'{cfg.backbone.label or cfg.backbone.name}, tuned on {about["rows"]:,} samples drawn with seed '
+        f'{cfg.seed}: LoRA of rank {t.lora_r} on {layers}, learning rate {t.lr:g}.', '',
         f'AUC of {found["rows"]:,} test samples, {found["liked"]:.1%} of them liked:', '',
         '| who answers | AUC |', '|---|---|',
-        f'| this model | {found["tuned"]:.4f} |', f'| the same without its adapter | {found["untuned"]:.4f} |',
+        f'| this model | {found["tuned"]:.4f} |',
+        f'| the same without its adapter | {found["untuned"]:.4f} |',
         f'| share of likes in the history | {found["history"]:.4f} |', '',
         'Made with llmrec; open it with `llmrec.recommend.rater.load(folder)`.', ''])
 
@@ -251,8 +255,8 @@ def load(folder) -> Rater:
     body = sealed(folder, 'rater', FORM)
     cfg, about = from_dict(RaterConfig, body['config']), body['about']
     if not (fits(about.get('history'), int) and about['history'] > 0 and isinstance(body['thing'], str)):
-        raise LlmrecError(f'{folder}/rater.json does not say how long a history is, or what an item is called; '
-                          'save the rater again.')
+        raise LlmrecError(f'{folder}/rater.json does not say how long a history is, or what an item is '
+                          'called; save the rater again.')
     items, test = pl.read_parquet(folder / 'items.parquet'), folder / 'test.parquet'
     check_tables(items, None)
     splits = {'test': pl.read_parquet(test)} if test.exists() else {}

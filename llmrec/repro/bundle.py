@@ -157,7 +157,7 @@ def citation() -> dict:
 
 # %% ../../nbs/99_bundle.ipynb #5cf7e66c
 def published() -> str:
-    "Date of the tree's commit; in an unpacked bundle that bundle's date, elsewhere the year of the copyright."
+    "Date of the tree's commit; in an unpacked bundle its date, elsewhere the year of the copyright."
     done = subprocess.run(['git', '-C', str(root()), 'log', '-1', '--format=%cI'],
                           capture_output=True, text=True)
     crate = root() / 'ro-crate-metadata.json'
@@ -344,12 +344,14 @@ LETTER = '''# {title}: profile {profile}
 
 {about}
 
-This is everything behind the tables and figures listed below, made by `llmrec_bundle` {tree}. Nothing of the raw datasets is in here, because their terms forbid it; how to get them is in `nbs/94_raw_files.ipynb`, and the miniature world needs none.
+This is everything behind the tables and figures listed below, made by `llmrec_bundle` {tree}. \
+Nothing of the raw datasets is in here, because their terms forbid it; how to get them is in \
+`nbs/94_raw_files.ipynb`, and the miniature world needs none.
 
 ## To check it
 
     sha256sum -c SHA256SUMS                            # are the files those that were bundled?
-    make setup                                         # Python 3.11 or newer; installs requirements.lock into .venv
+    make setup                                         # Python 3.11 or later; requirements.lock into .venv
     .venv/bin/llmrec_verify --profile {profile}        # does every table follow from its records?
     .venv/bin/llmrec_trace figures/{profile}/{example} # where does each number come from?
 
@@ -357,7 +359,9 @@ This is everything behind the tables and figures listed below, made by `llmrec_b
 
     make reproduce PROFILE={profile}
 
-What is there is left alone; delete `figures/{profile}` to have it made anew from the records, and `data/records/{profile}` too to have the runs repeated. `README.project.md` explains the project, `make book` renders all of it as pages, and `ro-crate-metadata.json` describes the files for machines.
+What is there is left alone; delete `figures/{profile}` to have it made anew from the records, and \
+`data/records/{profile}` too to have the runs repeated. `README.project.md` explains the project, \
+`make book` renders all of it as pages, and `ro-crate-metadata.json` describes the files for machines.
 
 ## What is in here
 
@@ -456,8 +460,9 @@ def bundle(profile: str, path=None) -> tuple[Path, list[str]]:
 def parse(argv=None) -> argparse.Namespace:
     "The command line of `llmrec_bundle`."
     p = argparse.ArgumentParser(
-        'llmrec_bundle', description='Pack the tables, figures, records, notebooks and provenance of a profile '
-                                     'into one zip file.')
+        'llmrec_bundle',
+        description='Pack the tables, figures, records, notebooks and provenance of a profile into one zip '
+                    'file.')
     p.add_argument('--profile', default='miniature',
                    help='the name of a file in profiles/, without .yaml (default: miniature)')
     p.add_argument('-o', '--output', metavar='FILE.zip',

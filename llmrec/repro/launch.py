@@ -44,7 +44,7 @@ def filled(
     kinds = [k for k in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(k)]
     if not isinstance(value, dict) or not kinds: return value
     def misfit(cls):
-        "How many names the class does not know, and how many of its fields are not given: an older record lacks a newer field."
+        "How many names the class does not know, and how many fields are not given, as in an older record."
         fields = {f.name for f in dataclasses.fields(cls)}
         return len(set(value) - fields), len(fields - set(value))
     cls = min(kinds, key=misfit)
@@ -135,7 +135,7 @@ def part(args: argparse.Namespace) -> None:
 
 # %% ../../nbs/93a_launch.ipynb #b8c9bd7b
 def main(argv=None) -> int:
-    "Entry point of `python -m llmrec.repro.launch`; a complaint is one sentence on standard error and exit status 1."
+    "Entry point of `python -m llmrec.repro.launch`; a complaint is one sentence on standard error, status 1."
     args, said = parse(argv), ''
     def say():
         if args.said and os.environ.get('RANK', '0') == '0': write_atomic(args.said, said)

@@ -7,7 +7,7 @@ __all__ = ['HANDS_ON', 'STAMP', 'INPUTS', 'STATES', 'WORKER_MIB', 'QUIET', 'code
            'library_used', 'data_used', 'inputs', 'stamp_path', 'load_stamp', 'sha256', 'outputs', 'changes',
            'executed_path', 'failure_path', 'state', 'QuietKernel', 'events_path', 'happened', 'write_stamp', 'minutes',
            'left', 'parse', 'overrides', 'check_profile', 'wanted', 'spent', 'cost', 'looked_at', 'describe', 'make',
-           'reproduce', 'carried', 'main']
+           'reproduce', 'carried', 'prepare_environment', 'main']
 
 # %% ../../nbs/97_reproduce.ipynb #6aa59258
 import sys
@@ -47,7 +47,9 @@ from tqdm.auto import tqdm
 from ..config import digest
 from ..data.datasets import DATASETS, OWN, dataset_checksum, registered
 from ..data.yesno import YESNO_DATASETS, yesno_checksum
-from ..paths import LlmrecError, figures_dir, json_or_none, known, output_root, records_dir, redacted, root
+from llmrec.paths import (
+    LlmrecError, figures_dir, json_or_none, known, output_root, records_dir, redacted, root,
+)
 from llmrec.repro.profiles import (
     check_datasets, check_names, check_own_data, chosen, handed, load_profile, manifest, own_data, parameters,
     parse_yaml, plain, profiles, read_notebook, variant, variant_path,
@@ -79,6 +81,7 @@ def module_path(name: str) -> Path | None:
     stem = root().joinpath(*name.split('.'))
     return next((p for p in (stem.with_suffix('.py'), stem / '__init__.py') if p.exists()), None)
 
+# %% ../../nbs/97_reproduce.ipynb #b3fca8f6
 def imported(text: str, package: str = 'llmrec') -> list[str]:
     "The modules of llmrec that source in `package` imports when it is loaded, outside of functions."
     found = []
@@ -96,6 +99,7 @@ def _module(path: Path, changed: int) -> tuple[str, list]:
     text, folder = path.read_text(encoding='utf-8'), path.parent.relative_to(root()).parts
     return digest(code_of(text)), imported(text, '.'.join(folder))
 
+# %% ../../nbs/97_reproduce.ipynb #e36498bd
 def library_used(
     code: str,         # of a notebook
     but: str = '',     # a package that does not count
@@ -180,20 +184,33 @@ def changes(what: str, was: dict, now: dict) -> list[str]:
     return [f"{what} changed: {', '.join(names[:4])}{more}"] if names else []
 
 # %% ../../nbs/97_reproduce.ipynb #214bb75c
+COMPARED = ('parameters', 'library', 'data', 'records', 'files')    # and the notebook
+
+def as_made(stamp: dict) -> dict:
+    "What an artefact was made from, as its stamp says."
+    return {name: stamp[name] if name in stamp else stamp['inputs'][name] for name in COMPARED} | dict(
+        notebook=stamp['inputs']['notebook'])
+
+# %% ../../nbs/97_reproduce.ipynb #99a4b4f7
+def as_is(artefact: str, profile: str, values: dict, records) -> dict:
+    "The same as it is now; `records` are the names of those that were read."
+    folder, now = records_of(profile), inputs(artefact, values)
+    return dict(
+        notebook=now['notebook'], library=now['library'], data=now['data'],
+        parameters=json.loads(json.dumps(values)),
+        records={name: sha256(folder / f'{name}.json') for name in records},
+        files=outputs(artefact, profile))
+
+# %% ../../nbs/97_reproduce.ipynb #3a7a1e55
 def reasons(artefact: str, profile: str, values: dict) -> list[str]:
     "Why the artefact has to be made; nothing when it is fresh."
     stamp = load_stamp(artefact, profile)
     if stamp is None: return ['it has not been made here']
-    was, now = stamp.get('inputs'), inputs(artefact, values)
     if any(name not in stamp for name in ('records', 'parameters', 'files')):
         return ['it was made by an older llmrec']
-    records = {name: sha256(records_of(profile) / f'{name}.json') for name in stamp['records']}
+    was, now = as_made(stamp), as_is(artefact, profile, values, stamp['records'])
     out = [] if was['notebook'] == now['notebook'] else [f'nbs/{manifest()[artefact]} changed']
-    plain_values = json.loads(json.dumps(values))
-    for what, before, after in (
-            ('parameters', stamp['parameters'], plain_values), ('library', was['library'], now['library']),
-            ('data', was['data'], now['data']), ('records', stamp['records'], records),
-            ('files', stamp['files'], outputs(artefact, profile))): out += changes(what, before, after)
+    for what in COMPARED: out += changes(what, was[what], now[what])
     return out + [f'{name} failed: {said}' for name, said in stamp.get('failed', {}).items()]
 
 # %% ../../nbs/97_reproduce.ipynb #f3398465
@@ -204,6 +221,7 @@ def executed_path(artefact: str, profile: str) -> Path:
 def failure_path(artefact: str, profile: str) -> Path:
     return executed_path(artefact, profile).with_suffix('.failed.txt')
 
+# %% ../../nbs/97_reproduce.ipynb #13a0f364
 def state(artefact: str, profile: str, values: dict) -> tuple[str, list[str]]:
     "'missing', 'stale', 'failed' or 'fresh', and why."
     failed, why = failure_path(artefact, profile), reasons(artefact, profile, values)
@@ -245,17 +263,11 @@ def keep_executed(aside: Path, executed: Path) -> None:
     if (clean := redacted(text)) != text: aside.write_text(clean, encoding='utf-8')
     os.replace(aside, executed)
 
-# %% ../../nbs/97_reproduce.ipynb #9a5c1a28
-def run_notebook(artefact: str, values: dict, executed: Path) -> None:
-    "Execute the artefact's notebook; `executed` keeps what was executed, also when a cell fails."
-    logging.getLogger('papermill').setLevel(logging.CRITICAL)
-    for old in executed.parent.glob(f'{executed.stem}.tmp-*'): old.unlink()    # of a command that was killed
-    aside = executed.with_name(f'{executed.stem}.tmp-{os.getpid()}.ipynb')
-    try:
-        papermill.execute_notebook(str(root() / 'nbs' / manifest()[artefact]), str(aside),
-                                   handed(artefact, values),
-                                   kernel_name='python3', cwd=str(root()),
-                                   progress_bar=False, log_output=False, kernel_manager_class=QuietKernel)
+# %% ../../nbs/97_reproduce.ipynb #dd5a8eca
+@contextlib.contextmanager
+def in_one_sentence(executed: Path) -> Iterator[None]:
+    "What goes wrong while a notebook is executed, as an `LlmrecError` of one sentence."
+    try: yield
     except PapermillExecutionError as e:
         said = redacted(' '.join(e.evalue.split()))
         raise LlmrecError(said if e.ename in ('LlmrecError', 'RunFailed')
@@ -266,27 +278,44 @@ def run_notebook(artefact: str, values: dict, executed: Path) -> None:
     except OSError as e:
         raise LlmrecError(f'{executed.parent} cannot be written ({e.strerror}); make room or choose another '
                           'folder with LLMREC_OUT.') from None
+
+# %% ../../nbs/97_reproduce.ipynb #9a5c1a28
+def run_notebook(artefact: str, values: dict, executed: Path) -> None:
+    "Execute the artefact's notebook; `executed` keeps what was executed, also when a cell fails."
+    logging.getLogger('papermill').setLevel(logging.CRITICAL)
+    for old in executed.parent.glob(f'{executed.stem}.tmp-*'): old.unlink()    # of a command that was killed
+    aside = executed.with_name(f'{executed.stem}.tmp-{os.getpid()}.ipynb')
+    try:
+        with in_one_sentence(executed):
+            papermill.execute_notebook(str(root() / 'nbs' / manifest()[artefact]), str(aside),
+                                       handed(artefact, values), kernel_name='python3', cwd=str(root()),
+                                       progress_bar=False, log_output=False, kernel_manager_class=QuietKernel)
     finally:
         with contextlib.suppress(OSError): keep_executed(aside, executed)
 
 # %% ../../nbs/97_reproduce.ipynb #b44713fc
 def events_path(artefact: str, profile: str) -> Path:
+    "Where the process of an artefact's notebook reports, a line for each event."
     return executed_path(artefact, profile).with_suffix('.events.jsonl')
 
+# %% ../../nbs/97_reproduce.ipynb #0e85caba
+def note(out: dict, event: dict) -> None:
+    "Add an event to what happened."
+    if 'read' in event: out['records'][event['read']] = event['sha256']
+    out['planned'] += event.get('planned', 0)
+    out['finished'] += 'finished' in event
+    out['computed'] += event.get('seconds', 0) > 0    # not found where another notebook had put it
+    out['seconds'] += event.get('seconds', 0)
+    if 'failed' in event: out['failed'][event['failed']] = event['error']
+    if 'note' in event: out['notes'].append(event['note'])
+
+# %% ../../nbs/97_reproduce.ipynb #87efec86
 def happened(artefact: str, profile: str) -> dict:
     "What the process of an artefact's notebook has reported so far."
     out = dict(records={}, planned=0, finished=0, computed=0, seconds=0., failed={}, notes=[])
     path = events_path(artefact, profile)
     for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):    # the last line may still be being written
-            event = json.loads(line)
-            if 'read' in event: out['records'][event['read']] = event['sha256']
-            out['planned'] += event.get('planned', 0)
-            out['finished'] += 'finished' in event
-            out['computed'] += event.get('seconds', 0) > 0    # not found where another notebook had put it
-            out['seconds'] += event.get('seconds', 0)
-            if 'failed' in event: out['failed'][event['failed']] = event['error']
-            if 'note' in event: out['notes'].append(event['note'])
+        with contextlib.suppress(ValueError): note(out, json.loads(line))    # the last may not be whole yet
     return out
 
 # %% ../../nbs/97_reproduce.ipynb #5dec425f
@@ -304,26 +333,38 @@ def write_stamp(artefact: str, profile: str, values: dict, seconds: float) -> di
     write_atomic(stamp_path(artefact, profile), json.dumps(how | what, indent=1, sort_keys=True) + '\n')
     return told
 
+# %% ../../nbs/97_reproduce.ipynb #95105c76
+@contextlib.contextmanager
+def listening(artefact: str, profile: str) -> Iterator[None]:
+    "While it lasts, notebooks report to the artefact's file of events."
+    path = events_path(artefact, profile)
+    os.environ['LLMREC_EVENTS'] = str(write_atomic(path, ''))
+    try: yield
+    finally: path.unlink(missing_ok=True)
+
+# %% ../../nbs/97_reproduce.ipynb #034f1ac6
+@contextlib.contextmanager
+def remembering(failed: Path) -> Iterator[None]:
+    "Keep in the file `failed` the sentence with which this ends; without one there is no such file."
+    try: yield
+    except LlmrecError as e:
+        with contextlib.suppress(LlmrecError): write_atomic(failed, f'{e}\n')
+        raise
+    failed.unlink(missing_ok=True)
+
 # %% ../../nbs/97_reproduce.ipynb #28b28f90
 def execute(artefact: str, profile: str, values: dict, force: bool = False) -> dict:
     "Make an artefact unless another command has just done so; what happened, with the seconds."
-    start = time.perf_counter()
-    executed = executed_path(artefact, profile)
-    failed = failure_path(artefact, profile)
+    start, executed = time.perf_counter(), executed_path(artefact, profile)
+    def elapsed(): return round(time.perf_counter() - start, 1)
     with lock(executed):
         if not force and state(artefact, profile, values)[0] == 'fresh':
             return happened(artefact, profile) | dict(seconds=0.)
-        os.environ['LLMREC_EVENTS'] = str(write_atomic(events_path(artefact, profile), ''))
-        sweep(stamp_path(artefact, profile))
-        try:
+        with remembering(failure_path(artefact, profile)), listening(artefact, profile):
+            sweep(stamp_path(artefact, profile))
             run_notebook(artefact, values, executed)
-            told = write_stamp(artefact, profile, values, round(time.perf_counter() - start, 1))
-        except LlmrecError as e:
-            with contextlib.suppress(LlmrecError): write_atomic(failed, f'{e}\n')
-            raise
-        finally: events_path(artefact, profile).unlink(missing_ok=True)
-        failed.unlink(missing_ok=True)
-    return told | dict(seconds=round(time.perf_counter() - start, 1))
+            told = write_stamp(artefact, profile, values, elapsed())
+    return told | dict(seconds=elapsed())
 
 # %% ../../nbs/97_reproduce.ipynb #2e97113c
 @cache
@@ -334,14 +375,10 @@ def end_with(pid: int) -> None:
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
-# %% ../../nbs/97_reproduce.ipynb #1b12f11b
+# %% ../../nbs/97_reproduce.ipynb #70acd1fc
 @contextlib.contextmanager
-def pool(jobs: int, notebooks: int, scheduler: str = '') -> Iterator[dict]:
-    "The environment in which notebooks find their workers: `scheduler`'s, or `jobs` processes here."
-    if scheduler: connect(scheduler).close()    # a wrong address is noticed here
-    if scheduler or jobs == 1 or notebooks == 1:
-        yield dict(LLMREC_SCHEDULER=scheduler) if scheduler else dict(LLMREC_JOBS=str(jobs))
-        return
+def workers(jobs: int) -> Iterator[str]:
+    "The address of a Dask scheduler in this process, whose `jobs` workers end when it does."
     import dask    # here, because it takes a second
     from distributed import LocalCluster
     # the scheduler, in this process, imports what the runs need
@@ -354,8 +391,19 @@ def pool(jobs: int, notebooks: int, scheduler: str = '') -> Iterator[dict]:
                                              dashboard_address='127.0.0.1:0', silence_logs=logging.CRITICAL,
                                              preload='llmrec.runs.grid', env=quiet) as cluster:
         cluster.scale(jobs)    # the workers start while the notebooks do
+        yield cluster.scheduler_address
+
+# %% ../../nbs/97_reproduce.ipynb #1b12f11b
+@contextlib.contextmanager
+def pool(jobs: int, notebooks: int, scheduler: str = '') -> Iterator[dict]:
+    "The environment in which notebooks find their workers: `scheduler`'s, or `jobs` processes here."
+    if scheduler: connect(scheduler).close()    # a wrong address is noticed here
+    if scheduler or jobs == 1 or notebooks == 1:
+        yield dict(LLMREC_SCHEDULER=scheduler) if scheduler else dict(LLMREC_JOBS=str(jobs))
+        return
+    with workers(jobs) as address:
         # what notebooks compute themselves stands beside the workers
-        yield dict(LLMREC_SCHEDULER=cluster.scheduler_address, LLMREC_JOBS=str(jobs), OMP_NUM_THREADS='1')
+        yield dict(LLMREC_SCHEDULER=address, LLMREC_JOBS=str(jobs), OMP_NUM_THREADS='1')
 
 # %% ../../nbs/97_reproduce.ipynb #fe9fdc51
 def in_process(artefact: str, profile: str, values: dict, force: bool, environment: dict,
@@ -366,6 +414,7 @@ def in_process(artefact: str, profile: str, values: dict, force: bool, environme
     try: return artefact, execute(artefact, profile, values, force), ''
     except LlmrecError as e: return artefact, None, str(e)
 
+# %% ../../nbs/97_reproduce.ipynb #88b4167f
 def side_by_side(plan: dict, profile: str, jobs: int, force: bool, environment: dict):
     "Make the artefacts of `plan`; yields (name, what happened, error) as they finish."
     calls = (joblib.delayed(in_process)(a, profile, values, force, environment, os.getpid())
@@ -380,6 +429,7 @@ def minutes(seconds: float) -> str:
     return (f'{seconds:.0f} s' if seconds < 90 else f'{seconds / 60:.0f} min' if seconds < 5400
             else f'{seconds / 3600:.1f} h')
 
+# %% ../../nbs/97_reproduce.ipynb #47ac4554
 def left(told: dict, profile: str) -> tuple[int, int, float]:
     "Runs planned, runs finished, and about how many seconds of work are left; `told` is by artefact."
     planned, finished, seconds = (sum(t[k] for t in told.values())
@@ -389,6 +439,18 @@ def left(told: dict, profile: str) -> tuple[int, int, float]:
     each = seconds / max(1, sum(t['computed'] for t in told.values()))
     return planned, finished, before + (planned - finished) * each
 
+# %% ../../nbs/97_reproduce.ipynb #96819518
+def redraw(bar, made: dict, todo: list, profile: str, jobs: int) -> None:
+    "Bring a bar up to what has happened: `made` of the artefacts that are done, reports of the others."
+    total, n, seconds = left({a: made.get(a) or happened(a, profile) for a in todo}, profile)
+    if total != bar.total:
+        start = bar.start_t
+        bar.reset(total)
+        bar.start_t = start    # the widget of a notebook learns of a new total by this only
+    bar.n = n
+    bar.set_description(f'{len(made)}/{len(todo)} artefacts', refresh=False)
+    bar.set_postfix_str(f'about {minutes(seconds / jobs)} left' if seconds else '')
+
 # %% ../../nbs/97_reproduce.ipynb #e0e85e5f
 @contextlib.contextmanager
 def progress(todo: list, profile: str, jobs: int) -> Iterator[dict]:
@@ -396,15 +458,7 @@ def progress(todo: list, profile: str, jobs: int) -> Iterator[dict]:
     made, end = {}, threading.Event()
     bar = tqdm(total=0, unit='run', disable=None, leave=False)
     def show():
-        while not end.wait(1):
-            total, n, seconds = left({a: made.get(a) or happened(a, profile) for a in todo}, profile)
-            if total != bar.total:
-                start = bar.start_t
-                bar.reset(total)
-                bar.start_t = start    # the widget of a notebook learns of a new total by this only
-            bar.n = n
-            bar.set_description(f'{len(made)}/{len(todo)} artefacts', refresh=False)
-            bar.set_postfix_str(f'about {minutes(seconds / jobs)} left' if seconds else '')
+        while not end.wait(1): redraw(bar, made, todo, profile, jobs)
     if not bar.disable: threading.Thread(target=show, daemon=True).start()
     try: yield made
     finally:
@@ -528,6 +582,7 @@ def looked_at(artefact: str, profile: str, values: dict) -> tuple[str, list[str]
         try: return state(artefact, profile, values)
         except LlmrecError as e: return 'unchecked', [str(e)]
 
+# %% ../../nbs/97_reproduce.ipynb #fa2782ee
 def describe(artefact: str, profile: str, values: dict, found: tuple, detail: str) -> str:
     "A line on an artefact: its state, why, and its 'inputs' or its 'cost', as `detail` says."
     what, why = found
@@ -544,6 +599,7 @@ def check_writable(*folders: Path) -> None:
     "An `LlmrecError` for the first folder in which nothing can be written."
     for folder in folders: write_atomic(folder / f'.can-be-written-{os.getpid()}', '').unlink()
 
+# %% ../../nbs/97_reproduce.ipynb #02dabfc4
 def report(n: str, artefact: str, told: dict | None, error: str) -> list[str]:
     "Say how an artefact ended; returns what failed, as sentences."
     problems = [error] if error else list(told['failed'].values())
@@ -594,6 +650,19 @@ def reproduce(
     with own_data(profile): return planned(names, profile, given, only, show, force, **how)
 
 # %% ../../nbs/97_reproduce.ipynb #2749b9f4
+def announced(lines: dict, todo: list, show: str) -> None:
+    "Print a line for each artefact, and which notebook is going to make it."
+    for a, said in lines.items():
+        print(said + (f', to be made by nbs/{manifest()[a]}' if a in todo and not show else ''), flush=True)
+
+# %% ../../nbs/97_reproduce.ipynb #2a5d20ef
+def concluded(made: list, profile: str) -> None:
+    "Print what the artefacts found, and where they are."
+    said = {a: text for a in made if (text := finding(a, profile))}
+    if said: print('What was found:', *(f'  {a}: {text}' for a, text in said.items()), sep='\n', flush=True)
+    print(f"profile {profile}: artefacts are in {output_root() / 'figures' / profile}", flush=True)
+
+# %% ../../nbs/97_reproduce.ipynb #edd0f6dd
 def planned(names: list, profile: str, given: dict, only, show: str, force: bool, **how) -> list[str]:
     "`reproduce` for names and parameters that exist."
     plan = {a: parameters(a, profile, given) for a in names}
@@ -601,18 +670,15 @@ def planned(names: list, profile: str, given: dict, only, show: str, force: bool
     states = {a: (looked_at if show else state)(a, profile, values) for a, values in plan.items()}
     meant = wanted(names, states, list(only))
     todo = [a for a in meant if force or states[a][0] != 'fresh']
-    for a in todo if show == 'cost' else meant:
-        print(describe(a, profile, plan[a], states[a], show)
-              + (f', to be made by nbs/{manifest()[a]}' if a in todo and not show else ''), flush=True)
+    told_of = todo if show == 'cost' else meant
+    announced({a: describe(a, profile, plan[a], states[a], show) for a in told_of}, todo, show)
     if show == 'cost' and (told := cost_of_all(todo, profile)): print(told, flush=True)
     if show: return []
     for said in check_own_data({n for a in todo for n in data_used(plan[a])}): print(said, flush=True)
     if '+' in profile:
         write_atomic(variant_path(profile), yaml.safe_dump(given, allow_unicode=True, sort_keys=False))
     failed = make({a: plan[a] for a in todo}, profile, force=force, **how) if todo else []
-    said = {a: text for a in meant if (text := finding(a, profile))}
-    if said: print('What was found:', *(f'  {a}: {text}' for a, text in said.items()), sep='\n', flush=True)
-    print(f"profile {profile}: artefacts are in {output_root() / 'figures' / profile}", flush=True)
+    concluded(meant, profile)
     return failed
 
 # %% ../../nbs/97_reproduce.ipynb #236606bd
@@ -639,15 +705,19 @@ def carried(jobs: int, cores: int | None = None, free_mib: float | None = None) 
 # %% ../../nbs/97_reproduce.ipynb #db8835da
 QUIET = dict(TRANSFORMERS_VERBOSITY='error', HF_HUB_DISABLE_PROGRESS_BARS='1',
              TQDM_DISABLE='0' if sys.stderr.isatty() else '1', PYTHONWARNINGS='ignore',
-             TOKENIZERS_PARALLELISM='false', PYDEVD_DISABLE_FILE_VALIDATION='1')    # for the notebooks' processes
+             TOKENIZERS_PARALLELISM='false', PYDEVD_DISABLE_FILE_VALIDATION='1')
 
+def prepare_environment() -> None:
+    "What the notebooks' processes inherit: silence, and whole paths, since they run in the project's folder."
+    places = ('LLMREC_DATA', 'LLMREC_MODELS', 'LLMREC_OUT')
+    os.environ |= {k: str(Path(os.environ[k]).resolve()) for k in places if os.environ.get(k)}
+    os.environ |= {k: v for k, v in QUIET.items() if k not in os.environ}
+
+# %% ../../nbs/97_reproduce.ipynb #4a195c29
 def main(argv=None) -> int:
     "Entry point of `llmrec_reproduce`; a complaint is one sentence on standard error and exit status 1."
     args = parse(argv)
-    # notebooks run in the project's folder
-    os.environ |= {k: str(Path(os.environ[k]).resolve())
-                   for k in ('LLMREC_DATA', 'LLMREC_MODELS', 'LLMREC_OUT') if os.environ.get(k)}
-    os.environ |= {k: v for k, v in QUIET.items() if k not in os.environ}
+    prepare_environment()
     show = 'inputs' if args.list else 'cost' if args.dry_run else ''
     try:
         failed = reproduce(args.artefacts, args.profile,

@@ -34,8 +34,8 @@ from ..paths import raw_dir, root
 from ..runs.records import FIELDS, make_key, provenance_of, records_of
 from .profiles import chosen, handed, manifest, own_data, parameters, read_notebook, variant_path
 from llmrec.repro.reproduce import (
-    HANDS_ON, QUIET, QuietKernel, changes, code_of, data_used, executed_path, library_used, load_stamp,
-    outputs, sha256, stamp_path,
+    HANDS_ON, QuietKernel, changes, code_of, data_used, executed_path, library_used, load_stamp, outputs,
+    prepare_environment, sha256, stamp_path,
 )
 
 # %% ../../nbs/98_trace.ipynb #c32b4121
@@ -94,7 +94,8 @@ def sources_of(path: Path) -> pl.DataFrame:
     if missing := [c for c in ('row', 'column', 'value', 'source') if c not in found.columns]:
         raise LlmrecError(f'{path} has no column {missing[0]!r}; make the artefact anew.')
     found = found.with_columns(pl.col('row').cast(pl.Int64, strict=False))
-    if found.select(pl.any_horizontal(pl.col('row', 'column', 'source').is_null(), pl.col('row') < 0).any()).item():
+    nowhere = pl.any_horizontal(pl.col('row', 'column', 'source').is_null(), pl.col('row') < 0)
+    if found.select(nowhere.any()).item():
         raise LlmrecError(f'{path} has a line without a row, a column or a source; make the artefact anew.')
     return found
 
@@ -163,7 +164,7 @@ def json_of(path: Path) -> dict:
 
 # %% ../../nbs/98_trace.ipynb #72b21301
 def record_lines(stamp: dict, profile: str, numbers: dict) -> Iterator[str]:
-    "Lines on the records in `numbers` (name -> number in the answer); those of one commit and machine stand together."
+    "Lines on the records in `numbers` (name -> number in the answer), by commit and machine."
     folder = records_of(profile)
     bodies = {n: json_of(folder / f'{n}.json') for n in numbers}
     sides = {n: provenance_of(folder / f'{n}.json') for n in numbers}
@@ -245,7 +246,7 @@ def shown(value: str) -> str:
 
 def cell_lines(table: pl.DataFrame, cells: pl.DataFrame, of: list[str], numbers: dict,
                paper: str) -> Iterator[str]:
-    "Lines on the cells, a group for each row; `of` are the columns that label it. A cell by itself is told in full."
+    "Lines on the cells, a group for each row, which the columns `of` label. A single cell is told in full."
     tell = str if len(cells) == 1 else shown
     for (i,), part in cells.group_by('row', maintain_order=True):
         yield f"row {i}: {', '.join(t for t in table.select(of).row(i) if t)}"
@@ -272,7 +273,9 @@ def trace(file, row: str | None = None, column: str | None = None) -> Iterator[s
         if stamp['files'].get(path.name) != sha256(path) and not is_stamp:
             yield f'NOTE: {path.name} is not as the notebook wrote it; see llmrec_verify.'
         found = cells_of(path)
-        if found and len(found[1]): yield from of_cells(stamp, profile, artefact, *found, row, column)
+        if found and len(found[1]):
+            mine = chosen_cells(*found, row, column)
+            yield from of_cells(stamp, profile, artefact, found[0], mine, labels(*found))
         else: yield from as_a_whole(stamp, profile, path, row, column)
 
 # %% ../../nbs/98_trace.ipynb #faca6902
@@ -293,14 +296,18 @@ def as_a_whole(stamp: dict, profile: str, path: Path, row, column) -> Iterator[s
 def every_record(stamp: dict) -> list[str]: return sorted([*stamp['records'], *stamp.get('failed', {})])
 
 # %% ../../nbs/98_trace.ipynb #c777ec96
-def of_cells(stamp: dict, profile: str, artefact: str, table: pl.DataFrame, cells: pl.DataFrame, row,
-             column) -> Iterator[str]:
+def of_cells(
+    stamp: dict, profile: str, artefact: str,
+    table: pl.DataFrame,
+    mine: pl.DataFrame,    # the chosen cells, from `chosen_cells`
+    of: list,              # columns that label a row, from `labels`
+) -> Iterator[str]:
     "Lines on the chosen cells, and then on the records that they name."
-    mine, every = chosen_cells(table, cells, row, column), every_record(stamp)
+    every = every_record(stamp)
     names = dict.fromkeys(n for source in mine['source'].unique(maintain_order=True)
                           for n in names_in(source, every))
     numbers = {n: i for i, n in enumerate(names, 1)}
-    yield from cell_lines(table, mine, labels(table, cells), numbers, artefact.split('/')[0])
+    yield from cell_lines(table, mine, of, numbers, artefact.split('/')[0])
     yield from record_lines(stamp, profile, numbers)
 
 # %% ../../nbs/98_trace.ipynb #81b68a74
@@ -484,8 +491,9 @@ def made_again(artefact: str, profile: str, stamp: dict, folder: Path) -> dict[s
     with output_to(folder):
         try:
             papermill.execute_notebook(str(folder / 'notebook.ipynb'), str(folder / 'executed.ipynb'),
-                                       handed(artefact, stamp['parameters']), kernel_name='python3', cwd=str(root()),
-                                       progress_bar=False, log_output=False, kernel_manager_class=QuietKernel)
+                                       handed(artefact, stamp['parameters']), kernel_name='python3',
+                                       cwd=str(root()), progress_bar=False, log_output=False,
+                                       kernel_manager_class=QuietKernel)
         except PapermillExecutionError as e: raise LlmrecError(' '.join(e.evalue.split())[:300]) from None
         return outputs(artefact, profile)
 
@@ -505,7 +513,7 @@ def check_again(artefact: str, profile: str, stamp: dict, stale: bool) -> Iterat
 
 # %% ../../nbs/98_trace.ipynb #93c62a95
 def check_artefact(artefact: str, profile: str, again: bool = False) -> list[Finding]:
-    "All findings on an artefact, except those of its records by themselves; the profile's own datasets are registered meanwhile."
+    "All findings on an artefact but those of its records; meanwhile the profile's datasets are registered."
     try: own = own_data(profile)
     except LlmrecError:
         own = contextlib.nullcontext()    # the profile is gone or broken, which `check_stale` says
@@ -554,7 +562,7 @@ def strangers(profile: str) -> list[Finding]:
 # %% ../../nbs/98_trace.ipynb #3b6a51a8
 def verify(artefacts: list, profile: str, again: bool = False,
            say=lambda text: None) -> tuple[list[Finding], int, int]:
-    "(findings, artefacts, records) of a profile: of these artefacts and their records, or of everything when none is named."
+    "(findings, artefacts, records) of a profile: of these artefacts and their records, or of everything."
     made = made_artefacts(profile)
     names, out = [a for a in chosen(artefacts) if a in made], []
     for n, a in enumerate(names, 1):
@@ -571,8 +579,8 @@ def verify(artefacts: list, profile: str, again: bool = False,
 # %% ../../nbs/98_trace.ipynb #ccd65072
 def run_trace(argv=None) -> int:
     "Entry point of `llmrec_trace`."
-    p = argparse.ArgumentParser('llmrec_trace', description='Show where the numbers of a table or figure come '
-                                'from, down to records and seeds.')
+    p = argparse.ArgumentParser('llmrec_trace', description='Show where the numbers of a table or figure '
+                                                            'come from, down to records and seeds.')
     p.add_argument('file', metavar='FILE', help='a file in figures/<profile>/<paper>/')
     p.add_argument('--row', help="the row's number, counted from 0, or part of its text")
     p.add_argument('--column', help='the name of a column with numbers')
@@ -593,7 +601,8 @@ def parse(argv=None) -> argparse.Namespace:
                                 'their stamps and records, and records against their checksums.',
                                 epilog='Exit status: 0 if everything matches, 1 if something does not.')
     p.add_argument('artefacts', nargs='*', metavar='ARTEFACT',
-                   help='what to check, for example llamarec/table1 (default: everything that was made, and all records)')
+                   help='what to check, for example llamarec/table1 (default: everything that was made, and '
+                        'all records)')
     p.add_argument('--profile', action='append', default=[],
                    help='check the artefacts of this profile (default: of all profiles); may be repeated')
     p.add_argument('--again', action='store_true',
@@ -641,10 +650,8 @@ def summary(found: list, profiles: list, counts: list, strict: bool) -> int:
 def run_verify(argv=None) -> int:
     "Entry point of `llmrec_verify`; a complaint is one sentence on standard error and exit status 1."
     args = parse(argv)
-    # notebooks run in the project's folder
-    os.environ |= {k: str(Path(os.environ[k]).resolve())
-                   for k in ('LLMREC_DATA', 'LLMREC_MODELS', 'LLMREC_OUT') if os.environ.get(k)}
-    os.environ |= {k: v for k, v in QUIET.items() if k not in os.environ} | dict(LLMREC_JOBS='1')
+    prepare_environment()
+    os.environ['LLMREC_JOBS'] = '1'
     for name in ('LLMREC_SCHEDULER', 'LLMREC_EVENTS'): os.environ.pop(name, None)
     try: return verify_all(args)
     except LlmrecError as e:

@@ -49,7 +49,7 @@ def attempt(
     here,             # where the record belongs; a worker has an environment of its own
     own: str = '',    # the caller's datasets of one's own, see data.datasets.OWN
 ) -> tuple[str, float]:
-    "Compute a run: '' when it is recorded now, `BUSY`, or what went wrong; and the seconds it took, 0 where it was recorded already."
+    "Compute a run: '' when it is recorded now, `BUSY`, or what went wrong; and seconds, 0 for an old one."
     start, said = time.perf_counter(), ''
     try:
         os.environ[OWN] = own
@@ -75,7 +75,7 @@ def connect(address: str):    # a distributed.Client
 
 # %% ../../nbs/93_grid.ipynb #37abee8a
 def dask_setup(worker) -> None:
-    "What a worker does first when it is started with `--preload llmrec.runs.grid`: what it prints goes to $LLMREC_WORKER_LOG."
+    "What a worker started with `--preload llmrec.runs.grid` does first: it prints to $LLMREC_WORKER_LOG."
     if path := os.environ.get('LLMREC_WORKER_LOG'):
         with open(path, 'a') as log:
             for descriptor in (1, 2): os.dup2(log.fileno(), descriptor)
@@ -113,7 +113,7 @@ def spread(
     names: list,      # of their records
     what: str,        # for the progress bar
 ) -> list[str]:       # for each '' when it is recorded now, else what went wrong
-    "Compute runs side by side; those that another process is computing are tried again when it has let go of them."
+    "Compute runs side by side; those that another process computes are tried again when it lets go of them."
     said, pause = [BUSY] * len(configs), .25
     with workers() as jobs, tqdm(total=len(configs), desc=what, leave=False) as bar:
         while busy := [i for i, text in enumerate(said) if text == BUSY]:
