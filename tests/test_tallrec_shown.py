@@ -181,6 +181,9 @@ def test_a_domain_that_was_not_tuned_on_is_left_out():
         'With 16 rows of the other domain instead of the domain asked about, AUC x 100 changes by +0.0 on Films (miniature) after '
         'Books (miniature) (to 60.0).')
     assert tallrec_figures.domains_said(long, ['films', 'books'], 64).startswith('Only one domain')
+    both = pl.DataFrame(rows(tallrec_figures.tuned_on(('films', 'books')), [61.]))
+    assert tallrec_figures.domains_said(pl.concat([long, both]), ['films', 'books'], 16).endswith(
+        'With 16 rows of each it is 61.0 on Films (miniature) (60.0 tuned on it alone).')
 
 
 def test_the_lines_of_figure_3a_from_the_top():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROLE', 'colour_of', 'ks_of', 'shared_k', 'row_of', 'stages_said', 'tuning_gaps', 'is_flat', 'stage_colours',
            'draw_baselines', 'draw_stages', 'lines_from_top', 'draw_auc', 'draw_not_asked', 'draw_asked', 'asked_said',
-           'tuned_on', 'auc_of', 'domain_said', 'domains_said']
+           'tuned_on', 'auc_of', 'domain_said', 'both_said', 'domains_said']
 
 # %% ../../nbs/58c_tallrec_figures.ipynb #9713db00
 import polars as pl
@@ -184,16 +184,25 @@ def domain_said(rows: pl.DataFrame, dataset: str, other: str) -> str | None:
     gap = round(away - own, 1) + 0
     return f'{gap:+.1f} on {YESNO_DATASETS[dataset]} after {YESNO_DATASETS[other]} (to {away:.1f})'
 
+# %% ../../nbs/58c_tallrec_figures.ipynb #b07a5a1d
+def both_said(rows: pl.DataFrame, datasets: list[str]) -> list[str]:
+    "What the model tuned on all `datasets` has on each, beside the one tuned on it alone."
+    pairs = ((d, auc_of(rows, d, tuple(datasets)), auc_of(rows, d, (d,))) for d in datasets)
+    return [f'{both:.1f} on {YESNO_DATASETS[d]} ({alone:.1f} tuned on it alone)'
+            for d, both, alone in pairs if both is not None and alone is not None]
+
 # %% ../../nbs/58c_tallrec_figures.ipynb #d5259e4a
 def domains_said(
     long: pl.DataFrame,
     datasets: list[str],
     k: int,
 ) -> str:
-    "What the domain of the K training rows changes, for every pair of datasets."
+    "What the domain of the K training rows changes for every pair of datasets, and what both give."
     rows = long.filter(setting=f'K={k}')
     said = [domain_said(rows, d, e) for d in datasets for e in datasets if e != d]
     said = [text for text in said if text]
     if not said: return 'Only one domain was tuned on here, so nothing can be said across domains.'
+    both = both_said(rows, datasets)
     return (f'With {k} rows of the other domain instead of the domain asked about, AUC x 100 changes by'
-            f" {' and '.join(said)}.")
+            f" {' and '.join(said)}."
+            + (f" With {k} rows of each it is {' and '.join(both)}." if both else ''))
