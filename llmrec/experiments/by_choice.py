@@ -7,7 +7,7 @@ __all__ = ['PUBLISHED', 'HEADS', 'BOUNDS', 'PANELS', 'studies_of', 'choice_recor
            'on_subset', 'over_all', 'ndcg10', 'difference', 'choice_line', 'choice_frame', 'signed', 'choices_shown',
            'choices_finding', 'seen', 'choice_said', 'points', 'panel']
 
-# %% ../../nbs/53k_by_choice.ipynb #e3071211
+# %% ../../nbs/53k_by_choice.ipynb #a1d10019
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +24,7 @@ from ..llm.verbalizer import letter_ids
 from ..runs.artefacts import PALETTE, value_text, with_interval
 from ..runs.grid import run_all
 
-# %% ../../nbs/53k_by_choice.ipynb #4b0b686c
+# %% ../../nbs/53k_by_choice.ipynb #a19e3b36
 PUBLISHED = 'as published'
 
 def studies_of(
@@ -37,7 +37,7 @@ def studies_of(
     return {name: study(**values | change | dict(tuning=tuning | change.get('tuning', {})))
             for name, change in every.items()}
 
-# %% ../../nbs/53k_by_choice.ipynb #0cdea2ad
+# %% ../../nbs/53k_by_choice.ipynb #c6675e85
 def choice_records(studies: dict[str, LlamaRecStudy]) -> dict:
     "(choice, dataset, seed) -> record of the ranker."
     by_preset = {}
@@ -48,7 +48,7 @@ def choice_records(studies: dict[str, LlamaRecStudy]) -> dict:
     configs = [ranking_config(studies[name], d, seed) for name, d, seed in keys]
     return dict(zip(keys, run_all(llamarec.run, configs, next(iter(studies.values())).profile, 'rankers')))
 
-# %% ../../nbs/53k_by_choice.ipynb #ec814687
+# %% ../../nbs/53k_by_choice.ipynb #ee228c24
 def letters_that_differ(s: LlamaRecStudy, n: int = 20) -> int:
     "For how many of `n` letters the published verbalizer reads another id than the one that was trained."
     cfg = BackboneConfig(s.backbone, quantisation=s.quantisation, dtype=s.dtype)
@@ -60,7 +60,7 @@ def same_ranks(records: dict, one: str, other: str) -> bool:
     return all((r.arrays['rank'] == records[other, d, seed].arrays['rank']).all()
                for (name, d, seed), r in records.items() if name == one)
 
-# %% ../../nbs/53k_by_choice.ipynb #26b6e400
+# %% ../../nbs/53k_by_choice.ipynb #56c18727
 def on_subset(runs: list, k: int = 10) -> list[np.ndarray]:
     "NDCG@k of each user of the valid retrieval subset, in the given order and after ranking."
     before, after = (np.stack([r.arrays[name] for r in runs]) for name in ('retrieved_rank', 'rank'))
@@ -68,7 +68,7 @@ def on_subset(runs: list, k: int = 10) -> list[np.ndarray]:
     some = inside.any(0)
     return [(ndcg(first(x), k) * inside).sum(0)[some] / inside.sum(0)[some] for x in (before, after)]
 
-# %% ../../nbs/53k_by_choice.ipynb #0608a304
+# %% ../../nbs/53k_by_choice.ipynb #32ef94eb
 def over_all(runs: list, metric) -> np.ndarray:
     "(n_users,) the mean over seeds of `metric`, a function of ranks such as `lambda rank: ndcg(rank, 10)`."
     return np.mean([metric(r.arrays['rank']) for r in runs], 0)
@@ -80,12 +80,12 @@ def difference(values: np.ndarray, *names: str) -> dict:
     mean, low, high = bootstrap_interval(values)
     return dict(zip(names, (mean, low, high, interval_text(low, high))))
 
-# %% ../../nbs/53k_by_choice.ipynb #8a18517a
+# %% ../../nbs/53k_by_choice.ipynb #018cf848
 HEADS = dict(
     dataset='dataset', choice='choice', users='users in the subset', order="NDCG@10, retriever's order",
     ranker='NDCG@10, ranker', gain='ranker minus order', gain_interval='its 95 %',
     everybody='NDCG@10, all users', recall='Recall@10, all users', change='all users, minus as published',
-    change_interval='its 95 % ', seeds='seeds')    # column of the long table -> its heading in the printed one
+    change_interval='its 95 % ', seeds='seeds')    # column of the long table -> heading
 BOUNDS = ('low', 'high', 'change_low', 'change_high')
 
 def choice_line(dataset: str, choice: str, runs: list, published: list) -> dict:
@@ -102,7 +102,7 @@ def choice_line(dataset: str, choice: str, runs: list, published: list) -> dict:
     behind = runs if choice == PUBLISHED else [*runs, *published]
     return {c: found[c] for c in (*HEADS, *BOUNDS)} | dict(records=' '.join(r.name for r in behind))
 
-# %% ../../nbs/53k_by_choice.ipynb #40ccab56
+# %% ../../nbs/53k_by_choice.ipynb #c32fee0a
 def choice_frame(records: dict) -> pl.DataFrame:
     "The long table: a row for each dataset and choice of `choice_records`."
     runs = {}
@@ -112,7 +112,7 @@ def choice_frame(records: dict) -> pl.DataFrame:
              for name in sets for (d, choice), found in runs.items() if d == name]
     return pl.DataFrame(lines, infer_schema_length=None)
 
-# %% ../../nbs/53k_by_choice.ipynb #91c47922
+# %% ../../nbs/53k_by_choice.ipynb #fa8c15bf
 def signed(value, low, high) -> str | None:
     "A difference with its sign and its interval; None where there is none."
     return None if value is None else value_text(value, low, high, '+.4f')
@@ -127,14 +127,14 @@ def choices_shown(long: pl.DataFrame) -> pl.DataFrame:
         'all users, minus as published': signed(r['change'], r['change_low'], r['change_high'])}
         for r in long.iter_rows(named=True)], infer_schema_length=None)
 
-# %% ../../nbs/53k_by_choice.ipynb #f09dc3fc
+# %% ../../nbs/53k_by_choice.ipynb #a8664966
 def choices_finding(long: pl.DataFrame) -> str:
     "How many changes raise or lower NDCG@10, and in how many rows the ranker is above its order."
     changed = long.filter(pl.col('change').is_not_null())
     up, down = (changed.filter(x).height for x in (pl.col('change_low') > 0, pl.col('change_high') < 0))
     gains = long.filter(pl.col('low') > 0).height
-    return (f'Of {len(changed)} changes to the published choices, {up} raise NDCG@10 over all users and {down} '
-            'lower it, by intervals over users; the ranker lies above the order that it was given in '
+    return (f'Of {len(changed)} changes to the published choices, {up} raise NDCG@10 over all users and '
+            f'{down} lower it, by intervals over users; the ranker lies above the order that it was given in '
             f'{gains} of {len(long)} rows.')
 
 def seen(low: float, high: float) -> str:
@@ -147,7 +147,7 @@ def choice_said(row: dict) -> str:
     if row['change'] is None: return text
     return f"{text}; over all users {seen(row['change_low'], row['change_high'])} as published"
 
-# %% ../../nbs/53k_by_choice.ipynb #413d1217
+# %% ../../nbs/53k_by_choice.ipynb #264c4e9e
 PANELS = {
     ('gain', 'low', 'high'): "ranker minus the retriever's order,\nNDCG@10 on the subset",
     ('change', 'change_low', 'change_high'): 'choice minus as published,\nNDCG@10 over all users',
