@@ -55,6 +55,7 @@ def letters_that_differ(s: LlamaRecStudy, n: int = 20) -> int:
     tokenizer = load_backbone(cfg).tokenizer
     return int((letter_ids(tokenizer, n) != letter_ids(tokenizer, n, 'as_published')).sum())
 
+# %% ../../nbs/53k_by_choice.ipynb #d5bdafe5
 def same_ranks(records: dict, one: str, other: str) -> bool:
     "Whether two choices give the same rank to every user in every run."
     return all((r.arrays['rank'] == records[other, d, seed].arrays['rank']).all()
@@ -73,6 +74,7 @@ def over_all(runs: list, metric) -> np.ndarray:
     "(n_users,) the mean over seeds of `metric`, a function of ranks such as `lambda rank: ndcg(rank, 10)`."
     return np.mean([metric(r.arrays['rank']) for r in runs], 0)
 
+# %% ../../nbs/53k_by_choice.ipynb #a5b6f806
 def ndcg10(rank): return ndcg(rank, 10)
 
 def difference(values: np.ndarray, *names: str) -> dict:
@@ -137,6 +139,7 @@ def choices_finding(long: pl.DataFrame) -> str:
             f'{down} lower it, by intervals over users; the ranker lies above the order that it was given in '
             f'{gains} of {len(long)} rows.')
 
+# %% ../../nbs/53k_by_choice.ipynb #7ef03190
 def seen(low: float, high: float) -> str:
     "On which side of 0 an interval lies."
     return 'above' if low > 0 else 'below' if high < 0 else 'not to be told from'
@@ -163,6 +166,7 @@ def points(ax, long: pl.DataFrame, columns: tuple) -> pl.DataFrame:
                     fontsize=6.5, color=colour)
     return part
 
+# %% ../../nbs/53k_by_choice.ipynb #0ee3dd05
 def panel(ax, long: pl.DataFrame, columns: tuple, label: str) -> None:
     "One of `PANELS`: the points, a line at 0, and the names of the rows."
     part = points(ax, long, columns)

@@ -106,6 +106,7 @@ def seeds_in(table: pl.DataFrame) -> list[str]:
     found = [c for c in table.columns if c.startswith('seed ')]
     return sorted(found, key=lambda c: int(c.removeprefix('seed ')))
 
+# %% ../../nbs/53h_exact_recall.ipynb #53ae3439
 def exact_table(
     runs: dict,   # from `lrurec_runs`
 ) -> pl.DataFrame:
@@ -167,6 +168,7 @@ def moved_by_batches(table: pl.DataFrame) -> float:
     "By how much averaging over batches instead of users moves a metric, at most."
     return (table['mean over batches'] - table['window hidden']).abs().max()
 
+# %% ../../nbs/53h_exact_recall.ipynb #2afc57ef
 def reached_said(judged: list) -> str:
     "How many of the paper's numbers one more run could have given; `judged`: (row of the table, whether)."
     outside = [f"{r['dataset']} {r['metric']}" for r, inside in judged
@@ -175,6 +177,7 @@ def reached_said(judged: list) -> str:
             f'{len(judged)} values; those out of its reach with the preset of the tables: '
             f"{', '.join(outside) or 'none'}.")
 
+# %% ../../nbs/53h_exact_recall.ipynb #de1120d9
 def exact_finding(table: pl.DataFrame) -> str:
     "What one more run could have given and, where nobody can say, what averaging over batches changes."
     found = [(r, one_more(r)) for r in table.iter_rows(named=True)]
@@ -195,6 +198,7 @@ def seeds_said(m: OneMore) -> str:
             f" {len(m.seeds)} not below the paper's; the paper's {'inside' if m.inside else 'outside'} "
             f'{m.low:.4f} to {m.high:.4f}, where one more would lie')
 
+# %% ../../nbs/53h_exact_recall.ipynb #3747a620
 def compared_said(row: dict) -> str | None:
     "One row beside the paper's number, and what mask and average change; None where the paper has none."
     m = one_more(row)
@@ -221,6 +225,7 @@ def fluctuation(curves: list) -> tuple[float, float]:
     step = np.mean([np.abs(np.diff(c)).mean() for c in curves])
     return step, np.mean([c.max() - np.median(c) for c in curves])
 
+# %% ../../nbs/53h_exact_recall.ipynb #d7191163
 def curve_of(record, skipped: int = 3) -> np.ndarray:
     "Validation Recall@10 of a run, without the first `skipped` validations, in which it rises."
     return np.array(record.metrics['training']['curve'])[skipped:, 2]

@@ -22,6 +22,7 @@ def printed_pair(dataset: str, method: str, metric: str) -> list[float]:
     "What LlamaRec's Table 1 and Table 3 print."
     return [paper_number('llamarec', table, dataset, method, metric) for table in ('table1', 'table3')]
 
+# %% ../../nbs/53j_implied.ipynb #65eaf972
 def range_of(printed: float) -> tuple[float, float]:
     "The numbers that print like this: half a unit below if rounded, a whole one above if cut off."
     return printed - 0.5e-4, printed + 1e-4
@@ -36,6 +37,7 @@ def users_allowed(dataset: str, method: str) -> tuple[int, int, int]:
     least, most = max(low for low, _ in bounds), min(high for _, high in bounds)
     return int(np.ceil(n * least)), int(np.floor(n * most)), n
 
+# %% ../../nbs/53j_implied.ipynb #c90d4740
 def users_said(least: int, most: int, n: int) -> str:
     "How many of the `n` users are in the list, in words."
     users = 'no number' if least > most else f'{least:,}' if least == most else f'{least:,} to {most:,}'
@@ -53,6 +55,7 @@ def paper_line(dataset: str, method: str) -> dict:
         'lowest ratio (paper)': min(ratio.values()), 'highest ratio (paper)': max(ratio.values()),
         'users in the list (paper)': users_said(least, most, n)} | ratio
 
+# %% ../../nbs/53j_implied.ipynb #4f5b1d25
 def our_line(row: dict) -> dict:
     "A row of the long table with a measured Recall@20."
     return {'dataset': DATASETS[row['dataset']].label, 'source': f"ours, {row['method']}",
@@ -94,6 +97,7 @@ def beside_implied(ours: pl.DataFrame) -> pl.DataFrame:
     return both.with_columns(difference=pl.col('value') - pl.col('paper'),
                              covered=pl.col('paper').is_between('low', 'high'))
 
+# %% ../../nbs/53j_implied.ipynb #a2d79f58
 def implied_finding(long: pl.DataFrame) -> str:
     "In how many rows of `beside_implied` the interval covers what the paper's tables imply."
     known = long.drop_nulls('paper')
@@ -104,6 +108,7 @@ def implied_finding(long: pl.DataFrame) -> str:
     return ('The paper has none of these datasets; no ranker can lift Recall above '
             f"{long['value'].min():.4f} to {long['value'].max():.4f}, our Recall@20.")
 
+# %% ../../nbs/53j_implied.ipynb #122c367d
 def implied_said(row: dict) -> str:
     "A row of `beside_implied` in words."
     text = (f"{DATASETS[row['dataset']].label}, {row['method']}: Recall@20 "
@@ -131,6 +136,7 @@ def check_line(method: str, metric: str) -> dict:
         'hits / 610': fits(whole, 'hits / 610'), 'k / 624': fits(whole, 'k / 624'),
         'Table 3 (paper)': subset, 'hits / 123': fits(subset, 'hits / 123')}
 
+# %% ../../nbs/53j_implied.ipynb #42a71ca9
 def grid_check() -> pl.DataFrame:
     "A `check_line` for both Recalls of all five methods of the paper."
     methods = ('NARM', 'BERT4Rec', 'SASRec', 'LRURec', 'LlamaRec')

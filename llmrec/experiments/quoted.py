@@ -44,6 +44,7 @@ def source_of(method: str) -> str:
     "Where a number of the paper's Table 4 comes from."
     return f'paper, copied there from {COPIED[method]}' if method in COPIED else 'paper'
 
+# %% ../../nbs/53l_quoted.ipynb #ae258962
 def beside_sources(long: pl.DataFrame) -> pl.DataFrame:
     "The rows of ours and of the paper on the datasets of `long`, with the source of each number."
     both = beside_paper(long, 'llamarec', 'table4', missing=True)
@@ -61,11 +62,13 @@ def marked(table: pl.DataFrame) -> pl.DataFrame:
     copied = name.is_in(list(COPIED)) & (pl.col('dataset') == DATASETS['beauty'].label)
     return table.with_columns(pl.when(copied).then(name + MARK).otherwise(name).alias('method'))
 
+# %% ../../nbs/53l_quoted.ipynb #25d837da
 def records_behind(long: pl.DataFrame) -> Callable:
     "For `save_table`: the records behind a number, whether or not its row is marked."
     behind = sources(long)
     return lambda row, column: behind(row | dict(method=row['method'].removesuffix(MARK)), column)
 
+# %% ../../nbs/53l_quoted.ipynb #50dd9aac
 def protocol_note(datasets: list[str]) -> str:
     "For a caption: what the dagger means, or that the paper has none of the datasets."
     if 'beauty' not in datasets: return 'The paper has Beauty only, which is not in this profile.'
@@ -87,6 +90,7 @@ class Asked:
     def whole(self) -> dict:
         "The records without those of runs that failed."
         return {name: r for name, r in self.found.items() if not hasattr(r, 'error')}
+
 def with_numberings(systems: dict, numberings: list[str]) -> dict:
     "The systems of a profile and, where P5 is among them, a row for each other numbering of its items."
     return systems | (numbered(systems['P5'], numberings) if 'P5' in systems else {})
@@ -105,12 +109,14 @@ def listed(names: list[str]) -> str:
     "'A, B and C'."
     return ' and '.join(x for x in (', '.join(names[:-1]), names[-1]) if x)
 
+# %% ../../nbs/53l_quoted.ipynb #7ee59587
 def copied_said(paper: pl.DataFrame) -> str:
     "How many of the paper's numbers were copied; `paper` has one row for each method."
     copied = paper.filter(pl.col('method').is_in(list(COPIED)))
     return (f"{len(copied)} of the paper's {len(paper)} Recall@10 were copied from other works, so only "
             f'{len(paper) - len(copied)} was measured on data that can be compared with ours.')
 
+# %% ../../nbs/53l_quoted.ipynb #870cdd3e
 def run_here_said(ours: dict[str, float], here: list[str]) -> str:
     "The best of the systems run `here`, beside popularity and LRURec; `ours`: method -> NDCG@10."
     if not here: return ''
@@ -119,6 +125,7 @@ def run_here_said(ours: dict[str, float], here: list[str]) -> str:
             f'budget: the best, {top}, has an NDCG@10 of {ours[top]:.4f}, popularity '
             f"{ours['Popularity']:.4f} and LRURec {ours['LRURec']:.4f}.")
 
+# %% ../../nbs/53l_quoted.ipynb #d5d1fc79
 def highest_said(long: pl.DataFrame) -> str:
     "Where the paper has none of the datasets: our highest Recall@10 on each."
     best = [long.filter(dataset=d, metric='Recall@10').sort('value').row(-1, named=True)
@@ -142,6 +149,7 @@ def people_said(a: Asked) -> str:
     people = '; '.join(f'{n:,} people for {", ".join(names)}' for n, names in by_number.items())
     return f'On {DATASETS[a.dataset].label} one run each, of a fixed sample: {people}.' if people else ''
 
+# %% ../../nbs/53l_quoted.ipynb #8d0f1dfd
 def systems_note(a: Asked) -> list[str]:
     "For a caption: the sentences on the systems of one dataset."
     note = [people_said(a), *(f'{name}: {allowed(a.runs[name])}' for name in SYSTEMS if name in a.found)]
@@ -158,6 +166,7 @@ def costs_of(every: list[Asked]) -> pl.DataFrame:
               for a in every if a.found or a.spent]
     return pl.concat(priced) if priced else pl.DataFrame()
 
+# %% ../../nbs/53l_quoted.ipynb #7e122364
 def sentences(a: Asked, retriever, paper: pl.DataFrame) -> list[str]:
     "A sentence on each system beside the `retriever` (ranks of all users) and the paper's NDCG@10."
     theirs = paper.filter(dataset=a.dataset, metric='NDCG@10')

@@ -24,6 +24,7 @@ def printed_in(artefact: str) -> dict:
     found = paper_numbers('llamarec').filter(artefact=artefact).iter_rows(named=True)
     return {(r['dataset'], r['method'], r['metric']): r['value'] for r in found}
 
+# %% ../../nbs/53i_reached.ipynb #4cde73ef
 def with_bounds(row: dict) -> str:
     "The value of a row with its interval."
     return value_text(row['value'], row['low'], row['high'])
@@ -45,6 +46,7 @@ def own_name(method: str) -> str:
     "The paper's name for one of our methods: without loss or masking, language model, or longer search."
     return re.sub('-(MLM|CE|gBCE)$', '', method.split(' (')[0])
 
+# %% ../../nbs/53i_reached.ipynb #e13db351
 def beside(row: dict, other: str, printed: dict) -> str:
     "The paper's number for the method `other` and the interval of a row; '' where the paper has none."
     value = printed.get((row['dataset'], other, row['metric']))
@@ -71,10 +73,12 @@ def best_rows(compared: list[dict], printed: dict) -> dict:
             out[key] = r
     return out
 
+# %% ../../nbs/53i_reached.ipynb #68cceeab
 def not_reached(best: dict, printed: dict) -> dict:
     "The part of `best_rows` whose intervals lie below the paper's number."
     return {key: r for key, r in best.items() if r['high'] < printed[key]}
 
+# %% ../../nbs/53i_reached.ipynb #52acaf15
 def missed_said(key: tuple, row: dict, printed: dict) -> str:
     "A number of the paper, by dataset, method and metric, and our best row."
     d, method, metric = key
@@ -90,6 +94,7 @@ def reached_said(compared: list[dict], best: dict, printed: dict) -> str:
             f'LlamaRec in {ranker} of {times} comparisons with a retriever of ours. Our best rows reach '
             f"{reached} of the paper's {len(best)} numbers for retrievers.")
 
+# %% ../../nbs/53i_reached.ipynb #c3646817
 def tops_said(long: pl.DataFrame, metric: str = 'NDCG@10') -> str:
     "Which method has the highest value on each dataset."
     tops = [long.filter(dataset=d, metric=metric).sort('value').row(-1, named=True)
@@ -108,6 +113,7 @@ def longer_gain(row: dict, long: pl.DataFrame, printed: dict) -> str:
     return (f"{own['method']} on {name} has {row['metric']} {with_bounds(row)} after the longer search "
             f"({own['value']:.4f} without it{theirs})")
 
+# %% ../../nbs/53i_reached.ipynb #1df1551e
 def gains_said(longer: list[dict], long: pl.DataFrame, printed: dict, metric: str = 'Recall@10') -> str:
     "What the longer search has changed in all its rows; '' where it has none."
     gains = [longer_gain(r, long, printed) for r in longer if r['metric'] == metric]
@@ -120,6 +126,7 @@ def before_and_after(long: pl.DataFrame, dataset: str, ranker: str, metric: str)
     before, after = part['Retriever order'], part[ranker]
     return f"{with_bounds(after)} on {DATASETS[dataset].label} ({before['value']:.4f} before)"
 
+# %% ../../nbs/53i_reached.ipynb #19c6d702
 def ranked_said(s: LlamaRecStudy, long: pl.DataFrame, metric: str = 'NDCG@10') -> str:
     "What the ranker makes of the retriever's order on each of its datasets; '' where there is no ranker."
     each = [before_and_after(long, d, ranker_name(s), metric) for d in s.ranker_datasets]
@@ -162,6 +169,7 @@ def range_text(values: list[float]) -> str:
     "The smallest and largest of several values; a single one alone."
     return f'{min(values):.4f} to {max(values):.4f}' if len(values) > 1 else f'{values[0]:.4f}'
 
+# %% ../../nbs/53i_reached.ipynb #7b08015e
 def public_line(about: dict, values: list[float], compared: list[dict], printed: dict) -> dict:
     "Public `values` for `about` (dataset, method, setting, metric), the paper's number, and our rows."
     d, method, metric = (about[x] for x in ('dataset', 'method', 'metric'))
