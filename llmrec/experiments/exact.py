@@ -6,7 +6,7 @@
 __all__ = ['METRICS', 'IN_PAPER', 'corrected_records', 'lrurec_runs', 'exact_mean', 'published_means', 'exact_line',
            'exact_in_paper', 'in_paper', 'seeds_in', 'exact_table', 'records_behind', 'exact_shown', 'OneMore',
            'one_more', 'moved_by_batches', 'reached_said', 'exact_finding', 'seeds_said', 'compared_said', 'best_valid',
-           'variant_said', 'fluctuation', 'curve_of', 'on_grids', 'public_lines']
+           'variant_said', 'fluctuation', 'fluctuation_said', 'curve_of', 'on_grids', 'public_lines']
 
 # %% ../../nbs/53h_exact_recall.ipynb #218bd615
 from collections.abc import Callable
@@ -224,6 +224,14 @@ def fluctuation(curves: list) -> tuple[float, float]:
     "Mean step between two validations, and the best above the median; `curves`: one (n_validations,) a run."
     step = np.mean([np.abs(np.diff(c)).mean() for c in curves])
     return step, np.mean([c.max() - np.median(c) for c in curves])
+
+def fluctuation_said(curves: list) -> str:
+    "`fluctuation` in a sentence; runs with fewer than two validations left tell nothing."
+    long = [c for c in curves if len(c) > 1]
+    if not long: return 'too few validations to say how much they fluctuate'
+    step, gain = fluctuation(long)
+    return (f'validation Recall@10 moves by {step:.4f} from one validation to the next; '
+            f'the selected point lies {gain:.4f} above the median one')
 
 # %% ../../nbs/53h_exact_recall.ipynb #d7191163
 def curve_of(record, skipped: int = 3) -> np.ndarray:
