@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHOWN', 'peers_table', 'format_of', 'project', 'between', 'race_found', 'peer_said', 'race_note', 'draw']
 
-# %% ../../nbs/53m_peers_table.ipynb #e6bda4b4
+# %% ../../nbs/53m_peers_table.ipynb #eedefe55
 import matplotlib.pyplot as plt
 import polars as pl
 
@@ -13,7 +13,7 @@ from .peers import PEERS, PeersConfig, outcome
 from ..runs.artefacts import DOUBLE, PALETTE, figure_style
 from ..runs.records import Record
 
-# %% ../../nbs/53m_peers_table.ipynb #76303f65
+# %% ../../nbs/53m_peers_table.ipynb #309fb43e
 SHOWN = ['peer', 'epochs run', 's an epoch', 'ours, s an epoch', 'ratio', 'NDCG@10', 'ours then, NDCG@10',
          'ratio to the same NDCG@10', 'MiB', 'ours, MiB']
 
@@ -21,24 +21,24 @@ def peers_table(cfg: PeersConfig, record: Record) -> pl.DataFrame:
     "A row for each peer, see `peers.outcome`; SHOWN are the columns of the page."
     return pl.DataFrame([outcome(name, record) for name in cfg.peers])
 
-# %% ../../nbs/53m_peers_table.ipynb #78793382
+# %% ../../nbs/53m_peers_table.ipynb #9769c5a9
 def format_of(column: str) -> str:
     "How the numbers of a column are written."
     if '@10' in column and 'ratio' not in column: return '.4f'
     return '.2f' if column == 'epochs run' else ',.0f' if 'MiB' in column else ',.1f'
 
-# %% ../../nbs/53m_peers_table.ipynb #7995718e
+# %% ../../nbs/53m_peers_table.ipynb #b1137db4
 def project(peer: str) -> str:
     "Whose code a peer is."
     return 'the official LRURec' if 'official' in peer else peer.split()[0]
 
-# %% ../../nbs/53m_peers_table.ipynb #49eee094
+# %% ../../nbs/53m_peers_table.ipynb #5efa1df6
 def between(values: pl.Series) -> str:
     "'1.5 to 2.0', or one number."
     low, high = f'{values.min():.1f}', f'{values.max():.1f}'
     return low if low == high else f'{low} to {high}'
 
-# %% ../../nbs/53m_peers_table.ipynb #52fff11c
+# %% ../../nbs/53m_peers_table.ipynb #abfac16e
 def epochs_said(table: pl.DataFrame) -> str:
     "How many times less an epoch of ours takes."
     prefixes = pl.col('peer').str.starts_with('RecBole')
@@ -48,7 +48,7 @@ def epochs_said(table: pl.DataFrame) -> str:
         f"{between(part['ratio'])} times less than one of {' and '.join(dict.fromkeys(map(project, part['peer'])))},"
         f' {rows}' for part, rows in kinds if len(part))
 
-# %% ../../nbs/53m_peers_table.ipynb #86e5b138
+# %% ../../nbs/53m_peers_table.ipynb #4ad10ce2
 def sooner_said(table: pl.DataFrame) -> str:
     "How much sooner ours was as good as each peer when it stopped."
     ratio = 'ratio to the same NDCG@10'
@@ -57,14 +57,14 @@ def sooner_said(table: pl.DataFrame) -> str:
     return (f"at least {between(sooner[ratio])} times sooner in {len(sooner)} of {len(table)} cases"
             + (f", below five times for {' and '.join(slow)}" if len(slow) else ''))
 
-# %% ../../nbs/53m_peers_table.ipynb #8e355d79
+# %% ../../nbs/53m_peers_table.ipynb #f74c9b48
 def race_found(table: pl.DataFrame) -> str:
     "The finding."
     return (f'An epoch of ours takes {epochs_said(table)}. What NDCG@10 a peer had when it stopped, after at most'
             f" {100 * table['epochs run'].max():.0f} % of its epoch, ours had {sooner_said(table)}; accuracy after"
             ' full training is not compared.')
 
-# %% ../../nbs/53m_peers_table.ipynb #e1b5d8c1
+# %% ../../nbs/53m_peers_table.ipynb #87c48fd8
 def peer_said(r: dict) -> str:
     "One row of the table."
     sooner = r['ratio to the same NDCG@10']
@@ -74,7 +74,7 @@ def peer_said(r: dict) -> str:
     return (f"{r['peer']}: {r['s an epoch']:,.0f} s an epoch, ours {r['ours, s an epoch']:.1f}, {r['ratio']:.1f}"
             f" times; {as_good}; {r['MiB']:,.0f} MiB, ours {r['ours, MiB']:,.0f}.")
 
-# %% ../../nbs/53m_peers_table.ipynb #0dedc64a
+# %% ../../nbs/53m_peers_table.ipynb #06b21ddc
 def race_note(cfg: PeersConfig, record: Record, table: pl.DataFrame) -> str:
     "What the caption says about the numbers."
     machine, versions = (record.provenance.get(k, {}) for k in ('machine', 'versions'))
@@ -90,12 +90,12 @@ def race_note(cfg: PeersConfig, record: Record, table: pl.DataFrame) -> str:
         f' since ours is first judged after {cfg.judge_every} updates. MiB are the peak of the process up to the'
         ' end of training; ours up to its first judgement.')
 
-# %% ../../nbs/53m_peers_table.ipynb #2b9275c3
+# %% ../../nbs/53m_peers_table.ipynb #063741f0
 def beside(ax, x: float, y: float, text: str, colour: str, side: str = 'center') -> None:
     "A name to the right of a point."
     ax.annotate(text, (x, y), (5, 0), textcoords='offset points', va=side, fontsize=6.5, color=colour)
 
-# %% ../../nbs/53m_peers_table.ipynb #78ebd0f6
+# %% ../../nbs/53m_peers_table.ipynb #c73ea327
 def panel(ax, cfg: PeersConfig, record: Record, method: str) -> None:
     "Our curve and the points of its peers."
     curve = record.metrics['ours'][method]['curve']
@@ -107,8 +107,9 @@ def panel(ax, cfg: PeersConfig, record: Record, method: str) -> None:
         ax.plot(*at, 's', color=colour)
         beside(ax, *at, project(name).split(' LRURec')[0].removeprefix('the '), colour, side)
     ax.set(title=method, xlabel='processor seconds', xlim=(0, 1.6 * ax.dataLim.x1), ylim=(0, None))
+    ax.tick_params(labelsize=8)    # else the number of ticks depends on the style in force when it is saved
 
-# %% ../../nbs/53m_peers_table.ipynb #a4ecde50
+# %% ../../nbs/53m_peers_table.ipynb #792ac59d
 def draw(cfg: PeersConfig, record: Record):
     "Quality over time, a panel for each of our methods."
     methods = list(record.metrics['ours'])
@@ -116,5 +117,4 @@ def draw(cfg: PeersConfig, record: Record):
         fig, axes = plt.subplots(1, len(methods))
         for ax, method in zip(axes, methods): panel(ax, cfg, record, method)
         axes[0].set_ylabel('NDCG@10')
-        fig.draw_without_rendering()    # ticks are chosen for this style, not for that of who saves it
         return fig
