@@ -66,7 +66,8 @@ def counted(
 ) -> Counted:
     "All scores on the test and validation rows, with their AUCs."
     rows = {split: arrays(data.splits[split], pad='zero') for split in ('train', 'valid', 'test')}
-    scores = {split: method_scores(rows['train'], rows[split], data.n_items, texts) for split in ('test', 'valid')}
+    scores = {split: method_scores(rows['train'], rows[split], data.n_items, texts)
+              for split in ('test', 'valid')}
     summaries = {split: {m: auc_summary(rows[split].users, rows[split].labels, s, n=draws)
                          for m, s in by_method.items()} for split, by_method in scores.items()}
     return Counted(data, rows, scores, summaries)
@@ -103,8 +104,8 @@ def beside_paper_said(x: Counted) -> str:
     "What the paper's numbers say beside the counter's."
     s, values = x.counter, printed(x.data).values()
     if not values:
-        return (f'On {x.label}, the paper has no number for these rows, on which the history like-rate has an AUC of'
-                f" {value_text(s['AUC'], s['AUC_low'], s['AUC_high'], '.3f')}.")
+        return (f'On {x.label}, the paper has no number for these rows, on which the history like-rate has an'
+                f" AUC of {value_text(s['AUC'], s['AUC_low'], s['AUC_high'], '.3f')}.")
     places = [place(v, s) for v in values]
     so = ('at some K the published model is better than counting.' if 'above' in places else
           'nothing in them requires a model that does more than count the likes in its prompt.')
@@ -128,7 +129,7 @@ def own_row(x: Counted, split: str, m: str) -> dict:
 def all_rows(every: list[Counted]) -> list[dict]:
     "The rows of all datasets: test rows, the paper's values, validation rows."
     return [r for x in every for split in ('test', 'valid')
-            for r in [own_row(x, split, m) for m in x.scores[split]] + (paper_rows(x) if split == 'test' else [])]
+            for r in [own_row(x, split, m) for m in x.scores[split]] + paper_rows(x) * (split == 'test')]
 
 # %% ../../nbs/58o_like_rate.ipynb #b3ccf875
 def with_bounds(r: dict, name: str, bounds: str) -> str | None:

@@ -148,7 +148,8 @@ def kept_said(table: pl.DataFrame, step: tuple[int, int]) -> list[str]:
     for w in WEIGHTS:
         new, old = (case(table, step, w, c)['kept for the backward pass'] for c in ('on', 'reentrant'))
         why = ': the inputs of the quantised layers escape the newer one' if new > 1.05 * old else ''
-        said.append(f'{WEIGHTS[w]}: checkpointing keeps {new:.1f} GiB the newer way, {old:.1f} the older way{why}.')
+        said.append(f'{WEIGHTS[w]}: checkpointing keeps {new:.1f} GiB the newer way, {old:.1f} the older'
+                    f' way{why}.')
     return said
 
 # %% ../../nbs/58p_memory_table.ipynb #73be0373
@@ -181,8 +182,8 @@ def measured_said(s: MemoryStudy, plan: StepPlan, r: Record) -> str:
     m, planned = r.metrics, sum(step_parts(s.config, plan, s.lora).values()) / GIB
     said = (f"{m['allocated'] / GIB:.2f} GiB allocated, {m['reserved'] / GIB:.2f} reserved" if m['fits']
             else f'does not fit {s.card.gib:g} GiB')
-    return (f"{m['gpu']}, {WEIGHTS[plan.weights]}, checkpointing {plan.checkpointing}, {plan.rows} x {plan.tokens}:"
-            f' {said}; planned {planned:.2f} without context')
+    return (f"{m['gpu']}, {WEIGHTS[plan.weights]}, checkpointing {plan.checkpointing}, {plan.rows} x"
+            f' {plan.tokens}: {said}; planned {planned:.2f} without context')
 
 # %% ../../nbs/58p_memory_table.ipynb #7bab9410
 STACK = {

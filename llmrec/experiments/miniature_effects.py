@@ -246,7 +246,8 @@ def reader_cell(s: TallrecStudy, c: Cell) -> Cell:
 def prompted_cell(s: TallrecStudy, dataset: str) -> Cell:
     "The study's model, asked with the paper's prompt before any tuning."
     prompt = getattr(YesNoPromptConfig, s.protocol)()
-    asked = in_context.InContextRun(dataset, s.protocol, backbone=s.language_model, prompt=prompt, rows=s.test_rows)
+    asked = in_context.InContextRun(dataset, s.protocol, backbone=s.language_model, prompt=prompt,
+                                    rows=s.test_rows)
     r = in_context.run(asked, s.profile, progress=False)
     return scored(dataset, "TALLRec's prompt, not tuned", r, in_context.undecided_as_zero(r.arrays['score']))
 
@@ -362,7 +363,8 @@ def draw(every: list[Domain], protocol: str):
         fig, axes = plt.subplots(1, len(every), sharey=True, sharex=True, squeeze=False)
         for ax, x in zip(axes[0], every):
             panel(ax, x)
-            ax.set(title=f"{YESNO_DATASETS[x.dataset]}, protocol {protocol.replace('_', ' ')}", xlabel='AUC x 100')
+            title = f"{YESNO_DATASETS[x.dataset]}, protocol {protocol.replace('_', ' ')}"
+            ax.set(title=title, xlabel='AUC x 100')
         names = [name for name, _ in rows_shown(every[0])]
         axes[0, 0].set_yticks(range(len(names)), names)
         axes[0, 0].set_ylim(len(names) - .5, -.6)

@@ -21,13 +21,14 @@ def off_chance(part: pl.DataFrame) -> int:
 def seen_found(long: pl.DataFrame) -> str:
     "The finding: how often the two kinds of rows are off chance."
     unseen, seen = (long.filter(targets=what).drop_nulls('low') for what in ('unseen', 'seen'))
-    return (f'The interval over draws excludes chance in {off_chance(unseen)} of {len(unseen)} cases (one method at'
-            f' one K) where the target had not been seen, and in {off_chance(seen)} of {len(seen)} where it had.')
+    return (f'The interval over draws excludes chance in {off_chance(unseen)} of {len(unseen)} cases (one method'
+            f' at one K) where the target had not been seen, and in {off_chance(seen)} of {len(seen)} where it had.')
 
 # %% ../../nbs/58q_seen_targets.ipynb #0b24fa02
 def parts_said(long: pl.DataFrame, dataset: str, k: int) -> str:
     "Share of the rows with a seen target, and the AUC on both kinds and in all, averaged over the methods."
-    part = {what: long.filter(dataset=dataset, setting=f'K={k}', targets=what) for what in ('seen', 'unseen', 'all')}
+    part = {what: long.filter(dataset=dataset, setting=f'K={k}', targets=what)
+            for what in ('seen', 'unseen', 'all')}
     auc = {what: p['value'].mean() for what, p in part.items()}
     return (f"{dataset}, K = {k}: {100 * part['seen']['share'].mean():.1f} % of the rows have a seen target; "
             f"AUC {auc['seen']:.1f} on them, {auc['unseen']:.1f} on the others, {auc['all']:.1f} in all")
