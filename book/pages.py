@@ -264,7 +264,7 @@ def write_results() -> list[str]:
                 nb = shown(nbformat.read(r.executed, as_version=4), f'Profile {profile}')
                 for i, cell in enumerate(nb.cells):
                     cell['id'] = f'c{i}'
-                    if cell.cell_type == 'markdown': cell.source = re.sub(r'\]\((?=\d\d[a-z]?_\w+\.ipynb)', '](../../../nbs/', cell.source)
+                    if cell.cell_type == 'markdown': cell.source = re.sub(r'\]\((?=\d\d[a-z]*_\w+\.ipynb)', '](../../../nbs/', cell.source)
                 nb.metadata['orphan'] = True
                 pages[f'results/{profile}/executed/{r.paper}-{r.name}.ipynb'] = nbformat.writes(nb)
         for name, text in pages.items(): write(name, text)

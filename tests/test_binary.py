@@ -12,6 +12,9 @@ from llmrec.llm.encoders import EncoderConfig, encoder_identity
 from llmrec.paths import LlmrecError
 from llmrec.runs.records import find_record
 from llmrec.sequential import binary as b
+from llmrec.sequential.binary_training import (
+    BinaryData, batches, check_classes, check_rows, check_texts, fit_binary, make_model, score_binary, tensors, updates,
+)
 
 N, D = 9, 4
 TINY = dict(hidden=8, layers=2, heads=2, filters=3, epochs=10, lr=.01)
@@ -35,7 +38,7 @@ def texts_for(method, n_items=N):
 
 
 def fit(method, train, valid, preset=b.BinaryConfig.as_published, **changes):
-    return b.fit_binary(b.BinaryData(train, valid, N, texts_for(method)), preset(method, **TINY | changes))
+    return fit_binary(BinaryData(train, valid, N, texts_for(method)), preset(method, **TINY | changes))
 
 
 @every
@@ -44,8 +47,8 @@ def test_learns_from_what_was_liked_and_from_nothing_else(method, preset):
     train, valid, test = (rows(n, seed, 5) for n, seed in ((384, 0), (300, 1), (400, 2)))
     changes = dict(lr=.02, epochs=60, layers=1, weight_decay=1e-5)
     sees, blind = (fit(method, train, valid, preset, label_channel=c, **changes) for c in (True, False))
-    assert auc(test.labels, b.score_binary(sees.model, test)) > .8
-    assert auc(test.labels, b.score_binary(blind.model, test)) < .6
+    assert auc(test.labels, score_binary(sees.model, test)) > .8
+    assert auc(test.labels, score_binary(blind.model, test)) < .6
 
 
 @every
@@ -56,9 +59,9 @@ def test_same_seed_same_bytes_whatever_came_before(method, preset):
     torch.manual_seed(99); torch.rand(3); state = torch.get_rng_state()
     again = fit(method, train, valid, preset)
     assert torch.equal(torch.get_rng_state(), state)
-    assert b.score_binary(first.model, test).tobytes() == b.score_binary(again.model, test).tobytes()
+    assert score_binary(first.model, test).tobytes() == score_binary(again.model, test).tobytes()
     assert first.curve == again.curve
-    assert b.score_binary(fit(method, train, valid, preset, seed=1).model, test).tobytes() != b.score_binary(first.model, test).tobytes()
+    assert score_binary(fit(method, train, valid, preset, seed=1).model, test).tobytes() != score_binary(first.model, test).tobytes()
 
 
 @every
@@ -66,7 +69,7 @@ def test_the_weights_of_the_best_validation_come_back(method):
     train, valid = rows(40, 0), rows(50, 1)
     fitted = fit(method, train, valid, epochs=40, validate_every=1, lr=.05)
     assert fitted.best_at == next(at for at, _, a in fitted.curve if a == max(p[2] for p in fitted.curve))
-    assert auc(valid.labels, b.score_binary(fitted.model, valid)) == fitted.valid_auc
+    assert auc(valid.labels, score_binary(fitted.model, valid)) == fitted.valid_auc
     assert not fitted.model.training
 
 
@@ -75,9 +78,9 @@ def test_the_weights_of_the_best_validation_come_back(method):
 def test_scores_do_not_depend_on_the_batch_or_the_other_rows(method, preset):
     torch.manual_seed(0)
     model, test = b.BinaryModel(N, preset(method, **TINY), 6, texts_for(method)), rows(23, 3, short=True)
-    whole = b.score_binary(model, test)
-    np.testing.assert_allclose(b.score_binary(model, test, batch=4), whole, atol=1e-6)
-    np.testing.assert_allclose(b.score_binary(model, test.take(np.array([7]))), whole[[7]], atol=1e-6)
+    whole = score_binary(model, test)
+    np.testing.assert_allclose(score_binary(model, test, batch=4), whole, atol=1e-6)
+    np.testing.assert_allclose(score_binary(model, test.take(np.array([7]))), whole[[7]], atol=1e-6)
 
 
 @pytest.mark.parametrize('method', ['GRU4Rec', 'SASRec'])
@@ -87,13 +90,13 @@ def test_what_stands_behind_a_history_is_not_read(method, preset):
     model, test = b.BinaryModel(N, preset(method, **TINY), 6).eval(), rows(20, 3, short=True)
     behind = np.arange(6) >= test.lengths[:, None]
     dirty = replace(test, history=np.where(behind, 7, test.history), history_labels=np.where(behind, 1, test.history_labels).astype(np.float32))
-    np.testing.assert_allclose(b.score_binary(model, dirty), b.score_binary(model, test), atol=1e-6)
+    np.testing.assert_allclose(score_binary(model, dirty), score_binary(model, test), atol=1e-6)
 
 
 def test_an_empty_history_is_scored():
     test = rows(4, 0); test.history[0] = 0; test.lengths[0] = 0
     for method in ('GRU4Rec', 'Caser', 'SASRec'):
-        assert np.isfinite(b.score_binary(b.BinaryModel(N, b.BinaryConfig(method, **TINY), 6), test)).all()
+        assert np.isfinite(score_binary(b.BinaryModel(N, b.BinaryConfig(method, **TINY), 6), test)).all()
 
 
 def test_gru_gathers_as_packing_does():
@@ -108,9 +111,9 @@ def test_gru_gathers_as_packing_does():
 def test_a_row_no_example_asks_for_changes_by_weight_decay_alone(method, weight_decay):
     train, valid = rows(6, 0), rows(50, 1)
     cfg = b.BinaryConfig.as_published(method, **TINY | dict(weight_decay=weight_decay, alpha=0., epochs=5))
-    data = b.BinaryData(train, valid, N, texts_for(method))
-    start = b.make_model(data, cfg).head.weight.detach()
-    end = b.fit_binary(data, cfg).model.head.weight.detach()
+    data = BinaryData(train, valid, N, texts_for(method))
+    start = make_model(data, cfg).head.weight.detach()
+    end = fit_binary(data, cfg).model.head.weight.detach()
     untouched = np.setdiff1d(np.arange(1, N + 1), train.items)
     if not weight_decay: assert torch.equal(start[untouched], end[untouched])
     else: assert (end[untouched].abs() < start[untouched].abs()).float().mean() > .8
@@ -124,7 +127,7 @@ def test_robust_term_is_the_published_formula(head, method, robust_to):
     torch.manual_seed(0)
     cfg = b.BinaryConfig.as_published(method, **TINY | dict(head=head, robust_to=robust_to, beta=.7))
     model, data = b.BinaryModel(N, cfg, 6, texts_for(method)).double(), rows(12, 0)
-    history, labels_in, lengths, items, labels = (t.double() if t.is_floating_point() else t for t in b.tensors(data))
+    history, labels_in, lengths, items, labels = (t.double() if t.is_floating_point() else t for t in tensors(data))
     weights = torch.tensor(b.item_weights(data, N, cfg)).double()
     states = model(history, labels_in, lengths)
     fast = b.robust_term(model, states, items, labels, weights, chunk=4)
@@ -161,23 +164,23 @@ def test_text_reaches_a_target_never_seen_when_the_head_is_tied():
     test.items[:] = 9
     for head, changes in (('tied', True), ('rows', False)):
         fitted = fit('GRU-BERT', train, valid, head=head)
-        before = b.score_binary(fitted.model, test)
+        before = score_binary(fitted.model, test)
         fitted.model.vectors.texts[9] += 1.
-        assert (before.tobytes() != b.score_binary(fitted.model, test).tobytes()) == changes
+        assert (before.tobytes() != score_binary(fitted.model, test).tobytes()) == changes
 
 
 def test_batches_are_min_of_256_and_k():
     for k in (1, 16, 256, 257, 511, 512, 1000):
-        assert b.updates(k, b.BinaryConfig()) == 100 * max(1, k // 256)
-    drawn = [x for x in b.batches(300, b.BinaryConfig(epochs=3))]
+        assert updates(k, b.BinaryConfig()) == 100 * max(1, k // 256)
+    drawn = [x for x in batches(300, b.BinaryConfig(epochs=3))]
     assert [len(np.unique(x)) for x in drawn] == [256] * 3
-    whole = np.concatenate(list(b.batches(300, b.BinaryConfig.corrected(epochs=1))))
+    whole = np.concatenate(list(batches(300, b.BinaryConfig.corrected(epochs=1))))
     assert sorted(whole) == list(range(300))
 
 
 def test_one_row_of_one_class_is_enough_to_train():
     for method in b.BINARY:
-        assert np.isfinite(b.score_binary(fit(method, rows(1, 0), rows(20, 1)).model, rows(5, 2))).all()
+        assert np.isfinite(score_binary(fit(method, rows(1, 0), rows(20, 1)).model, rows(5, 2))).all()
 
 
 BAD = {
@@ -194,14 +197,14 @@ BAD = {
 def test_bad_input_is_one_sentence(name):
     change, settings, message = BAD[name]
     with pytest.raises(LlmrecError, match=message.replace('?', r'\?')) as e:
-        b.fit_binary(b.BinaryData(*change(rows(20, 0), rows(20, 1)), N), b.BinaryConfig(**TINY | dict(method='GRU4Rec') | settings))
+        fit_binary(BinaryData(*change(rows(20, 0), rows(20, 1)), N), b.BinaryConfig(**TINY | dict(method='GRU4Rec') | settings))
     assert '\n' not in str(e.value)
 
 
 @pytest.mark.parametrize('texts, message', [(None, 'reads text'), (np.zeros((N, D)), 'expected \\(10, d\\)'), (np.zeros(N + 1), 'expected'),
                                             (np.full((N + 1, D), np.nan), 'item 0 is not finite')])
 def test_bad_texts_are_one_sentence(texts, message):
-    with pytest.raises(LlmrecError, match=message): b.fit_binary(b.BinaryData(rows(9, 0), rows(9, 1), N, texts), b.BinaryConfig('GRU-BERT', **TINY))
+    with pytest.raises(LlmrecError, match=message): fit_binary(BinaryData(rows(9, 0), rows(9, 1), N, texts), b.BinaryConfig('GRU-BERT', **TINY))
 
 
 QUICK = b.BinaryConfig(hidden=8, layers=1, epochs=10)
@@ -292,20 +295,20 @@ def test_presets():
 
 
 def test_the_number_of_updates_is_that_of_the_batches():
-    assert [len(x) for x in b.batches(600, b.BinaryConfig(epochs=2))] == [256] * 4
-    assert [len(x) for x in b.batches(600, b.BinaryConfig.corrected(epochs=1))] == [256, 256, 88]
+    assert [len(x) for x in batches(600, b.BinaryConfig(epochs=2))] == [256] * 4
+    assert [len(x) for x in batches(600, b.BinaryConfig.corrected(epochs=1))] == [256, 256, 88]
     for n in (5, 256, 300, 512):
-        for cfg in (b.BinaryConfig(), b.BinaryConfig.corrected()): assert b.updates(n, cfg) == len(list(b.batches(n, cfg)))
+        for cfg in (b.BinaryConfig(), b.BinaryConfig.corrected()): assert updates(n, cfg) == len(list(batches(n, cfg)))
 
 
-CHECKS = [(lambda: b.check_rows(rows(9, 0).take(np.arange(0)), N, 'training'), 'K must be at least 1'),
-          (lambda: b.check_rows(rows(99, 0), 4, 'training'), 'codes go from 1 to 4'),
-          (lambda: b.check_classes(rows(99, 0).take(np.flatnonzero(rows(99, 0).labels)), 'validation'), 'validation rows have the label 1'),
-          (lambda: b.check_texts('GRU-BERT', np.zeros((6, 3)), 6), 'expected \\(7, d\\)'),
-          (lambda: b.check_texts('GRU-BERT', None, 6), 'reads text'),
-          (lambda: b.check_texts('SASRec', np.zeros((7, 3)), 6), 'reads no text'),
+CHECKS = [(lambda: check_rows(rows(9, 0).take(np.arange(0)), N, 'training'), 'K must be at least 1'),
+          (lambda: check_rows(rows(99, 0), 4, 'training'), 'codes go from 1 to 4'),
+          (lambda: check_classes(rows(99, 0).take(np.flatnonzero(rows(99, 0).labels)), 'validation'), 'validation rows have the label 1'),
+          (lambda: check_texts('GRU-BERT', np.zeros((6, 3)), 6), 'expected \\(7, d\\)'),
+          (lambda: check_texts('GRU-BERT', None, 6), 'reads text'),
+          (lambda: check_texts('SASRec', np.zeros((7, 3)), 6), 'reads no text'),
           (lambda: b.SASRecEncoder(9, 5, b.BinaryConfig(heads=2)), '9 wide, which 2 heads do not divide'),
-          (lambda: b.score_binary(b.BinaryModel(5, b.BinaryConfig(hidden=8), 6), rows(99, 0)), 'of scored row')]
+          (lambda: score_binary(b.BinaryModel(5, b.BinaryConfig(hidden=8), 6), rows(99, 0)), 'of scored row')]
 
 @pytest.mark.parametrize('call, said', CHECKS)
 def test_what_cannot_be_trained_or_scored_is_one_sentence(call, said):

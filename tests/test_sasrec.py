@@ -10,7 +10,10 @@ from llmrec.data.interactions import from_lists
 from llmrec.paths import LlmrecError
 from llmrec.sequential import sasrec
 from llmrec.sequential.narm import cross_entropy, padded_batch, padded_cross_entropy, score
-from llmrec.sequential.sasrec import SPARE, SASRecConfig, bce, gbce, pointwise
+from llmrec.sequential.sampled_losses import (
+    bce, calibration, chosen_scores, draw_negatives, gbce, pointwise, sampled_cross_entropy,
+)
+from llmrec.sequential.sasrec import SPARE, SASRecConfig
 
 FLAT, SPANS = np.array([3, 1, 4, 1, 5, 9, 2, 6]), np.array([[0, 6], [5, 8], [5, 7], [7, 8]])
 TRAIN = from_lists([FLAT], 9)
@@ -76,12 +79,12 @@ def drawn():
     "States, item embeddings, targets and two negatives each, among five items."
     torch.manual_seed(0)
     states, weight, targets = torch.randn(4, 3), torch.randn(6, 3), torch.tensor([3, 1, 5, 5])
-    return states, weight, targets, sasrec.draw_negatives(targets, 5, 2)
+    return states, weight, targets, draw_negatives(targets, 5, 2)
 
 
 def test_negatives_are_uniform_over_all_but_the_target():
     torch.manual_seed(0)
-    n = sasrec.draw_negatives(torch.full((20_000,), 3), 5, 2)
+    n = draw_negatives(torch.full((20_000,), 3), 5, 2)
     close(torch.bincount(n.flatten(), minlength=6) / n.numel(), torch.tensor([0, .25, .25, 0, .25, .25]), eps=.01)
 
 
@@ -89,7 +92,7 @@ def test_negatives_are_uniform_over_all_but_the_target():
 def test_scores_looked_up_and_found_among_all(k):
     torch.manual_seed(0)
     z, e, i = torch.randn(5, 4), torch.randn(20, 4), torch.randint(20, (5, k))
-    close(sasrec.chosen_scores(z, e, i), (e[i] * z[:, None]).sum(-1), eps=1e-5)
+    close(chosen_scores(z, e, i), (e[i] * z[:, None]).sum(-1), eps=1e-5)
 
 
 def test_binary_cross_entropy_is_the_formula(drawn):
@@ -107,25 +110,25 @@ def test_binary_cross_entropy_is_the_formula(drawn):
 @pytest.mark.parametrize('k, n, t', [(1, 100, .75), (256, 12_000, 1.), (5, 6, .3)])
 def test_calibration_is_the_formula(k, n, t):
     alpha = k / (n - 1)
-    close(sasrec.calibration(k, n, t), alpha * (t * (1 - 1 / alpha) + 1 / alpha), eps=1e-9)
+    close(calibration(k, n, t), alpha * (t * (1 - 1 / alpha) + 1 / alpha), eps=1e-9)
 
 
 def test_generalised_binary_cross_entropy(drawn):
-    close(3 * gbce(*drawn, sasrec.calibration(2, 5, 0)), bce(*drawn), eps=1e-6)
+    close(3 * gbce(*drawn, calibration(2, 5, 0)), bce(*drawn), eps=1e-6)
     plain, positive = (pointwise(*drawn, beta).mean() for beta in (0., 1.))
-    close(3 * gbce(*drawn, sasrec.calibration(2, 5, 1)), plain + 2 / 4 * (positive - plain), eps=1e-6)
+    close(3 * gbce(*drawn, calibration(2, 5, 1)), plain + 2 / 4 * (positive - plain), eps=1e-6)
 
 
 def test_sampled_cross_entropy(drawn):
     states, weight, targets, _ = drawn
     full = F.cross_entropy((states @ weight.T)[:, 1:], targets - 1)
     close(cross_entropy(states, weight, targets), full, eps=1e-6)
-    close(sasrec.sampled_cross_entropy(states, weight, targets, torch.arange(1, 6)), full, eps=1e-6)
+    close(sampled_cross_entropy(states, weight, targets, torch.arange(1, 6)), full, eps=1e-6)
     two, loops = torch.tensor([3, 4]), 0.
     for z, y in zip(states, targets.tolist()):
         among = [y, *(j for j in two.tolist() if j != y)]
         loops -= (z @ weight[among].T).softmax(0)[0].log() / 4
-    close(sasrec.sampled_cross_entropy(states, weight, targets, two), loops, eps=1e-6)
+    close(sampled_cross_entropy(states, weight, targets, two), loops, eps=1e-6)
 
 
 # --- the model

@@ -22,7 +22,7 @@ from llmrec.llm.tuning import TuningConfig
 from llmrec.paths import LlmrecError
 from llmrec.sequential.simple import markov
 from llmrec.sequential.training import TrainingConfig
-from llmrec.systems import gpt4rec, p5, palr, pod, recmind
+from llmrec.systems import gpt4rec, item_ids, p5, palr, pod, recmind
 from llmrec.systems.lists import Way, collect, places, sampled, tally, title_finder
 
 WORLD = from_lists([[1, 2, 3, 4, 5], [2, 3, 4, 5, 6], [6, 5, 4, 3, 2], [1, 3, 5, 2, 4], [7, 8, 1, 2, 3]], 8)
@@ -71,13 +71,13 @@ def test_ranks_and_samples():
 
 # P5 and POD
 
-@pytest.mark.parametrize('numbering', p5.NUMBERINGS)
+@pytest.mark.parametrize('numbering', item_ids.NUMBERINGS)
 def test_a_numbering_gives_each_item_a_name_of_its_own(numbering):
     cfg = p5.P5Config(numbering=numbering, clusters=2, leaf=3)
-    names = p5.item_names(WORLD, SPLIT.train, cfg)
+    names = item_ids.item_names(WORLD, SPLIT.train, cfg)
     assert names[0] == '' and len(set(names)) == WORLD.n_items + 1
-    assert names == p5.item_names(WORLD, SPLIT.train, cfg)
-    tokenizer = p5.id_tokenizer(p5.TEMPLATES, names)
+    assert names == item_ids.item_names(WORLD, SPLIT.train, cfg)
+    tokenizer = item_ids.id_tokenizer(item_ids.TEMPLATES, names)
     assert tokenizer.unk_token_id not in {t for n in names for t in tokenizer(n).input_ids}
     assert [tokenizer.decode(tokenizer(n).input_ids, skip_special_tokens=True) for n in names] == names
 
@@ -89,15 +89,15 @@ def test_only_the_published_numbering_reads_what_is_asked_for():
         end = WORLD.offsets[u + 1]
         swapped[[end - 2, end - 1]] = swapped[[end - 1, end - 2]]
     other = type(WORLD)(WORLD.offsets, swapped, WORLD.n_items)
-    same = {n: p5.item_names(WORLD, SPLIT.train, p5.P5Config(numbering=n, leaf=3, clusters=2)) ==
-            p5.item_names(other, leave_one_out(other).train, p5.P5Config(numbering=n, leaf=3, clusters=2)) for n in ('random', 'collaborative')}
+    same = {n: item_ids.item_names(WORLD, SPLIT.train, p5.P5Config(numbering=n, leaf=3, clusters=2)) ==
+            item_ids.item_names(other, leave_one_out(other).train, p5.P5Config(numbering=n, leaf=3, clusters=2)) for n in ('random', 'collaborative')}
     assert same == dict(random=True, collaborative=True)
     two = from_lists([[1, 2, 3, 4], [1, 2, 4, 3]], 4)
-    first = p5.in_order(p5.reading_order(from_lists([[1, 2, 3, 4]], 4), None, 0), 4)
-    second = p5.in_order(p5.reading_order(from_lists([[1, 2, 4, 3]], 4), None, 0), 4)
+    first = item_ids.in_order(item_ids.reading_order(from_lists([[1, 2, 3, 4]], 4), None, 0), 4)
+    second = item_ids.in_order(item_ids.reading_order(from_lists([[1, 2, 4, 3]], 4), None, 0), 4)
     assert first != second and first[4] > first[3] and second[4] < second[3]
     train = from_lists([[1, 2], [1, 2]], 4)
-    assert p5.in_order(p5.reading_order(two, train, 0), 4)[1:3] == ['1001', '1002']
+    assert item_ids.in_order(item_ids.reading_order(two, train, 0), 4)[1:3] == ['1001', '1002']
 
 
 def planted(items, kinds, users, seed=0, loose=5):
@@ -113,35 +113,35 @@ def planted(items, kinds, users, seed=0, loose=5):
 @pytest.mark.parametrize('items', (200, 1200))    # the whole matrix is held, and products only
 def test_planted_communities_are_found(items):
     train, home = planted(items, 6, 3 * items)
-    assert (items <= p5.DENSE) == (items == 200)
-    labels = p5.cut(p5.company(train), 6)
+    assert (items <= item_ids.DENSE) == (items == 200)
+    labels = item_ids.cut(item_ids.company(train), 6)
     assert adjusted_rand_score(home[home >= 0], labels[home >= 0]) > .95
-    tree = p5.paths(p5.company(train), np.arange(items), 6, 30)
+    tree = item_ids.paths(item_ids.company(train), np.arange(items), 6, 30)
     assert len(set(tree.values())) == items and max(map(len, tree.values())) <= 6
 
 
 @pytest.mark.parametrize('items', (60, 700))
 def test_products_give_the_eigenvectors_of_the_whole_matrix(items):
     train, _ = planted(items, 4, 2 * items)
-    shared = p5.company(train)
+    shared = item_ids.company(train)
     whole = shared.toarray() + 1 / items
     scale = whole.sum(1) ** -.5
     vectors = np.linalg.eigh(np.eye(items) - scale[:, None] * whole * scale)[1][:, :4]    # of the Laplacian
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    found = p5.embedding(shared, 4)
+    found = item_ids.embedding(shared, 4)
     np.testing.assert_allclose(found @ found.T, vectors @ vectors.T, atol=1e-2)    # up to a rotation
 
 
 def test_no_large_group_is_written_out_as_a_matrix(monkeypatch):
     held = []
-    monkeypatch.setattr(p5, 'eigh', lambda m, **k: (held.append(len(m)), linalg.eigh(m, **k))[1])
+    monkeypatch.setattr(item_ids, 'eigh', lambda m, **k: (held.append(len(m)), linalg.eigh(m, **k))[1])
     train, _ = planted(4000, 8, 4000)
-    shared = p5.company(train)
+    shared = item_ids.company(train)
     tracemalloc.start()
-    tree = p5.paths(shared, np.arange(4000), 8, 50)
+    tree = item_ids.paths(shared, np.arange(4000), 8, 50)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(tree) == 4000 and held and max(held) <= p5.DENSE
+    assert len(tree) == 4000 and held and max(held) <= item_ids.DENSE
     assert peak < 4000 ** 2 * 8 / 4    # a whole matrix would be four times as much
 
 
@@ -156,20 +156,20 @@ def test_graphs_that_say_little_are_cut_all_the_same():
         for edges in ([], star, list(itertools.combinations(range(60), 2)), [(2 * i, 2 * i + 1) for i in range(n // 2)]):
             shared = graph(edges, n)
             shared.eliminate_zeros()
-            tree = p5.paths(shared, np.arange(n), 4, 10)
+            tree = item_ids.paths(shared, np.arange(n), 4, 10)
             assert len(set(tree.values())) == n and max(map(len, tree.values())) < 20
-            assert tree == p5.paths(shared, np.arange(n), 4, 10)
+            assert tree == item_ids.paths(shared, np.arange(n), 4, 10)
 
 
 def test_numbers_have_equally_many_digits():
     for n in (1, 8999, 9000, 12101, 90000):
-        start = p5.first_number(n)
+        start = item_ids.first_number(n)
         assert len(str(start)) == len(str(start + n - 1)), n
 
 
 def test_a_trie_allows_exactly_the_beginnings_of_items_that_are_open():
     ids = {1: [5, 6, 9], 2: [5, 7, 9], 3: [8, 6, 9], 4: [8, 6, 6, 9]}
-    trie = p5.Trie(ids)
+    trie = item_ids.Trie(ids)
     for n in range(5):
         for met in itertools.combinations(ids, n):
             closed, left = trie.closed(met), {tuple(t) for i, t in ids.items() if i not in met}
@@ -181,7 +181,7 @@ def test_a_trie_allows_exactly_the_beginnings_of_items_that_are_open():
 @pytest.mark.parametrize('numbering', ('random', 'collaborative'))
 def test_with_enough_beams_the_search_is_the_order_of_all_probabilities(numbering):
     cfg = p5.P5Config(numbering=numbering, leaf=3, clusters=2, beams=6, hidden=16, layers=1)
-    names = p5.item_names(WORLD, SPLIT.train, cfg)
+    names = item_ids.item_names(WORLD, SPLIT.train, cfg)
     model, tokenizer = p5.build(names, cfg)
     way, = p5.answer(p5.Trained(model.eval(), tokenizer, names, cfg), from_lists([[1, 2]], 8), np.array([0]))
     oracle = p5.log_probabilities(model, tokenizer, way.asked, names)
@@ -192,7 +192,7 @@ def test_with_enough_beams_the_search_is_the_order_of_all_probabilities(numberin
 
 def test_rows_of_a_batch_do_not_see_each_other():
     cfg = p5.P5Config(numbering='random', beams=4, hidden=16, layers=1)
-    names = p5.item_names(WORLD, SPLIT.train, cfg)
+    names = item_ids.item_names(WORLD, SPLIT.train, cfg)
     model, tokenizer = p5.build(names, cfg)
     together = p5.answer(p5.Trained(model.eval(), tokenizer, names, cfg), SPLIT.test_history, np.arange(5))
     alone = [p5.answer(p5.Trained(model, tokenizer, names, cfg), SPLIT.test_history, np.array([u]))[0] for u in range(5)]
@@ -201,7 +201,7 @@ def test_rows_of_a_batch_do_not_see_each_other():
 
 def test_more_beams_than_items_that_are_left():
     cfg = p5.P5Config(numbering='random', beams=20, hidden=16, layers=1)
-    names = p5.item_names(WORLD, SPLIT.train, cfg)
+    names = item_ids.item_names(WORLD, SPLIT.train, cfg)
     model, tokenizer = p5.build(names, cfg)
     way, = p5.answer(p5.Trained(model.eval(), tokenizer, names, cfg), from_lists([[1, 2, 3, 4, 5, 6]], 8), np.array([0]))
     assert sorted(way.items) == [7, 8]
@@ -209,7 +209,7 @@ def test_more_beams_than_items_that_are_left():
 
 def test_free_decoding_counts_what_is_no_item():
     cfg = p5.P5Config(numbering='random', beams=10, hidden=16, layers=1, constrained=False)
-    names = p5.item_names(WORLD, SPLIT.train, cfg)
+    names = item_ids.item_names(WORLD, SPLIT.train, cfg)
     model, tokenizer = p5.build(names, cfg)
     way, = p5.answer(p5.Trained(model.eval(), tokenizer, names, cfg), SPLIT.test_history, np.array([0]))
     assert len(way.unknown) > 0 and not set(way.unknown) & set(names)
@@ -219,7 +219,7 @@ def test_free_decoding_counts_what_is_no_item():
 @pytest.mark.parametrize('module, config', ((p5, p5.P5Config), (pod, pod.PODConfig)))
 def test_training_can_be_repeated_and_resumed(tmp_path, module, config):
     cfg = config(numbering='random', hidden=16, layers=1, training=TRAINING)
-    names = p5.item_names(WORLD, SPLIT.train, cfg)
+    names = item_ids.item_names(WORLD, SPLIT.train, cfg)
     first, _, state = module.train(SPLIT, names, cfg, tmp_path / 'a.pt', progress=False)
     again, _, resumed = module.train(SPLIT, names, cfg, tmp_path / 'a.pt', progress=False)
     other, *_ = module.train(SPLIT, names, cfg, progress=False)
@@ -233,7 +233,7 @@ def test_a_batch_in_parts_has_the_loss_and_the_gradient_of_the_whole(module, con
     found = []
     for parts in (1, 2, 3, 100):
         cfg = config(numbering=numbering, hidden=16, layers=1, clusters=2, leaf=2, dropout=0., parts=parts)
-        names = p5.item_names(WORLD, SPLIT.train, cfg)
+        names = item_ids.item_names(WORLD, SPLIT.train, cfg)
         model, tokenizer = module.build(names, cfg)
         rows = np.stack(p5.training_rows(SPLIT.train.offsets, SPLIT.train.items), 1)
         torch.manual_seed(3)
@@ -246,9 +246,9 @@ def test_a_batch_in_parts_has_the_loss_and_the_gradient_of_the_whole(module, con
 
 def test_parts_are_no_wider_than_their_rows():
     cfg = p5.P5Config(numbering='random', hidden=16, layers=1)
-    names = p5.item_names(WORLD, SPLIT.train, cfg)
+    names = item_ids.item_names(WORLD, SPLIT.train, cfg)
     model, tokenizer = p5.build(names, cfg)
-    batch = p5.encode(tokenizer, [p5.prompt(p5.ASK, 0, h, names, 20) for h in ([1] * 9, [2], [3, 4])])
+    batch = item_ids.encode(tokenizer, [item_ids.prompt(item_ids.ASK, 0, h, names, 20) for h in ([1] * 9, [2], [3, 4])])
     widths, forward = [], model.forward
     model.forward = lambda b, labels: (widths.append(b['input_ids'].shape[1]), forward(b, labels))[1]
     p5.batch_loss(model, batch, p5.targets(tokenizer, names[1:4]), 3)
@@ -258,10 +258,10 @@ def test_parts_are_no_wider_than_their_rows():
 @pytest.mark.parametrize('numbering', ('random', 'collaborative'))
 def test_bare_numbers_say_the_same_in_fewer_pieces(numbering):
     cfg = p5.P5Config(numbering=numbering, clusters=2, leaf=2, notation='numbers', digits=3)
-    names = p5.item_names(WORLD, SPLIT.train, cfg)
-    long, short = p5.id_tokenizer(p5.TEMPLATES, names), p5.id_tokenizer(p5.TEMPLATES, names, 3)
-    for template in p5.TEMPLATES:
-        both = [p5.encode(t, [p5.prompt(template, 41, [1, 2, 3], names, 20, n)]) for t, n in ((long, 'words'), (short, 'numbers'))]
+    names = item_ids.item_names(WORLD, SPLIT.train, cfg)
+    long, short = item_ids.id_tokenizer(item_ids.TEMPLATES, names), item_ids.id_tokenizer(item_ids.TEMPLATES, names, 3)
+    for template in item_ids.TEMPLATES:
+        both = [item_ids.encode(t, [item_ids.prompt(template, 41, [1, 2, 3], names, 20, n)]) for t, n in ((long, 'words'), (short, 'numbers'))]
         assert both[1]['input_ids'].shape[1] < both[0]['input_ids'].shape[1]
         assert both[1]['whole'].max() == both[0]['whole'].max() == 4    # the person and three items
         assert short.unk_token_id not in both[1]['input_ids']
@@ -271,9 +271,9 @@ def test_bare_numbers_say_the_same_in_fewer_pieces(numbering):
 
 def test_the_vectors_of_pod_depend_on_the_task_and_change_what_is_read():
     cfg = pod.PODConfig(numbering='random', hidden=16, layers=1)
-    names = p5.item_names(WORLD, SPLIT.train, cfg)
+    names = item_ids.item_names(WORLD, SPLIT.train, cfg)
     model, tokenizer = pod.build(names, cfg)
-    batch = p5.encode(tokenizer, ['user_1 item_' + names[1]])
+    batch = item_ids.encode(tokenizer, ['user_1 item_' + names[1]])
     labels = p5.targets(tokenizer, [names[2]])
     with torch.no_grad():
         one, other = (model.eval()(batch | dict(task=torch.tensor([t])), labels) for t in (0, 1))
@@ -557,7 +557,7 @@ def test_the_address_of_an_endpoint_is_no_part_of_the_key():
 
 
 def test_numberings_are_rows_of_their_own_and_keys_of_their_own():
-    rows = systems.numbered({'rows': 64}, p5.NUMBERINGS)
+    rows = systems.numbered({'rows': 64}, item_ids.NUMBERINGS)
     runs = {n: systems.make_run(n, v, for_dataset('films'), BackboneConfig('tiny')) for n, v in ({'P5': {'rows': 64}} | rows).items()}
     assert len({systems.folder_of(r, 'demo') for r in runs.values()}) == 4
 

@@ -22,9 +22,8 @@ from ..llm.backbones import BackboneConfig
 from ..llm.encoders import EncoderConfig, encode_texts, encoder_identity
 from ..paths import LlmrecError, known
 from ..runs.records import Record, one_thread, run_once
-from llmrec.sequential.binary import (
-    BINARY, BinaryConfig, BinaryData, Fitted, fit_binary, reads_text, score_binary,
-)
+from ..sequential.binary import BINARY, BinaryConfig, reads_text
+from ..sequential.binary_training import BinaryData, Fitted, fit_binary, score_binary
 from ..sequential.counting import SIMPLE, simple_scores
 
 # %% ../../nbs/54_binary_runs.ipynb #10bb5745

@@ -17,7 +17,8 @@ from ..data.interactions import Sequences, Split
 from ..llm.tuning import sample_negatives, training_rows
 from ..sequential.training import Task, fit
 from . import p5
-from .p5 import P5Config, TEMPLATES, Writer, encode, prompt, targets
+from .item_ids import TEMPLATES, encode, prompt
+from .p5 import P5Config, Writer, targets
 
 # %% ../../nbs/49e_pod.ipynb #f9e13011
 TASKS = ('next item', 'from candidates')
