@@ -392,7 +392,7 @@ def test_checkpointing_lets_go_of_every_blocks_activations(place, tmp_path, monk
         value = label_loss(model, batch, gather)
         kept.append(sum(not i.expired() for i in inputs))
         return value
-    monkeypatch.setattr('llmrec.llm.tuning.label_loss', loss_and_count)
+    monkeypatch.setattr('llmrec.llm.trainer.label_loss', loss_and_count)
     for layer in bb.model.model.layers:
         layer.mlp.down_proj.register_forward_pre_hook(lambda module, args: inputs.append(StorageWeakRef(args[0].untyped_storage())))
     for on in (False, True):
