@@ -19,7 +19,8 @@ from transformers import (Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHea
 from llmrec.config import digest
 from llmrec.data.alpaca import INPUT, INSTRUCTION, OUTPUT
 from llmrec.llm.answers import Score, generate_answers, score_answers, usable_start
-from llmrec.llm.backbones import BackboneConfig, byte_tokenizer, default_texts, load_backbone, metaspace_tokenizer, tiny_backbone
+from llmrec.llm.backbones import BackboneConfig, load_backbone
+from llmrec.llm.tiny import byte_tokenizer, default_texts, metaspace_tokenizer, tiny_backbone
 from llmrec.llm.prompts import prompt_ids
 from llmrec.llm.rec_tuning import (ALPACA_RECIPE, RECIPE, AlpacaTuningConfig, RecTuningConfig, alpaca_tune, for_rows, log_likelihood,
                                    rec_tune, validation_rows)

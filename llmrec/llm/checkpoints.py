@@ -20,7 +20,8 @@ import torch
 from torch import distributed
 
 from .adapter import add_lora, check_learnt, continue_from, put_weights, read_adapter
-from .backbones import Backbone, new_folder
+from .backbones import Backbone
+from .folders import new_folder
 from .loss import collate
 from .pretrained import sha256_of
 from .processes import from_first, processes

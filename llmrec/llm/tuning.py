@@ -18,7 +18,8 @@ import transformers
 
 from ..config import keyed
 from .adapter import add_lora, check_base, continue_from, misfit, read_adapter, with_adapter
-from .backbones import Backbone, file_fingerprint
+from .backbones import Backbone
+from .folders import file_fingerprint
 from .checkpoints import (adapted, kept_randomness, last_checkpoint, restore_best, save_adapter,
                                     stopped)
 from .letter_rows import RankerRows, draw_candidates, sample_negatives, training_rows
