@@ -88,7 +88,7 @@ def outspoken(folder, prompts, rtol=1e-3):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from llmrec.llm.backbones import default_texts, tiny_backbone
+    from llmrec.llm.tiny import default_texts, tiny_backbone
     tiny_backbone(folder, [*default_texts(), *['Yes.', 'No.'] * 50])
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"

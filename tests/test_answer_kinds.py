@@ -1,7 +1,7 @@
 "What a text says: yes, no, a refusal, or nothing that can be read."
 import pytest
 
-from llmrec.llm.chat import answer_kind
+from llmrec.llm.replies import answer_kind
 
 SAID = dict(
     yes=('Yes.', ' yes', '"Yes."', '**Yes**, because', 'Yes and no.', 'Yes the user will', 'Answer: yes',

@@ -20,7 +20,9 @@ from llmrec.data.yesno import load_yesno
 from llmrec.experiments.in_context import InContextRun, existing, line_up, long_rows, run
 from llmrec.experiments.tallrec import chosen_rows
 from llmrec.llm.backbones import BackboneConfig, load_backbone
-from llmrec.llm.chat import EndpointConfig, answer_path, as_asked, ask, one_scale, reads
+from llmrec.llm.asking import answer_path, ask
+from llmrec.llm.chat import EndpointConfig, as_asked
+from llmrec.llm.replies import one_scale, reads
 from llmrec.llm.yesno import YesNoPromptConfig, question
 from llmrec.paths import LlmrecError, output_to
 
@@ -178,7 +180,8 @@ def test_without_log_probabilities_the_texts_are_read(server, tmp_path, api, how
 CHILD = """
 import json, sys
 from llmrec.config import from_dict
-from llmrec.llm.chat import EndpointConfig, ask
+from llmrec.llm.asking import ask
+from llmrec.llm.chat import EndpointConfig
 ask(from_dict(EndpointConfig, json.loads(sys.argv[1])), json.loads(sys.argv[2]), sys.argv[3], progress=False)
 """
 

@@ -14,7 +14,7 @@ from llmrec.data import miniature as mini
 from llmrec.config import digest, from_dict, to_dict
 from llmrec.miniature.corpus import FACT, KINDS, VERDICT, CorpusConfig, Now, documents, now_at, shares_at, things_of, tokenizer_texts
 from llmrec.data.tallrec import ASK, DISLIKED, LIKED, TALLREC_INSTRUCTION
-from llmrec.llm.backbones import byte_tokenizer
+from llmrec.llm.tiny import byte_tokenizer
 from llmrec.miniature.pretraining import PretrainingConfig
 from llmrec.llm.prompts import INSTRUCTION
 from llmrec.llm.yesno import COMMENT, PAPER_INSTRUCTION, PREAMBLE, paper_record, wrap

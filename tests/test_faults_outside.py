@@ -227,10 +227,11 @@ def steps(token, *pairs): return S(content=[S(token=token, top_logprobs=[S(token
 
 def sent(monkeypatch, response, api='chat'):
     from llmrec.llm import chat as module
+    from llmrec.llm.replies import read_answer
     monkeypatch.setattr(module, 'lenient', lambda *a: (response, False))
     raw = module.request(None, module.EndpointConfig('m', api=api), 'x')
     json.dumps(raw, ensure_ascii=False).encode()
-    return module.read_answer(raw)
+    return read_answer(raw)
 
 
 @pytest.mark.parametrize('response', [

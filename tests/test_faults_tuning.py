@@ -7,9 +7,11 @@ import pytest
 
 from llmrec.data import miniature
 from llmrec.data.interactions import from_lists
-from llmrec.llm.backbones import BackboneConfig, check_source, load_backbone, tiny_backbone
+from llmrec.llm.backbones import BackboneConfig, check_source, load_backbone
+from llmrec.llm.tiny import tiny_backbone
+from llmrec.llm.checkpoints import last_checkpoint
 from llmrec.llm.prompts import LlamaRecPromptConfig
-from llmrec.llm.tuning import RankerRows, Session, TuningConfig, last_checkpoint, tune
+from llmrec.llm.tuning import RankerRows, Session, TuningConfig, tune
 from llmrec.paths import LlmrecError, output_to
 from llmrec.repro.reproduce import carried
 

@@ -9,7 +9,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llmrec.evaluation.ranking import summary
-from llmrec.llm.backbones import Backbone, byte_tokenizer, default_texts, metaspace_tokenizer, prepare_tokenizer
+from llmrec.llm.backbones import Backbone, prepare_tokenizer
+from llmrec.llm.tiny import byte_tokenizer, default_texts, metaspace_tokenizer
 from llmrec.llm.generation import (ASK_FOR_TITLES, GenerationPromptConfig, ParsedRanking, Rules, answer_tokens, generate_batch, generate_rankings, generation_prompt,
                                    order_scores, parse_ranking)
 from llmrec.llm.prompts import INSTRUCTION, encode_prompt, prompt_ids, render

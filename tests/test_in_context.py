@@ -6,7 +6,8 @@ import pytest
 
 from llmrec.experiments.in_context import InContextRun, PAPER_MODELS, check_run, counts, endpoint_of, summary
 from llmrec.llm.backbones import BackboneConfig
-from llmrec.llm.chat import KINDS, EndpointConfig
+from llmrec.llm.chat import EndpointConfig
+from llmrec.llm.replies import KINDS
 from llmrec.paths import LlmrecError
 
 LABELS, NOTHING = np.array([1, 1, 0, 0, 1, 0]), np.full(6, math.nan)

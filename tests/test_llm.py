@@ -16,11 +16,14 @@ from transformers import (Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHea
                           MistralForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer, TrainerCallback)
 
 from llmrec.llm import backbones
-from llmrec.llm.backbones import BackboneConfig, byte_tokenizer, default_texts, file_fingerprint, load_backbone, metaspace_tokenizer
+from llmrec.llm.backbones import BackboneConfig, load_backbone
+from llmrec.llm.folders import file_fingerprint
+from llmrec.llm.tiny import byte_tokenizer, default_texts, metaspace_tokenizer
+from llmrec.llm.checkpoints import last_checkpoint
 from llmrec.llm.prompts import LlamaRecPromptConfig, encode_example, encode_prompt, fit_prompt, letters, render
 from llmrec.llm.ranking import rank_candidates, score_candidates
 from llmrec.llm.loss import collate, label_loss
-from llmrec.llm.tuning import RankerRows, Session, TuningConfig, last_checkpoint, sample_negatives, tune, with_adapter
+from llmrec.llm.tuning import RankerRows, Session, TuningConfig, sample_negatives, tune, with_adapter
 from llmrec.llm.verbalizer import letter_ids
 from llmrec.paths import LlmrecError
 

@@ -23,7 +23,9 @@ from transformers import (AutoModelForCausalLM, AutoTokenizer, BertConfig, BertF
 
 from llmrec.config import values_of
 from llmrec.llm import pretrained
-from llmrec.llm.backbones import BackboneConfig, backbone_identity, backbone_label, load_backbone, miniature_llama, tiny_backbone
+from llmrec.llm.backbones import BackboneConfig, backbone_identity, backbone_label, load_backbone
+from llmrec.llm.folders import miniature_llama
+from llmrec.llm.tiny import tiny_backbone
 from llmrec.llm.encoders import EncoderConfig, load_encoder
 from llmrec.llm.pretrained import NOTE, RECIPES, Recipe, Wheel, gguf_folder, pretrained_folder, read_note, sha256_of, write_gguf, write_note
 from llmrec.paths import LlmrecError

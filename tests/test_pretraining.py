@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from llmrec.llm import backbones
 from llmrec.miniature import pretraining
-from llmrec.llm.backbones import BackboneConfig, backbone_identity, load_backbone, miniature_llama
+from llmrec.llm.backbones import BackboneConfig, backbone_identity, load_backbone
+from llmrec.llm.folders import miniature_llama
 from llmrec.miniature.pretraining import (Hints, PretrainingConfig, Rates, Source, Wiring, begin, changed, check_recipe, group_losses, groups, hints_of, learnt_tokenizer, main,
                                     new_model, pretrain, rate, replayed, rows_of, token_weights, train)
 from llmrec.config import from_dict, to_dict

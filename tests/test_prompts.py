@@ -2,7 +2,7 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from llmrec.llm.backbones import byte_tokenizer, default_texts, metaspace_tokenizer
+from llmrec.llm.tiny import byte_tokenizer, default_texts, metaspace_tokenizer
 from llmrec.llm.prompts import (LlamaRecPromptConfig, encode_example, encode_prompt, fit_prompt, label_id, letters,
                                 prompt_ids, render, truncate_title)
 from llmrec.paths import LlmrecError

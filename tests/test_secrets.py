@@ -6,7 +6,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from llmrec.llm.chat import EndpointConfig, ask, connect
+from llmrec.llm.asking import ask
+from llmrec.llm.chat import EndpointConfig, connect
 from llmrec.paths import LlmrecError
 from llmrec.repro.reproduce import overrides
 
@@ -59,7 +60,8 @@ def test_no_kept_answer_has_the_key(echo, monkeypatch, tmp_path):
 
 ASK = '''
 import polars as pl
-from llmrec.llm.chat import EndpointConfig, ask
+from llmrec.llm.asking import ask
+from llmrec.llm.chat import EndpointConfig
 from llmrec.paths import checkpoints_dir
 from llmrec.runs.artefacts import caption, save_table
 '''

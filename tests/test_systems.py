@@ -385,7 +385,7 @@ class Lines:
     "An endpoint's function that says the given lines; None is a failure."
     def __init__(self, *lines): self.lines, self.asked = list(lines), []
     def __call__(self, prompt):
-        from llmrec.llm.chat import Answer
+        from llmrec.llm.replies import Answer
         self.asked.append(prompt)
         line = self.lines[len(self.asked) - 1]
         if line is None: raise openai.APIConnectionError(request=None)

@@ -19,7 +19,8 @@ from transformers import (Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHea
 from llmrec.config import digest
 from llmrec.data.alpaca import INPUT, INSTRUCTION, OUTPUT
 from llmrec.llm.answers import Score, generate_answers, score_answers, usable_start
-from llmrec.llm.backbones import BackboneConfig, byte_tokenizer, default_texts, load_backbone, metaspace_tokenizer, tiny_backbone
+from llmrec.llm.backbones import BackboneConfig, load_backbone
+from llmrec.llm.tiny import byte_tokenizer, default_texts, metaspace_tokenizer, tiny_backbone
 from llmrec.llm.prompts import prompt_ids
 from llmrec.llm.rec_tuning import (ALPACA_RECIPE, RECIPE, AlpacaTuningConfig, RecTuningConfig, alpaca_tune, for_rows, log_likelihood,
                                    rec_tune, validation_rows)
@@ -392,7 +393,7 @@ def test_checkpointing_lets_go_of_every_blocks_activations(place, tmp_path, monk
         value = label_loss(model, batch, gather)
         kept.append(sum(not i.expired() for i in inputs))
         return value
-    monkeypatch.setattr('llmrec.llm.tuning.label_loss', loss_and_count)
+    monkeypatch.setattr('llmrec.llm.trainer.label_loss', loss_and_count)
     for layer in bb.model.model.layers:
         layer.mlp.down_proj.register_forward_pre_hook(lambda module, args: inputs.append(StorageWeakRef(args[0].untyped_storage())))
     for on in (False, True):

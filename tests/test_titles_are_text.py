@@ -6,7 +6,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from llmrec.llm.backbones import byte_tokenizer, default_texts, metaspace_tokenizer, prepare_tokenizer
+from llmrec.llm.backbones import prepare_tokenizer
+from llmrec.llm.tiny import byte_tokenizer, default_texts, metaspace_tokenizer
 from llmrec.llm.chat import EndpointConfig, defused, payload
 from llmrec.llm.encoders import Encoder, tokenise
 from llmrec.llm.generation import answer_tokens

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from llmrec.llm.backbones import byte_tokenizer, default_texts, metaspace_tokenizer
+from llmrec.llm.tiny import byte_tokenizer, default_texts, metaspace_tokenizer
 from llmrec.llm.verbalizer import label_scores, letter_ids
 from llmrec.paths import LlmrecError
 

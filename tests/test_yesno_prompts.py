@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from llmrec.data.alpaca import INPUT, INSTRUCTION, OUTPUT
 from llmrec.data.tallrec import TALLREC_ANSWERS
-from llmrec.llm.backbones import BackboneConfig, byte_tokenizer, default_texts, load_backbone, metaspace_tokenizer
+from llmrec.llm.backbones import BackboneConfig, load_backbone
+from llmrec.llm.tiny import byte_tokenizer, default_texts, metaspace_tokenizer
 from llmrec.llm.prompts import prompt_ids
 from llmrec.llm.yesno import (COMMENT, PREAMBLE, AlpacaRows, YesNoPromptConfig, YesNoRows, answer_form, context_of,
                               encode_questions, labelled_row, paper_record, question, question_ids, question_limit,

@@ -16,7 +16,7 @@ KINDS = {
         ['runs.records.load_record', 'runs.records.ill_told', 'paths.read_json', 'repro.reproduce.load_stamp', 'repro.trace.sources_of'],
         [('test_faults_records', 'record|stamp|json|vectors|artefacts'), ('test_faults_outside', 'provenance|stamp|sources|long_table')]),
     'A checkpoint, an adapter or a model that lacks a part': (
-        ['llm.tuning.whole', 'llm.adapter.read_adapter', 'llm.backbones.check_source', 'sequential.training.load_state'],
+        ['llm.checkpoints.whole', 'llm.adapter.read_adapter', 'llm.backbones.check_source', 'sequential.training.load_state'],
         [('test_faults_tuning', 'checkpoint|bytes|folder|shard|hub|missing_model|program_code|adapter')]),
     'A saved recommender or rater that was changed': (
         ['recommend.recommender.sealed', 'recommend.recommender.opening', 'recommend.recommender.check_tables'],

@@ -17,7 +17,8 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .backbones import Backbone, file_fingerprint
+from .backbones import Backbone
+from .folders import file_fingerprint
 from .recipe import TuningConfig
 from ..paths import LlmrecError, read_json
 

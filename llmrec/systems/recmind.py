@@ -25,9 +25,8 @@ from tqdm.auto import tqdm
 from ..config import Range, limits, schema
 from ..data.interactions import Sequences
 from ..llm.backbones import Backbone
-from llmrec.llm.chat import (
-    EndpointConfig, answer_path, check_cost, connect, fetch_one, kept_answer, one_sentence, price,
-)
+from ..llm.asking import answer_path, check_cost, fetch_one, kept_answer, price
+from ..llm.chat import EndpointConfig, connect, one_sentence
 from ..llm.ranking import left_padded, scoring
 from ..llm.yesno import context_of
 from ..paths import LlmrecError
