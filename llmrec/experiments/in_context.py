@@ -23,8 +23,9 @@ from ..evaluation.auc import auc, auc_summary
 from .tallrec import chosen_rows
 from ..llm.answers import generate_answers, score_answers
 from ..llm.backbones import BackboneConfig, backbone_identity, backbone_label, load_backbone
-from ..llm.chat import (KINDS, Answer, EndpointConfig, answer_kind, answer_path, api_key, as_asked, ask,
-                             check_endpoint, endpoint_name, one_scale)
+from ..llm.asking import answer_path, ask
+from ..llm.chat import EndpointConfig, api_key, as_asked, check_endpoint, endpoint_name
+from ..llm.replies import KINDS, Answer, answer_kind, one_scale
 from ..llm.tuning import with_adapter
 from ..llm.yesno import (YesNoPromptConfig, context_of, encode_questions, question, record_of,
                               shortened, yesno_ids)
