@@ -96,7 +96,7 @@ def with_finite_ratings(
     first: int,         # line number of the first row
     nan_is_null: bool,
 ) -> pl.DataFrame:
-    "The frame, nan as null where allowed; an `LlmrecError` names the line of any other infinite rating or nan."
+    "The frame, nan as null where allowed; an `LlmrecError` names the line of any other rating not finite."
     if nan_is_null: frame = frame.with_columns(pl.col(RATING).fill_nan(None))
     wrong = (~frame[RATING].is_finite()).fill_null(False).arg_true()
     if not len(wrong): return frame

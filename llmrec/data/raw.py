@@ -159,7 +159,7 @@ def open_text(
     encoding: str = 'utf-8',
     newline: str | None = None,   # as for `open`; '' leaves line ends alone, which the csv module wants
 ):
-    "Open a text file for reading (`with open_text(..) as f`); damaged gzip and undecodable bytes are `LlmrecError`s."
+    "Open a text file (`with open_text(..) as f`); damaged gzip and undecodable bytes are `LlmrecError`s."
     if not Path(path).is_file(): raise LlmrecError(f'{path} is missing; give the path of an existing file.')
     refuse_binary(path)
     marked = 'utf-8-sig' if encoding == 'utf-8' else encoding    # a byte order mark is no text
@@ -188,7 +188,7 @@ def reader(read):
     return checked
 
 def is_number(text: str) -> bool:
-    "Whether `text` is a whole number without a sign that fits 64 bits; `isdigit` alone also accepts `²` and `४`."
+    "Whether `text` is a whole number without a sign that fits 64 bits; `isdigit` alone accepts `²` and `४`."
     return text.isascii() and text.isdigit() and len(text) < 19
 
 # %% ../../nbs/94_raw_files.ipynb #b22c7615
@@ -305,7 +305,7 @@ def _unpack(raw: RawFile, got: Path) -> bytes:
 
 # %% ../../nbs/94_raw_files.ipynb #c8db162d
 def fetch(raw: RawFile) -> Path:
-    "Download the file into `data/raw`; an original whose checksum is not known gets a sidecar, another one must match."
+    "Download the file into `data/raw`; a known checksum must match, an unknown one goes into a sidecar."
     got, path = _download(raw), target(raw)
     write_atomic(path, _unpack(raw, got))
     sha, _, whole = content(path)

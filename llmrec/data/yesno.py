@@ -241,7 +241,7 @@ def released_books(cfg: BookSamplesConfig, folder=None) -> dict[str, pl.DataFram
 
 # %% ../../nbs/16_yesno_data.ipynb #a76b0125
 def catalogued(splits: dict[str, pl.DataFrame]) -> dict:
-    "Splits, titles, authors, users, items as in `YesNoData` from samples of phrases, in order of first appearance."
+    "Fields of `YesNoData` from samples of phrases; items and users in order of first appearance."
     items = used_items(splits)
     samples, users = numbered(splits, items)
     titles, authors = zip(*map(parse_phrase, items))

@@ -92,7 +92,8 @@ def timed(act) -> float:
 # %% ../../nbs/51b_catalogue_size.ipynb #d86b10c1
 def train(cfg: CatalogueConfig, items: int, data: Sequences):
     "A model after an update for each batch, and the seconds of all updates but the first."
-    arch, settings = sasrec.SASRecConfig(hidden=cfg.hidden, loss='sampled', negatives=cfg.negatives), TrainingConfig()
+    arch = sasrec.SASRecConfig(hidden=cfg.hidden, loss='sampled', negatives=cfg.negatives)
+    settings = TrainingConfig()
     torch.manual_seed(cfg.seed)
     model, spans = sasrec.build(items, arch), windows(data, arch.max_length)
     if cfg.way == 'plain':
@@ -188,8 +189,9 @@ def cost_finding(table: pl.DataFrame) -> str:
         first, last = rows.row(0, named=True), rows.row(-1, named=True)
         times = last['ms a step'] / first['ms a step']
         parts.append(
-            f"{NAMES[way[0]]} takes {times:,.1f} times as long ({last['ms a step']:,.1f} ms), retrieval takes"
-            f" {last['s for 1000 users']:,.1f} s for 1,000 users, and training holds {last['MiB, training']:,.0f} MiB")
+            f"{NAMES[way[0]]} takes {times:,.1f} times as long ({last['ms a step']:,.1f} ms),"
+            f" retrieval takes {last['s for 1000 users']:,.1f} s for 1,000 users,"
+            f" and training holds {last['MiB, training']:,.0f} MiB")
     items = table['items'].max() / table['items'].min()
     return f"With {items:,.0f} times the items, " + '; '.join(parts) + '.'
 

@@ -158,7 +158,8 @@ def records_behind(long: pl.DataFrame) -> Callable:
 def decided_by(line: Line) -> str:
     "The line that decides, with its numbers and its criterion."
     sign, at = '+' if 'minus' in line.what else '', f', K = {line.k}' if line.k else ''
-    return f"{line.what}{at}: {value_text(line.value, line.low, line.high, f'{sign}.1f')}; {line.criterion.text}"
+    value = value_text(line.value, line.low, line.high, f'{sign}.1f')
+    return f'{line.what}{at}: {value}; {line.criterion.text}'
 
 # %% ../../nbs/58m_effects.ipynb #911eab55
 def verdict_of(lines: list[Line], dataset: str) -> dict:

@@ -150,8 +150,9 @@ def brief_row(r: dict) -> dict:
 def counter_said(x: Counted) -> list[str]:
     "The counter on test and validation rows, and each published value beside it."
     s, valid, smoothed = x.counter, x.summaries['valid'], x.summaries['test'][SMOOTHED]
-    said = [f"{x.label}, test: the history like-rate has AUC {s['AUC']:.3f} ({s['AUC_low']:.3f} to"
-            f" {s['AUC_high']:.3f}; {s['rows']:,} rows, {s['users']:,} users), smoothed {smoothed['AUC']:.3f};",
+    said = [f'{x.label}, test: the history like-rate has AUC'
+            f" {s['AUC']:.3f} ({s['AUC_low']:.3f} to {s['AUC_high']:.3f};"
+            f" {s['rows']:,} rows, {s['users']:,} users), smoothed {smoothed['AUC']:.3f};",
             f"  on the validation rows {valid[COUNTER]['AUC']:.3f}, smoothed {valid[SMOOTHED]['AUC']:.3f}."]
     if not printed(x.data): said.append('  The paper has no number for these rows.')
     return said + [f"  {r['method']}: {r['AUC']:.3f}, {r['AUC'] - s['AUC']:+.3f}, {r[AGAINST]} the interval"
@@ -165,9 +166,10 @@ def within_said(x: Counted) -> str:
         return (f'{x.label}: no user has both a like and a dislike among the test rows, so every pair'
                 ' is between users and UAUC does not exist.')
     parts = within_between(test.users, test.labels, x.scores['test'][COUNTER])
-    return (f"{x.label}: {parts['share_within']:.1%} of the pairs are within a user. AUC {parts['within']:.3f}"
-            f" within, {parts['between']:.3f} between; UAUC {s['UAUC']:.3f} ({s['UAUC_low']:.3f} to"
-            f" {s['UAUC_high']:.3f}), {s['users_skipped']} of {s['users']} users skipped.")
+    return (f"{x.label}: {parts['share_within']:.1%} of the pairs are within a user."
+            f" AUC {parts['within']:.3f} within, {parts['between']:.3f} between;"
+            f" UAUC {s['UAUC']:.3f} ({s['UAUC_low']:.3f} to {s['UAUC_high']:.3f}),"
+            f" {s['users_skipped']} of {s['users']} users skipped.")
 
 # %% ../../nbs/58o_like_rate.ipynb #c10d5336
 def independent(
@@ -191,8 +193,8 @@ def streaks_said(x: Counted, draws: int = 200) -> str:
     test = x.rows['test']
     chance = np.array([independent(test.users, test.labels, seed) for seed in range(draws)])
     low, high = np.quantile(chance, (.025, .975))
-    return (f'{x.label}: UAUC of independent answers {chance.mean():.3f} ({low:.3f} to {high:.3f} over {draws}'
-            f" draws), observed {x.counter['UAUC']:.3f}")
+    return (f'{x.label}: UAUC of independent answers {chance.mean():.3f}'
+            f" ({low:.3f} to {high:.3f} over {draws} draws), observed {x.counter['UAUC']:.3f}")
 
 # %% ../../nbs/58o_like_rate.ipynb #99e19051
 def added_said(x: Counted) -> list[str]:

@@ -48,8 +48,10 @@ def memory_study(shape: dict, steps: list, dtype: str, card: Card) -> MemoryStud
     "The study, checked; `shape` holds the fields of `LlamaConfig` that differ from LLaMA-7B."
     known('dtype', dtype, ('float16', 'bfloat16'))
     if not steps or any(len(s) != 2 or s[0] < 1 or s[1] < 8 for s in steps):
-        raise LlmrecError(f'steps must be pairs (rows, tokens) with at least 1 row and 8 tokens, got {steps}.')
-    return MemoryStudy(LlamaConfig(**shape), TuningConfig(lora_alpha=16), card, dtype, tuple(map(tuple, steps)))
+        raise LlmrecError(
+            f'steps must be pairs (rows, tokens) with at least 1 row and 8 tokens, got {steps}.')
+    tuning, steps = TuningConfig(lora_alpha=16), tuple(map(tuple, steps))
+    return MemoryStudy(LlamaConfig(**shape), tuning, card, dtype, steps)
 
 # %% ../../nbs/58p_memory_table.ipynb #3541b1d9
 def quiet() -> None:
@@ -127,7 +129,8 @@ def memory_found(s: MemoryStudy, table: pl.DataFrame, ways: dict[str, str]) -> s
     "The finding: the last micro-batch in 8 bits, as it is tuned."
     rows, tokens = s.steps[-1]
     tuned = case(table, s.steps[-1], '8bit', ways['8bit'])
-    return (f"A micro-batch of {rows} rows of {tokens} tokens in 8 bits, as tuned ({NAMES[ways['8bit']]}), takes"
+    return (f'A micro-batch of {rows} rows of {tokens} tokens in 8 bits,'
+            f" as tuned ({NAMES[ways['8bit']]}), takes"
             f" {fits_said(tuned['total'], s.card)}; with logits everywhere,"
             f" {fits_said(tuned['total, logits everywhere'], s.card)}.")
 
@@ -163,11 +166,13 @@ def costs_said(s: MemoryStudy, table: pl.DataFrame) -> list[str]:
 # %% ../../nbs/58p_memory_table.ipynb #b4b5484b
 def memory_note(s: MemoryStudy) -> str:
     "What the caption says of rows and columns."
-    return ("rows and tokens are those of the micro-batch; 'as tuned' marks what llmrec.llm.tuning does without"
-            f" and with checkpointing, the other rows are for comparison; {s.card.context_gib:g} GiB for CUDA's"
-            " context is an assumption; 'logits everywhere' is the loss on prompt and answer, or a plain Trainer,"
-            ' which the figure leaves out. The figure shows the rows that are as tuned; all parts are in'
-            ' memory-7b.csv.')
+    return ('rows and tokens are those of the micro-batch;'
+            " 'as tuned' marks what llmrec.llm.tuning does without and with checkpointing,"
+            ' the other rows are for comparison;'
+            f" {s.card.context_gib:g} GiB for CUDA's context is an assumption;"
+            " 'logits everywhere' is the loss on prompt and answer, or a plain Trainer,"
+            ' which the figure leaves out. The figure shows the rows that are as tuned;'
+            ' all parts are in memory-7b.csv.')
 
 # %% ../../nbs/58p_memory_table.ipynb #264617e8
 def model_said(s: MemoryStudy, counts: dict[str, int]) -> str:
@@ -204,7 +209,8 @@ def stack(ax, y: list[float], part: pl.DataFrame) -> None:
 def beside_card(ax, y: list[float], totals, gib: float) -> None:
     "The card as a line, and the totals in a column of their own."
     ax.axvline(gib, color='black', lw=.9, ls='--', zorder=3)
-    ax.annotate(f'{gib:g} GiB', (gib, y[0] - .65), (3, 0), textcoords='offset points', va='bottom', fontsize=6.5)
+    ax.annotate(f'{gib:g} GiB', (gib, y[0] - .65), (3, 0), textcoords='offset points',
+                va='bottom', fontsize=6.5)
     for at, total in zip(y, totals):
         fits = total <= gib
         ax.annotate(f'{total:.1f}' + ('' if fits else ', too much'), (1.01, at),

@@ -74,7 +74,8 @@ class Domain:
 
     def curve(self, variant: str = 'TALLRec', train: str = '') -> dict[int, Cell]:
         "K -> cell, for a variant that was tuned on `train` ('': on this domain)."
-        found = {k: c for (on, v, k), c in self.tuned.items() if (on, v) == ((train or self.dataset,), variant)}
+        wanted = ((train or self.dataset,), variant)
+        found = {k: c for (on, v, k), c in self.tuned.items() if (on, v) == wanted}
         return dict(sorted(found.items()))
 
     @property
@@ -108,7 +109,8 @@ def beats_ids(x: Domain, tested: dict[int, pl.DataFrame]) -> list[Line]:
     lines, ours = [], x.curve()
     for k in sorted(x.shared_ks, key=lambda k: k != x.top):
         best = x.best(k, BY_ID)
-        lines.append(gap(ours[k], best, above_each(tested[k]), f'TALLRec minus {best.method}, the best by id'))
+        what = f'TALLRec minus {best.method}, the best by id'
+        lines.append(gap(ours[k], best, above_each(tested[k]), what))
     return lines
 
 # %% ../../nbs/58n_miniature_effects.ipynb #5322ce69
@@ -204,7 +206,8 @@ class Ranking:
 def over_users(x: Ranking, what: str, values: np.ndarray, runs: list, criterion=None) -> Line:
     "A line of NDCG@10 x 100, or of a difference; one value for each user."
     counts = dict(seeds=len(x.published), users=len(values), rows=len(values), records=names_of(runs))
-    return Line(what, x.dataset, *bootstrap_interval(values), criterion, metric='NDCG@10 x 100', counts=counts)
+    return Line(
+        what, x.dataset, *bootstrap_interval(values), criterion, metric='NDCG@10 x 100', counts=counts)
 
 # %% ../../nbs/58n_miniature_effects.ipynb #da9cedfb
 def ranks_better(x: Ranking) -> list[Line]:
@@ -321,8 +324,10 @@ def asked_four_ways(x: Domain) -> str:
     def auc(c): return f"{row(c)['value']:.0f}"
     rt = x.curve('RT').get(x.top)
     alone = f' (rec-tuning alone {auc(rt)})' if rt else ''
-    return (f"on {YESNO_DATASETS[x.dataset]} AUC x 100 is {auc(x.prompted)} with TALLRec's prompt before tuning,"
-            f" {auc(x.curve()[x.top])} after {x.top} rows{alone}, and {auc(x.prose)} in the model's own prose")
+    return (f'on {YESNO_DATASETS[x.dataset]} AUC x 100 is'
+            f" {auc(x.prompted)} with TALLRec's prompt before tuning,"
+            f' {auc(x.curve()[x.top])} after {x.top} rows{alone},'
+            f" and {auc(x.prose)} in the model's own prose")
 
 # %% ../../nbs/58n_miniature_effects.ipynb #d10a528b
 def tuned_rows(x: Domain, k: int) -> list[tuple[Cell, str]]:

@@ -45,8 +45,9 @@ def epochs_said(table: pl.DataFrame) -> str:
     kinds = [(table.filter(~prefixes), "whose rows are users' windows, as ours are"),
              (table.filter(prefixes), 'whose rows are single prefixes, so that its epoch has more updates')]
     return '; and '.join(
-        f"{between(part['ratio'])} times less than one of {' and '.join(dict.fromkeys(map(project, part['peer'])))},"
-        f' {rows}' for part, rows in kinds if len(part))
+        f"{between(part['ratio'])} times less than one of"
+        f" {' and '.join(dict.fromkeys(map(project, part['peer'])))}, {rows}"
+        for part, rows in kinds if len(part))
 
 # %% ../../nbs/53m_peers_table.ipynb #4ad10ce2
 def sooner_said(table: pl.DataFrame) -> str:
@@ -60,19 +61,19 @@ def sooner_said(table: pl.DataFrame) -> str:
 # %% ../../nbs/53m_peers_table.ipynb #f74c9b48
 def race_found(table: pl.DataFrame) -> str:
     "The finding."
-    return (f'An epoch of ours takes {epochs_said(table)}. What NDCG@10 a peer had when it stopped, after at most'
-            f" {100 * table['epochs run'].max():.0f} % of its epoch, ours had {sooner_said(table)}; accuracy after"
-            ' full training is not compared.')
+    return (f'An epoch of ours takes {epochs_said(table)}. What NDCG@10 a peer had when it stopped,'
+            f" after at most {100 * table['epochs run'].max():.0f} % of its epoch,"
+            f' ours had {sooner_said(table)}; accuracy after full training is not compared.')
 
 # %% ../../nbs/53m_peers_table.ipynb #87c48fd8
 def peer_said(r: dict) -> str:
     "One row of the table."
     sooner = r['ratio to the same NDCG@10']
     as_good = ('ours did not reach its NDCG@10' if sooner is None else
-               f"ours had its NDCG@10 by {r['ours as good after s']:.1f} s instead of {r['after s']:.1f}, at least"
-               f' {sooner:.1f} times sooner')
-    return (f"{r['peer']}: {r['s an epoch']:,.0f} s an epoch, ours {r['ours, s an epoch']:.1f}, {r['ratio']:.1f}"
-            f" times; {as_good}; {r['MiB']:,.0f} MiB, ours {r['ours, MiB']:,.0f}.")
+               f"ours had its NDCG@10 by {r['ours as good after s']:.1f} s instead of {r['after s']:.1f},"
+               f' at least {sooner:.1f} times sooner')
+    return (f"{r['peer']}: {r['s an epoch']:,.0f} s an epoch, ours {r['ours, s an epoch']:.1f},"
+            f" {r['ratio']:.1f} times; {as_good}; {r['MiB']:,.0f} MiB, ours {r['ours, MiB']:,.0f}.")
 
 # %% ../../nbs/53m_peers_table.ipynb #06b21ddc
 def race_note(cfg: PeersConfig, record: Record, table: pl.DataFrame) -> str:
@@ -83,12 +84,14 @@ def race_note(cfg: PeersConfig, record: Record, table: pl.DataFrame) -> str:
     shares = ', '.join(f"{r['peer']} {r['epochs run']:.2f}" for r in table.iter_rows(named=True))
     return (
         f"Processor seconds on one thread of {machine.get('platform', 'unknown')}, torch"
-        f" {versions.get('torch', 'unknown')} for ours; each peer trained for at most {cfg.seconds:.0f} s, and the"
-        f' seconds of an epoch are extrapolated from the share of one that was run ({shares}). A row of RecBole is'
-        ' one prefix, elsewhere a window. Qualities are those of a race that has hardly begun: the NDCG@10 of peers'
-        f' rests on {hits.min()} to {hits.max()} hits of {users:,}. The ratio to the same NDCG@10 is a lower bound,'
-        f' since ours is first judged after {cfg.judge_every} updates. MiB are the peak of the process up to the'
-        ' end of training; ours up to its first judgement.')
+        f" {versions.get('torch', 'unknown')} for ours; each peer trained for at most {cfg.seconds:.0f} s,"
+        f' and the seconds of an epoch are extrapolated from the share of one that was run ({shares}).'
+        ' A row of RecBole is one prefix, elsewhere a window.'
+        ' Qualities are those of a race that has hardly begun: the NDCG@10 of peers'
+        f' rests on {hits.min()} to {hits.max()} hits of {users:,}.'
+        ' The ratio to the same NDCG@10 is a lower bound,'
+        f' since ours is first judged after {cfg.judge_every} updates.'
+        ' MiB are the peak of the process up to the end of training; ours up to its first judgement.')
 
 # %% ../../nbs/53m_peers_table.ipynb #063741f0
 def beside(ax, x: float, y: float, text: str, colour: str, side: str = 'center') -> None:

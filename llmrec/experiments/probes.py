@@ -112,9 +112,11 @@ def probe_table(groups: list[Group], printed: dict) -> pl.DataFrame:
 def shown_lines(table: pl.DataFrame) -> pl.DataFrame:
     "The columns of `probe_table` that a page has room for: each metric with its interval in one cell."
     def digits(m): return pl.col(m).map_elements('{:.4f}'.format, pl.String)
-    def with_interval(m): return pl.format('{} [{}]', digits(m), pl.col(f'{m}, 95 %').str.replace(' to ', ', '))
+    def with_interval(m):
+        return pl.format('{} [{}]', digits(m), pl.col(f'{m}, 95 %').str.replace(' to ', ', '))
     metrics = [with_interval(m).alias(m) for m in ('Recall@10', 'NDCG@10')]
-    return table.with_columns(digits('validation'), *metrics).drop('record', 'Recall@10, 95 %', 'NDCG@10, 95 %')
+    table = table.with_columns(digits('validation'), *metrics)
+    return table.drop('record', 'Recall@10, 95 %', 'NDCG@10, 95 %')
 
 # %% ../../nbs/53g_probes.ipynb #3dadd348
 def seeds_of_table(s: LlamaRecStudy, g: Group) -> list[float]:
@@ -141,8 +143,9 @@ def group_said(g: Group, seeds: list[float], printed: dict) -> str:
     if own is None or not ordered: return f'{name}: not all of its runs are whole.'
     probe, record = best_probe(g)
     paper = printed.get((g.dataset, g.method, 'Recall@10'))
-    return (f'{name}: {sum(valid(r) > max(seeds) for r in ordered)} of {len(ordered)} other settings validate '
-            f'better than every seed of the table; the best in validation ({probe_said(g, probe)}) has a test '
+    return (f'{name}: {sum(valid(r) > max(seeds) for r in ordered)} of {len(ordered)} other settings '
+            'validate better than every seed of the table; '
+            f'the best in validation ({probe_said(g, probe)}) has a test '
             f"Recall@10 of {test_of(record):.4f}, the table's first seed {test_of(own):.4f}"
             + (f', the paper {paper:.4f}.' if paper else '.'))
 
@@ -163,5 +166,7 @@ def finding(groups: list[Group], printed: dict) -> str:
                          f"{printed[g.dataset, g.method, 'Recall@10']:.4f})" for g, r in judged if r == yes)
     first = (f'Of {len(judged)} baselines that were tried with other settings, the run that validates best '
              f"reaches the paper's Recall@10 for {sum(r for _, r in judged)}")
-    parts = [x for x in (names(True) and f': {names(True)}', names(False) and f'; not for {names(False)}') if x]
-    return first + ''.join(parts) + '.'
+    reached, missed = names(True), names(False)
+    if reached: first += f': {reached}'
+    if missed: first += f'; not for {missed}'
+    return first + '.'

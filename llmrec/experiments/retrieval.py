@@ -136,7 +136,8 @@ def fit_model(
         return float(recall(r, 10)[split.valid > 0].mean())
 
     cut = narm.prefixes if getattr(arch, 'apart', False) else lrurec.windows
-    return model, fit(model, Task(loss, validate, cut(split.train, length)), cfg.training, checkpoint, progress)
+    task = Task(loss, validate, cut(split.train, length))
+    return model, fit(model, task, cfg.training, checkpoint, progress)
 
 # %% ../../nbs/51_retrieval.ipynb #7f4bf837
 def retriever(

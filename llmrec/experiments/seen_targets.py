@@ -21,8 +21,9 @@ def off_chance(part: pl.DataFrame) -> int:
 def seen_found(long: pl.DataFrame) -> str:
     "The finding: how often the two kinds of rows are off chance."
     unseen, seen = (long.filter(targets=what).drop_nulls('low') for what in ('unseen', 'seen'))
-    return (f'The interval over draws excludes chance in {off_chance(unseen)} of {len(unseen)} cases (one method'
-            f' at one K) where the target had not been seen, and in {off_chance(seen)} of {len(seen)} where it had.')
+    return ('The interval over draws excludes chance in'
+            f' {off_chance(unseen)} of {len(unseen)} cases (one method at one K) where the target'
+            f' had not been seen, and in {off_chance(seen)} of {len(seen)} where it had.')
 
 # %% ../../nbs/58q_seen_targets.ipynb #0b24fa02
 def parts_said(long: pl.DataFrame, dataset: str, k: int) -> str:

@@ -27,7 +27,7 @@ from ..runs.records import Record, RunFailed, write_atomic
 
 # %% ../../nbs/52a_tables.ipynb #183e52f3
 def bounds_over_users(values: np.ndarray) -> tuple[float, float]:
-    "95 % bounds of the mean of `values`, one between 0 and 1 for each user; Wilson's where all are 0 or all 1."
+    "95 % bounds of the mean of `values`, one in 0 to 1 for each user; Wilson's where all are 0 or all 1."
     if len(values) and values[0] in (0, 1) and np.all(values == values[0]):
         return proportion_interval(int(values.sum()), len(values))[1:]
     return bootstrap_interval(values)[1:]

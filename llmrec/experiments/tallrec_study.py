@@ -34,7 +34,7 @@ from ..sequential.counting import SIMPLE
 VARIANTS = ('AT', 'RT', 'TALLRec')
 
 def setting_name(train: tuple[str, ...], k: int) -> str:
-    "A setting of the language model as a profile names it: `movie K=64`, or `movie+book K=64` for a joint one."
+    "A setting of the language model as a profile names it: `movie K=64`, or `movie+book K=64` if joint."
     return f"{'+'.join(train)} K={k}"
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class TallrecStudy:
     llm_ks: tuple[int, ...] = (16, 64, 256)
     llm_ks_by_dataset: dict[str, list[int]] = field(default_factory=dict)  # dataset -> K, where they differ
     llm_seeds: tuple[int, ...] = (0,)
-    llm_seeds_by_setting: dict[str, list[int]] = field(default_factory=dict)  # 'movie K=64' -> seeds, likewise
+    llm_seeds_by_setting: dict[str, list[int]] = field(default_factory=dict)  # 'movie K=64' -> its seeds
     llm_tests: tuple[str, ...] = ('films', 'books')  # of every language model; none: as tuned
     tuning: dict = field(default_factory=dict)   # changes to TuningConfig in rec-tuning
     alpaca: dict = field(default_factory=dict)   # changes to TuningConfig in alpaca tuning
@@ -129,7 +129,8 @@ def study(**values) -> TallrecStudy:
             raise LlmrecError(f"'llm_ks_by_dataset' must hold numbers above 0 for {name}, got {list(ks)}.")
     check_draws(out)
     for name in ('seeds', 'llm_ks', 'llm_seeds', *(['ks'] if out.methods else [])):
-        if not getattr(out, name): raise LlmrecError(f"'{name}' of a TallrecStudy is empty; name at least one.")
+        if not getattr(out, name):
+            raise LlmrecError(f"'{name}' of a TallrecStudy is empty; name at least one.")
     check_runs(out)
     return out
 
@@ -265,14 +266,14 @@ def seen_frame(s: TallrecStudy) -> pl.DataFrame:
 
 # %% ../../nbs/58_tallrec_study.ipynb #2570e6f2
 def paper_value(method: str, dataset: str, setting: str, protocol: str | None = None) -> float | None:
-    "AUC x 100 in the paper's Table 3 for a method; a variant of the language model counts under its bare name."
+    "AUC x 100 in the paper's Table 3 for a method; a variant of the model counts under its bare name."
     if protocol not in (None, 'as_published'): return None
     found = paper_numbers('tallrec').filter(artefact='table3', dataset=dataset, method=method.split(' (')[0],
                                             setting=setting)
     return found['value'].item() if len(found) else None
 
 def readable(long: pl.DataFrame) -> tuple[pl.DataFrame, list]:
-    "For `save_table`: ours, the paper's number and the difference, by dataset and protocol; the cells in bold."
+    "For `save_table`: ours, the paper's and the difference, by dataset and protocol; the cells in bold."
     rowless = 'K=0'    # alpaca tuning alone sees no rows: one value, which stands at every K
     settings = sorted({*long['setting']} - {rowless}, key=lambda x: int(x[2:])) or [rowless]
     out = []

@@ -98,7 +98,7 @@ class CorpusConfig:
     "How the corpus is written."
     seed: int = 0
     attributes: Course = Course((600, 1000), (1., .05))  # chance that an attribute stands in place of a title
-    words: Course = Course((900, 1600), (0., .6))        # chance of any pair of words, not one of the first few
+    words: Course = Course((900, 1600), (0., .6))        # chance of any pair of words, not of the first few
     wide: Course = Course((80, 400), (0., 1.))           # of quotes, years, authors, leads and separators
     gaps: Course = Course((300, 1500), (0., .8))         # chance of more than a separator before a verdict
     shares: Shares = Shares()
@@ -342,7 +342,7 @@ def stream(r: random.Random, things: Things, now: Now) -> Document:
 
 # %% ../../nbs/96_corpus.ipynb #e686ba36
 def drawn_sides(draw: Callable[[], Thing], liked, n: int, tries: int = 12) -> tuple[list[Thing], list[Thing]]:
-    "`n` things, those that are liked and those that are not; within a side neighbours are far from each other."
+    "`n` things, those that are liked and those that are not; neighbours within a side are far apart."
     both = good, bad = [], []
     for _ in range(n):
         for _ in range(tries):

@@ -71,8 +71,8 @@ def models_of(p: argparse.ArgumentParser) -> None:
                    help='number of samples to tune the rater on; 0 means all of them (default: 64)')
     p.add_argument('--retriever', default='LRURec', help=f"one of {', '.join(MODELS)} (default: LRURec)")
     p.add_argument('--backbone',
-                   help="the language model that ranks or rates: 'smollm2', 'miniature', a folder or the id of a "
-                        'model on a hub (default: none)')
+                   help="the language model that ranks or rates: 'smollm2', 'miniature', a folder "
+                        'or the id of a model on a hub (default: none)')
     for name, what in (('--set', "the retriever's training"), ('--tune', "the language model's tuning")):
         p.add_argument(name, type=setting, action='append', default=[], metavar='NAME=VALUE',
                        help=f'change a setting of {what}; may be repeated')

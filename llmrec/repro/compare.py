@@ -252,7 +252,9 @@ def compare(a: str, b: str, artefacts=()) -> pl.DataFrame:
 # %% ../../nbs/98a_compare.ipynb #a82295e2
 def markdown(table: pl.DataFrame, a: str, b: str) -> str:
     "The comparison as a table in Markdown."
-    def text(v): return '' if v is None else f'{v:.4f}' if isinstance(v, float) else str(v).replace('|', '\\|')
+    def text(v):
+        if v is None: return ''
+        return f'{v:.4f}' if isinstance(v, float) else str(v).replace('|', '\\|')
     kept = [c for c in table.columns if table[c].dtype != pl.String or (table[c] != '').any()]
     head = [dict(a=a, b=b).get(c, c) for c in kept]
     lines = [head, ['---'] * len(kept), *([text(v) for v in r] for r in table.select(kept).iter_rows())]

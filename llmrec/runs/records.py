@@ -81,7 +81,7 @@ class Record:
     arrays: dict     # name -> numpy array, mostly with one value for each user
     provenance: dict = dataclasses.field(default_factory=dict)  # seconds, memory, versions, commit, machine
     version: int = 1 # of the schema
-    values: dict = dataclasses.field(default_factory=dict)  # of `config`, the part in the key, see `values_of`
+    values: dict = dataclasses.field(default_factory=dict)  # the part of `config` in the key, see `values_of`
 
     @property
     def name(self) -> str: return f'{self.experiment}-{self.key}'

@@ -104,7 +104,7 @@ class RowOptimiser:
 
 # %% ../../nbs/44a_rows.ipynb #bdc330a7
 def renumbered(*parts: torch.Tensor) -> tuple[torch.Tensor, list]:
-    "The distinct items of `parts` in order, 0 first, and each part with places in that list in place of items."
+    "The distinct items of `parts` in order, 0 first, and each part with places in that list for items."
     flat = torch.cat([torch.zeros(1, dtype=torch.long), *(p.flatten() for p in parts)])
     ids, places = flat.unique(return_inverse=True)
     found = places[1:].split([p.numel() for p in parts])
