@@ -147,7 +147,7 @@ def run(
     cfg: BinaryRun,
     profile: str,            # where the record is kept
     progress: bool = False,
-) -> Record:                 # arrays test_score, valid_score, seen, test_user, test_label: one value for each row
+) -> Record:                 # arrays test_score, valid_score, seen, test_user, test_label, by row
     "The record of one method at one K."
     check_run(cfg)
     def compute():

@@ -103,7 +103,7 @@ class Source:
     "Where documents come from."
     documents: Callable[[int, int], list[Document]]  # (step, n) -> the n documents of a step
     texts: Callable[[], list[str]]                   # -> what the tokenizer learns from
-    words: Callable[[], tuple[list[str], list[str]]] = lambda: ([], [])  # -> words that judge, words that name
+    words: Callable[[], tuple[list[str], list[str]]] = lambda: ([], [])  # -> words that judge and that name
 
 # %% ../../nbs/96a_pretraining.ipynb #085389f2
 def miniature_source(cfg: CorpusConfig) -> Source:
@@ -289,7 +289,7 @@ def hints_of(tokenizer: Tokenizer, source: Source) -> Hints:
 # %% ../../nbs/96a_pretraining.ipynb #88f045bc
 @torch.no_grad()
 def wire_embeddings(table: torch.Tensor, hints: Hints, wiring: Wiring, generator: torch.Generator) -> None:
-    "Fill the embeddings `table` (V, d): a constant, the marks, and random directions; all rows of one length."
+    "Fill the embeddings `table` (V, d): a constant, the marks, random directions; all rows of one length."
     drawn = lambda n: F.normalize(torch.randn(n, table.shape[1] - RESERVED, generator=generator), dim=1)
     common, own = drawn(max(hints.spelling) + 1)[torch.tensor(hints.spelling)], drawn(len(table))
     table[:, CONST], table[:, JUDGES:RESERVED] = wiring.const, 0.
@@ -335,7 +335,7 @@ def new_model(
 
 # %% ../../nbs/96a_pretraining.ipynb #262c2091
 def weight_groups(model: torch.nn.Module) -> dict[str, list]:
-    "The weights by how they learn: 'match' (queries and keys), 'matrix' (the layers' other matrices), 'other'."
+    "The weights by how they learn: 'match' (queries, keys), 'matrix' (the layers' other matrices), 'other'."
     out = dict(match=[], matrix=[], other=[])
     for name, weight in model.named_parameters():
         kind = ('other' if weight.ndim < 2 or '.layers.' not in name
