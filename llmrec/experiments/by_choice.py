@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'HEADS', 'BOUNDS', 'PANELS', 'studies_of', 'choice_records', 'letters_that_differ', 'same_ranks',
-           'on_subset', 'over_all', 'ndcg10', 'difference', 'choice_line', 'choice_frame', 'signed', 'choices_shown',
-           'choices_finding', 'seen', 'choice_said', 'points', 'panel']
+           'choice_line', 'choice_frame', 'signed', 'choices_shown', 'choices_finding', 'seen', 'choice_said', 'points',
+           'panel']
 
 # %% ../../nbs/53k_by_choice.ipynb #a1d10019
 from dataclasses import replace

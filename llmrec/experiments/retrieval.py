@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'COUNTED', 'METHODS', 'MASKED', 'AFTERWARDS', 'RetrievalConfig', 'for_dataset', 'make_split', 'device',
-           'loss_maker', 'fit_model', 'retriever', 'run']
+           'fit_model', 'retriever', 'run']
 
 # %% ../../nbs/51_retrieval.ipynb #ad4523b7
 from dataclasses import dataclass, field, replace

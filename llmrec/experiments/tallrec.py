@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TallrecRun', 'alpaca_config', 'Rows', 'Stages', 'make_run', 'alpaca_lora', 'chosen_rows', 'questions', 'scores_of',
-           'validation', 'data_of', 'adapter_folder', 'tuned', 'compute', 'run']
+           'data_of', 'adapter_folder', 'tuned', 'run']
 
 # %% ../../nbs/55_tallrec_runs.ipynb #2594f08d
 import json

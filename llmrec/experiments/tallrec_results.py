@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['studies_by_protocol', 'language_models', 'own_cells', 'against_others', 'baseline_rows', 'like_rate_rows',
-           'tallrec_rows', 'standing', 'auc_said', 'like_rates_said', 'standing_said', 'between', 'paper_covered',
-           'dataset_lines', 'curve_said', 'run_said', 'below_chance']
+           'tallrec_rows', 'auc_said', 'like_rates_said', 'standing_said', 'dataset_lines', 'below_chance']
 
 # %% ../../nbs/58b_tallrec_results.ipynb #6e49c43a
 from collections.abc import Iterator

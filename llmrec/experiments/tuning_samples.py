@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'PAPER_SAMPLES', 'SOURCES', 'LANGUAGES', 'sample_table', 'instruction_records', 'instruction_checksum',
-           'with_input', 'first_about', 'fingerprint', 'shown_parts', 'translation_counts', 'translation_said',
-           'rated_sample', 'in_both_wordings', 'wordings_said', 'split_counts', 'count_rows']
+           'first_about', 'shown_parts', 'translation_counts', 'translation_said', 'rated_sample', 'in_both_wordings',
+           'wordings_said', 'split_counts', 'count_rows']
 
 # %% ../../nbs/58a_tuning_samples.ipynb #75f1c7e8
 import hashlib

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SECTIONS', 'parse_yaml', 'read_yaml', 'manifest', 'chosen', 'profiles', 'plain', 'load_profile', 'own_of', 'own_data',
            'read_notebook', 'notebook_parameters', 'defaults_of', 'check_kinds', 'parameters', 'variant_path',
-           'load_variant', 'variant_name', 'variant', 'Settings', 'settings']
+           'load_variant', 'variant', 'settings']
 
 # %% ../../nbs/96b_profiles.ipynb #a35e71dd
 import ast
