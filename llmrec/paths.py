@@ -37,6 +37,7 @@ def known(
     "Return `name`, or raise an `LlmrecError` that offers the nearest of `choices`."
     choices = list(choices)
     if name in choices: return name
+    choices = list(map(str, choices))
     near = difflib.get_close_matches(str(name), choices, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ''
     raise LlmrecError(f"Unknown {kind} '{name}'.{hint} Known: {', '.join(choices)}.")

@@ -108,3 +108,8 @@ def test_such_numbers_are_whole_and_above_0(value, said):
 def test_a_study_without_runs_is_refused(name):
     with pytest.raises(LlmrecError, match=f"'{name}' of a TallrecStudy is empty"): tallrec_study.study(**{name: []})
     with pytest.raises(LlmrecError, match='no seeds for films'): st.study(datasets=['films'], ranker_datasets=[], seeds_by_dataset={'films': []})
+
+
+def test_a_rankers_seed_without_a_retriever_is_one_sentence():
+    with pytest.raises(LlmrecError, match="Unknown .*'0'.* Known: 3"):
+        st.study(datasets=['films'], ranker_datasets=['films'], ranker_seeds=[0], seeds_by_dataset={'films': [3]})
