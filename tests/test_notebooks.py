@@ -58,6 +58,13 @@ def test_the_stored_outputs_are_current(path):
     for cell in cells(path, 'code'):
         assert stored.private(cell.outputs) is None
         assert not [o for o in cell.outputs if o.output_type == 'error']
+    assert 'widgets' not in nbformat.read(path, as_version=4).metadata, 'the state of progress bars is stored'
+
+
+@pytest.mark.parametrize('text', ['tmp57k3wzrq/model', '/tmp/x', '<progress value=2>', '12:01:59', '0x7f3a91c2d4'])
+def test_what_another_run_would_print_otherwise_is_not_stored(text):
+    assert stored.private([nbformat.v4.new_output('stream', text=f'seen: {text}')]) is not None
+    assert stored.private([nbformat.v4.new_output('stream', text='tmp is a folder, 12:01 a time')]) is None
 
 
 def test_a_change_of_the_library_makes_the_outputs_stale(monkeypatch):

@@ -35,7 +35,7 @@ ENVIRONMENT = dict(TQDM_DISABLE='1', OMP_NUM_THREADS='1', TOKENIZERS_PARALLELISM
                    HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_OFFLINE='1', TRANSFORMERS_VERBOSITY='error', LLMREC_JOBS='1')
 
 # A folder of this machine, the address of an object, and a time of day are different on every run.
-PRIVATE = re.compile(r'(?<![\w.)}\]])/(?:work|root|tmp|home)/\S*|\b0x[0-9a-f]{8,}|\b\d\d:\d\d:\d\d\b')
+PRIVATE = re.compile(r'(?<![\w.)}\]])/(?:work|root|tmp|home)/\S*|\b0x[0-9a-f]{8,}|\b\d\d:\d\d:\d\d\b|\btmp[a-z0-9_]{8}\b|<progress\b')
 
 
 def notebooks() -> list[Path]:
@@ -95,6 +95,7 @@ def tidied(outputs: list) -> list:
             if kept and kept[-1].output_type == 'stream': kept[-1].text += o.text; continue
         if o.output_type == 'execute_result': o.execution_count = None
         if any('widget' in kind for kind in o.get('data', {})): continue    # a progress bar
+        if '<progress' in str(o.get('data', {}).get('text/html', '')): continue    # that of a Trainer
         if o.output_type == 'stream' or o.get('data'): kept.append(o)
     return kept
 
@@ -115,7 +116,7 @@ def run(path: Path) -> None:
     for c in nb.cells:
         if c.cell_type == 'code': c.outputs, c.execution_count = [], None
     values = parameters(artefact, PROFILE, {}) if artefact else {}
-    probe = nbformat.v4.new_notebook(cells=with_parameters(cells, values), metadata=nb.metadata)
+    probe = nbformat.v4.new_notebook(cells=with_parameters(cells, values), metadata=dict(nb.metadata))
     with tempfile.TemporaryDirectory() as empty:
         env = {k: v for k, v in os.environ.items() if k not in ('LLMREC_DATA', 'LLMREC_MODELS', 'LLMREC_OUT')} | ENVIRONMENT
         env['PYTHONPATH'] = f'{ROOT}{os.pathsep}{env.get("PYTHONPATH", "")}'
@@ -125,6 +126,7 @@ def run(path: Path) -> None:
     for c in cells:
         c.outputs, c.execution_count = tidied(c.outputs), None
         if what := private(c.outputs): sys.exit(f'{path.name}, cell {c.id}: {what!r} does not belong into a stored output.')
+    nb.metadata.pop('widgets', None)    # the state of progress bars, other in every run
     nb.metadata['made_from'] = made_from(nb, path)
     nbformat.write(nb, path)
     subprocess.run([Path(sys.executable).with_name('nbdev_clean'), '--fname', str(path)], check=True, cwd=ROOT)
