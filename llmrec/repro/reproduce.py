@@ -332,14 +332,25 @@ def write_stamp(artefact: str, profile: str, values: dict, seconds: float) -> di
     write_atomic(stamp_path(artefact, profile), json.dumps(how | what, indent=1, sort_keys=True) + '\n')
     return told
 
+# %% ../../nbs/97_reproduce.ipynb #5e1f0a7c
+@contextlib.contextmanager
+def environment(**values: str) -> Iterator[None]:
+    "Inside, these environment variables have these values; afterwards they are as they were."
+    before = {name: os.environ.pop(name) for name in values if name in os.environ}
+    os.environ |= values
+    try: yield
+    finally:
+        for name in values: os.environ.pop(name, None)
+        os.environ |= before
+
 # %% ../../nbs/97_reproduce.ipynb #95105c76
 @contextlib.contextmanager
 def listening(artefact: str, profile: str) -> Iterator[None]:
     "While it lasts, notebooks report to the artefact's file of events."
     path = events_path(artefact, profile)
-    os.environ['LLMREC_EVENTS'] = str(write_atomic(path, ''))
-    try: yield
-    finally: path.unlink(missing_ok=True)
+    with environment(LLMREC_EVENTS=str(write_atomic(path, ''))):
+        try: yield
+        finally: path.unlink(missing_ok=True)
 
 # %% ../../nbs/97_reproduce.ipynb #034f1ac6
 @contextlib.contextmanager
@@ -405,20 +416,20 @@ def pool(jobs: int, notebooks: int, scheduler: str = '') -> Iterator[dict]:
         yield dict(LLMREC_SCHEDULER=address, LLMREC_JOBS=str(jobs), OMP_NUM_THREADS='1')
 
 # %% ../../nbs/97_reproduce.ipynb #fe9fdc51
-def in_process(artefact: str, profile: str, values: dict, force: bool, environment: dict,
+def in_process(artefact: str, profile: str, values: dict, force: bool, inherits: dict,
                command: int) -> tuple:
     "Make an artefact here, for the process `command`; (name, what happened or None, error or '')."
     if command != os.getpid(): end_with(command)
-    os.environ |= environment
-    try: return artefact, execute(artefact, profile, values, force), ''
-    except LlmrecError as e: return artefact, None, str(e)
+    with environment(**inherits):
+        try: return artefact, execute(artefact, profile, values, force), ''
+        except LlmrecError as e: return artefact, None, str(e)
 
 # %% ../../nbs/97_reproduce.ipynb #88b4167f
-def side_by_side(plan: dict, profile: str, jobs: int, force: bool, environment: dict):
+def side_by_side(plan: dict, profile: str, jobs: int, force: bool, inherits: dict):
     "Make the artefacts of `plan`; yields (name, what happened, error) as they finish."
-    calls = (joblib.delayed(in_process)(a, profile, values, force, environment, os.getpid())
+    calls = (joblib.delayed(in_process)(a, profile, values, force, inherits, os.getpid())
              for a, values in plan.items())
-    together = jobs + 1 if 'LLMREC_SCHEDULER' in environment else 1
+    together = jobs + 1 if 'LLMREC_SCHEDULER' in inherits else 1
     return joblib.Parallel(n_jobs=max(1, min(together, len(plan))), return_as='generator_unordered',
                            batch_size=1)(calls)
 
