@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['YesNoSpeedConfig', 'make_config', 'ways_of', 'plain_pass', 'ask_ways', 'asked', 'ask_race', 'recipe', 'trainers',
-           'counts', 'measure', 'run', 'seconds_of', 'speed_table', 'columns', 'draw', 'shares', 'speed_found',
-           'speed_note', 'long_table']
+           'counts', 'measure', 'run', 'seconds_of', 'speed_table', 'columns', 'draw', 'speed_found', 'speed_note',
+           'long_table']
 
 # %% ../../nbs/55a_yesno_speed.ipynb #6a66abfd
-import time
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -22,6 +21,7 @@ from transformers import DataCollatorForSeq2Seq, Trainer
 from ..config import from_dict, schema
 from ..data.yesno import few_shot, load_yesno, yesno_checksum
 from ..evaluation.auc import auc
+from .pass_rates import ceiling, operations, timed
 from ..llm.answers import common_start, generate_answers, generate_batch, pair_score, score_answers
 from ..llm.backbones import Backbone, BackboneConfig, backbone_identity, load_backbone
 from ..llm.ranking import kept_logits, left_padded, scoring
@@ -56,13 +56,6 @@ def make_config(backbone: str, dtype: str, **values) -> YesNoSpeedConfig:
         if getattr(cfg, name) < 1:
             raise LlmrecError(f'{name} must be at least 1, got {getattr(cfg, name)}.')
     return cfg
-
-# %% ../../nbs/55a_yesno_speed.ipynb #9cdb0fb2
-def timed(act):
-    "(wall, processor) seconds of `act`, and what it returns."
-    wall, cpu = time.perf_counter(), time.process_time()
-    out = act()
-    return np.array([time.perf_counter() - wall, time.process_time() - cpu]), out
 
 # %% ../../nbs/55a_yesno_speed.ipynb #636a27a5
 def ways_of(cfg: YesNoSpeedConfig) -> dict[str, str]:
@@ -189,23 +182,6 @@ def step_race(cfg: YesNoSpeedConfig, loss: str, profile: str):
             spent, _ = timed(lambda: update(t, optimisers[name], parts))
             if i: seconds[name].append(spent)
     return losses, {n: np.stack(s) for n, s in seconds.items()}
-
-# %% ../../nbs/55a_yesno_speed.ipynb #0245e409
-def ceiling(dtype: torch.dtype, n: int = 2048, times: int = 4) -> float:
-    "Operations a second of the best of a few products of two n x n matrices."
-    a, b = torch.randn(2, n, n).to(dtype)
-    spent = [timed(lambda: a @ b)[0][1] for _ in range(times)]
-    return 2 * n**3 / min(spent)
-
-def operations(model, lengths: list, start: int = 0) -> float:
-    "Operations of passes over prompts of these lengths, of which the first `start` tokens are computed once."
-    c = model.config.get_text_config()
-    weights = sum(p.numel() for name, p in model.named_parameters() if '.layers.' in name and p.dim() == 2)
-    head = getattr(c, 'head_dim', c.hidden_size // c.num_attention_heads)
-    width, lengths = c.num_hidden_layers * c.num_attention_heads * head, np.asarray(lengths, float)
-    tokens = (lengths - start).sum() + start
-    pairs = ((lengths**2 - start**2).sum() + start**2) / 2
-    return 2 * weights * tokens + 4 * width * pairs
 
 # %% ../../nbs/55a_yesno_speed.ipynb #2fc406ce
 def counts(cfg: YesNoSpeedConfig, model: Backbone, prompts: list) -> dict:
