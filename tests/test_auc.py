@@ -5,7 +5,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from llmrec.runs.artefacts import paper_number
-from llmrec.data.yesno import YesNoArrays, arrays, load_yesno
+from llmrec.data.yesno import load_yesno
+from llmrec.data.yesno_form import YesNoArrays, arrays
 from llmrec.evaluation import auc as ev
 from llmrec.evaluation.intervals import clustered_interval
 from llmrec.paths import LlmrecError

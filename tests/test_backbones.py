@@ -8,9 +8,9 @@ import transformers
 
 from llmrec.config import values_of
 from llmrec.llm.backbones import BackboneConfig, backbone_identity, backbone_label, bits, load_backbone, prepare_tokenizer
+from llmrec.llm.checked import NOTE, RECIPE_FILE
 from llmrec.llm.folders import NO_PART, file_fingerprint, folder_identity, miniature_llama
 from llmrec.llm.tiny import byte_tokenizer, default_texts, metaspace_tokenizer, tiny_backbone
-from llmrec.llm.pretrained import NOTE, RECIPE_FILE
 from llmrec.paths import LlmrecError
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec.data.yesno import YesNoArrays
+from llmrec.data.yesno_form import YesNoArrays
 from llmrec.evaluation.auc import auc
 from llmrec.experiments.binary import BinaryRun, check_run, run
 from llmrec.llm.encoders import EncoderConfig, encoder_identity

@@ -5,7 +5,7 @@ from fastcore.test import test_close as close
 from fastcore.test import test_eq as equal
 from sklearn.linear_model import Ridge
 
-from llmrec.data.yesno import YesNoArrays
+from llmrec.data.yesno_form import YesNoArrays
 from llmrec.evaluation.auc import auc
 from llmrec.paths import LlmrecError
 from llmrec.sequential.counting import (DIMENSIONS, RIDGE, SIMPLE, STRENGTHS, _solve, choose_strength, factorise,

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from llmrec.data.miniature import WorldConfig, make_world
-from llmrec.data.yesno import YesNoData, load_yesno
+from llmrec.data.yesno import load_yesno
+from llmrec.data.yesno_form import YesNoData
 from llmrec.evaluation.auc import auc
 from llmrec.experiments import native as n
 from llmrec.llm.backbones import BackboneConfig, load_backbone

@@ -9,10 +9,11 @@ import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from llmrec.data import yesno
 from llmrec.data.tallrec import load_tallrec_json, load_tallrec_parsed, parse_input, parse_phrase, phrase, read_list, tallrec_record
-from llmrec.data.yesno import (EXPLICIT_ONLY, PROTOCOLS, SEEN_USERS, YESNO_DATASETS, BookSamplesConfig, arrays, book_samples, book_splits, describe_yesno,
-                               few_shot, load_yesno, seen_targets, yesno_checksum)
+from llmrec.data.yesno import (PROTOCOLS, YESNO_DATASETS, describe_yesno, few_shot, load_yesno, seen_targets,
+                               yesno_checksum)
+from llmrec.data.yesno_books import SEEN_USERS, BookSamplesConfig, book_samples, book_splits, seen_users
+from llmrec.data.yesno_form import arrays
 from llmrec.paths import ITEM, RATING, TIMESTAMP, USER, LlmrecError
 
 # -- prompts ----------------------------------------------------------------------------------------------------------
@@ -150,7 +151,7 @@ def test_an_unknown_name_or_protocol_is_offered_the_known_ones():
 @pytest.mark.parametrize('text', ['{', '[]', '{"valid": [1]}', '{"valid": ["x"], "test": []}'])
 def test_a_malformed_list_of_users_is_named(tmp_path, text):
     (tmp_path / SEEN_USERS).write_text(text)
-    with pytest.raises(LlmrecError, match=SEEN_USERS): yesno.seen_users(tmp_path)
+    with pytest.raises(LlmrecError, match=SEEN_USERS): seen_users(tmp_path)
 
 
 # -- few shots and arrays ---------------------------------------------------------------------------------------------
@@ -217,7 +218,7 @@ def test_real_book_splits():
     published, corrected = (load_yesno('book', p) for p in PROTOCOLS)
     assert 'rebuilt' in published.note and corrected.note
     assert [published.splits[s].height for s in ('valid', 'test')] == [2427, 2427] and 1500 < published.splits['train'].height < 2448
-    assert not [u for u in yesno.seen_users() if u in published.users]
+    assert not [u for u in seen_users() if u in published.users]
     shown = {frozenset([*h, i]) for s in ('valid', 'test') for h, i in published.splits[s].select('history', ITEM).iter_rows()}
     assert not [1 for h, i in published.splits['train'].select('history', ITEM).iter_rows() if frozenset([*h, i]) in shown]
     users = pl.concat(corrected.splits.values())[USER]
@@ -230,5 +231,5 @@ def test_real_book_splits():
 @pytest.mark.parametrize('protocol', PROTOCOLS)
 def test_loading_is_quick(name, protocol):
     start = time.perf_counter()
-    yesno.load_yesno.__wrapped__(name, protocol)
+    load_yesno.__wrapped__(name, protocol)
     assert time.perf_counter() - start < 10

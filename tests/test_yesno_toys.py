@@ -6,10 +6,10 @@ import polars as pl
 import pytest
 
 from llmrec.data.tallrec import MovieSamplesConfig, phrase, tallrec_record
-from llmrec.data.yesno import (COLUMNS, EXPLICIT_ONLY, PROTOCOLS, SEEN_USERS, BookSamplesConfig, arrays, book_samples,
-                               book_splits, describe_yesno, few_shot, filled, from_prompts, likes_first, load_books,
-                               load_films, load_yesno, number, numbered, owners, seen_targets, titled_ratings,
-                               used_items, yesno_checksum)
+from llmrec.data.yesno import PROTOCOLS, describe_yesno, few_shot, load_films, load_yesno, seen_targets, yesno_checksum
+from llmrec.data.yesno_books import (EXPLICIT_ONLY, SEEN_USERS, BookSamplesConfig, book_samples, book_splits,
+                                     from_prompts, likes_first, load_books, owners, titled_ratings)
+from llmrec.data.yesno_form import COLUMNS, arrays, filled, number, numbered, used_items
 from llmrec.paths import AUTHOR, ITEM, RATING, TITLE, USER, LlmrecError
 
 AS_PUBLISHED, CORRECTED = BookSamplesConfig.as_published(), BookSamplesConfig.corrected()

@@ -13,7 +13,7 @@ import polars as pl
 
 from ..config import digest
 from .tallrec import SPLITS
-from .yesno import YesNoData
+from .yesno_form import YesNoData
 from ..paths import ITEM, LlmrecError, known
 
 # %% ../../nbs/17_changed_questions.ipynb #2ddb3f87

@@ -14,7 +14,7 @@ from ..config import digest
 from .interactions import k_core
 from .own import OwnData, Report, check_own, own_checksum, titled
 from .tallrec import MovieSamplesConfig, movie_samples, split_samples
-from .yesno import YesNoData, numbered
+from .yesno_form import YesNoData, numbered
 from ..paths import ITEM, RATING, TIMESTAMP, USER, LlmrecError
 
 # %% ../../nbs/18b_own_ratings.ipynb #c8f2b870

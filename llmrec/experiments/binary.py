@@ -13,9 +13,8 @@ from typing import Literal
 import numpy as np
 
 from ..config import schema
-from llmrec.data.yesno import (
-    YESNO_DATASETS, YesNoArrays, YesNoData, arrays, few_shot, load_yesno, yesno_checksum,
-)
+from ..data.yesno import YESNO_DATASETS, few_shot, load_yesno, yesno_checksum
+from ..data.yesno_form import YesNoArrays, YesNoData, arrays
 from ..evaluation.auc import auc
 from .retrieval import device
 from ..llm.backbones import BackboneConfig

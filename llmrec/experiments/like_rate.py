@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from ..data.yesno import YESNO_DATASETS, YesNoArrays, YesNoData, arrays
+from ..data.yesno import YESNO_DATASETS
+from ..data.yesno_form import YesNoArrays, YesNoData, arrays
 from ..evaluation.auc import auc, auc_summary, compare, within_between
 from ..evaluation.intervals import holm
 from .tables import interval_text

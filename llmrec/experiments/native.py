@@ -20,7 +20,8 @@ import polars as pl
 from ..config import from_dict, schema
 from ..data.miniature import (World, all_people, bookcrossing_files, like_chance, make_world,
                                    ml_100k_files, opinions, other_people, posterior_like)
-from ..data.yesno import YesNoData, load_yesno, yesno_checksum
+from ..data.yesno import load_yesno, yesno_checksum
+from ..data.yesno_form import YesNoData
 from .in_context import auc_or_none
 from .tallrec import chosen_rows
 from ..llm.answers import score_answers

@@ -21,7 +21,8 @@ from ..data.alpaca import load_alpaca
 from ..data.changes import changed
 from ..data.miniature import ensure_world, world_checksum
 from ..data.raw import data_checksum
-from ..data.yesno import YesNoData, few_shot, load_yesno, yesno_checksum
+from ..data.yesno import few_shot, load_yesno, yesno_checksum
+from ..data.yesno_form import YesNoData
 from ..evaluation.auc import auc
 from ..llm.answers import score_answers
 from ..llm.backbones import Backbone, BackboneConfig, backbone_identity, load_backbone

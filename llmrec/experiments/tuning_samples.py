@@ -15,7 +15,8 @@ import polars as pl
 from ..data.alpaca import INPUT, INSTRUCTION, OUTPUT, load_alpaca
 from ..data.miniature import ensure_world, world_checksum
 from ..data.raw import data_checksum
-from ..data.yesno import YesNoData, load_yesno
+from ..data.yesno import load_yesno
+from ..data.yesno_form import YesNoData
 from ..llm.yesno import YesNoPromptConfig, record_of
 from ..paths import LlmrecError, known
 

@@ -20,11 +20,12 @@ from fastcore.basics import patch
 from tokenizers import AddedToken
 
 from ..config import digest, unkeyed
+from .checked import load_checked, one_sentence
 from .folders import check_folder, check_hub, folder_identity, given_folder
 from .folders import is_folder, is_gguf, new_folder, shipped_folder
-from .pretrained import RECIPES
-from .pretrained import gguf_folder, gguf_sha256, load_checked, one_sentence, pretrained_folder
+from .pretrained import gguf_folder, gguf_sha256, pretrained_folder
 from .tiny import SHAPE, default_texts, tiny_backbone
+from .wheels import RECIPES
 from ..paths import LlmrecError, miniature_dir
 
 # %% ../../nbs/32_backbones.ipynb #2253b367

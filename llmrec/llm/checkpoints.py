@@ -20,9 +20,9 @@ from torch import distributed
 
 from .adapter import add_lora, check_learnt, continue_from, put_weights, read_adapter
 from .backbones import Backbone
+from .checked import sha256_of
 from .folders import new_folder
 from .loss import collate
-from .pretrained import sha256_of
 from .processes import from_first, processes
 from .ranking import kept_logits, scoring
 from .recipe import TuningConfig

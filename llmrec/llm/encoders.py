@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from ..config import digest
 from .backbones import BackboneConfig, backbone_identity, folder_identity, is_folder, load_backbone
-from .pretrained import load_checked, one_sentence
+from .checked import load_checked, one_sentence
 from .prompts import as_text
 from .ranking import accepted, inner, length_batches, scoring
 from ..paths import LlmrecError, checkpoints_dir, parse_json

@@ -16,7 +16,7 @@ from pathlib import Path
 import huggingface_hub
 
 from ..config import digest
-from .pretrained import NOTE, RECIPE_FILE, one_sentence
+from .checked import NOTE, RECIPE_FILE, one_sentence
 from ..paths import LlmrecError, json_or_none, read_json, repository
 
 # %% ../../nbs/32b_model_folders.ipynb #73afd0b1

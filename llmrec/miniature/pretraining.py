@@ -33,8 +33,8 @@ from ..config import digest, from_dict, to_dict
 from .corpus import (CorpusConfig, documents, naming_words, things_of, tokenizer_texts,
                                      verdict_words)
 from ..data.miniature import WorldConfig, make_world
+from ..llm.checked import RECIPE_FILE
 from ..llm.folders import miniature_llama, new_folder
-from ..llm.pretrained import RECIPE_FILE
 from ..llm.tiny import byte_tokenizer
 from ..paths import LlmrecError, known, miniature_dir
 from ..runs.records import versions, write_atomic

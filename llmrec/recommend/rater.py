@@ -18,7 +18,8 @@ import polars as pl
 from ..config import fits, from_dict, to_dict
 from ..data.own import OwnData
 from ..data.own_ratings import load_own_ratings
-from ..data.yesno import YesNoData, few_shot
+from ..data.yesno import few_shot
+from ..data.yesno_form import YesNoData
 from ..evaluation.auc import auc
 from ..experiments.tallrec import chosen_rows
 from ..llm.answers import score_answers

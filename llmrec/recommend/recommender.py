@@ -32,7 +32,7 @@ from ..experiments import llamarec
 from ..experiments.llamarec import RankingConfig, questions, results, training_rows
 from ..experiments.retrieval import MODELS, RetrievalConfig, fit_model
 from ..llm.backbones import Backbone, BackboneConfig, is_folder, is_gguf, load_backbone, new_folder
-from ..llm.pretrained import sha256_of
+from ..llm.checked import sha256_of
 from ..llm.prompts import encode_prompt, fit_prompt, letters, truncate_title
 from ..llm.ranking import score_candidates
 from ..llm.tuning import Session, TuningConfig, reporters, tune, with_adapter

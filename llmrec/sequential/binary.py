@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..data.yesno import YesNoArrays
+from ..data.yesno_form import YesNoArrays
 from ..paths import LlmrecError
 
 # %% ../../nbs/48_binary_baselines.ipynb #a73a29b2
@@ -37,7 +37,7 @@ class BinaryArchitecture:
     method: str = 'GRU4Rec'         # one of BINARY
     hidden: int = 64                # embedding and label channel; text comes on top
     label_channel: bool = True      # False hides which history items were liked
-    pad: Literal['last', 'zero'] = 'last'   # how short histories are filled, see `data.yesno.arrays`
+    pad: Literal['last', 'zero'] = 'last'   # how short histories are filled, see `data.yesno_form.arrays`
     layers: int = 4                 # of the GRU
     filters: int = 16               # of Caser, for each height
     heights: tuple[int, ...] = (2, 3, 4)

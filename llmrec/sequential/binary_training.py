@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..data.yesno import YesNoArrays
+from ..data.yesno_form import YesNoArrays
 from ..evaluation.auc import auc
 from ..paths import LlmrecError, known
 from llmrec.sequential.binary import (

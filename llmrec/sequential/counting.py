@@ -17,7 +17,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ..data.yesno import YesNoArrays
+from ..data.yesno_form import YesNoArrays
 from ..paths import ITEM, USER, LlmrecError, known
 
 # %% ../../nbs/49_counting.ipynb #cd2ad12c
