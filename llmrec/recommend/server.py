@@ -31,9 +31,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..config import Range, check_types, from_dict, limits
 from ..paths import USER, LlmrecError
+from .ask import histories_of
 from .commands import complaining, typed
 from .rater import Rater
-from .recommender import Recommender, histories_of
+from .recommender import Recommender
 
 # %% ../../nbs/59d_server.ipynb #425033b3
 def whole_characters(text: str) -> str:
