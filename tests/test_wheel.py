@@ -24,7 +24,8 @@ print(r.recommend(r.users[:2], k=5).write_csv(), end='')
 '''
 LOAD = '''
 import torch
-from llmrec.recommend.recommender import Recommender, prompt_of
+from llmrec.recommend.ask import prompt_of
+from llmrec.recommend.recommender import Recommender
 from peft import AutoPeftModelForCausalLM
 r = Recommender.load('moved')
 print(r.recommend(r.users[:2], k=5).write_csv(), end='')

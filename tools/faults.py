@@ -19,7 +19,7 @@ KINDS = {
         ['llm.checkpoints.whole', 'llm.adapter.read_adapter', 'llm.backbones.check_source', 'sequential.training.load_state'],
         [('test_faults_tuning', 'checkpoint|bytes|folder|shard|hub|missing_model|program_code|adapter')]),
     'A saved recommender or rater that was changed': (
-        ['recommend.recommender.sealed', 'recommend.recommender.opening', 'recommend.recommender.check_tables'],
+        ['recommend.saved.sealed', 'recommend.saved.opening', 'recommend.saved.check_tables'],
         [('test_recommender', 'folder'), ('test_rater', 'folder')]),
     'A secret in what others wrote': (
         ['paths.redacted'], [('test_secrets', ''), ('test_faults_records', 'redacted|what_is_not')]),
@@ -27,7 +27,7 @@ KINDS = {
         ['repro.profiles.parse_yaml', 'repro.profiles.plain', 'repro.profiles.check_kinds', 'config.check_types', 'config.from_dict'],
         [('test_profiles', 'profile|parameter|command'), ('test_faults_outside', 'number|settings|yaml|profile|variant|stands|ones_own|default|parameter|study'), ('test_fuzz', 'profiles|parameters|studies|json'), ('test_study', 'refused|right_kind|above_0')]),
     'A name or a parameter that leads elsewhere': (
-        ['paths.below', 'recommend.recommender.check_free'], [('test_profiles', 'outside'), ('test_faults_outside', 'section|names_that'), ('test_recommender', 'written_over')]),
+        ['paths.below', 'recommend.saved.check_free'], [('test_profiles', 'outside'), ('test_faults_outside', 'section|names_that'), ('test_recommender', 'written_over')]),
     'A file of data with faults': (
         ['data.raw.open_text', 'data.raw.reader', 'data.own.read_table'],
         [('test_odd_files', ''), ('test_fuzz', 'readers|good_file'), ('test_data', 'broken|survives|refuse|named|damaged|truncated|wrong'), ('test_recommender', 'no_table|cannot_be_read|history_that')]),
@@ -40,7 +40,7 @@ KINDS = {
     'A server that answers in its own way': (
         ['llm.chat.request', 'llm.chat.complaint'], [('test_faults_outside', 'answer|numbers_that|half'), ('test_chat', 'failures|hangs|nobody|keys|busy|refusals|damaged')]),
     'A request that cannot be answered': (
-        ['recommend.server.complaints', 'recommend.server.whole_body', 'recommend.server.counted'],
+        ['recommend.server.complaints', 'recommend.request_limits.whole_body', 'recommend.request_limits.counted'],
         [('test_server', 'bad_request|fault|body|refusal|content_length|chunks|slow|dawdle|limited|limits'), ('test_rater', 'no_question')]),
     'A command that is stopped, and a machine without room': (
         ['recommend.commands.complaining', 'repro.reproduce.carried', 'runs.records.write_atomic'],

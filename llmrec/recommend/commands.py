@@ -20,7 +20,8 @@ from ..data.own_ratings import load_own_ratings
 from ..data.raw import open_text
 from ..paths import ITEM, TITLE, USER, LlmrecError, parse_json
 from .rater import Rater
-from .recommender import MODELS, Recommender, check_free
+from .recommender import MODELS, Recommender
+from .saved import check_free
 from ..runs.records import write_atomic
 
 # %% ../../nbs/59b_commands.ipynb #dc6de067
