@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['tuning_way', 'step_parts', 'Card', 'measure']
 
-# %% ../../nbs/36b_memory_step.ipynb #4ba71ab7
+# %% ../../nbs/36b_memory_step.ipynb #d564b195
 import contextlib
 import gc
 import tempfile

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['continued', 'reply', 'handler', 'serving']
 
-# %% ../../nbs/39d_serving.ipynb #4ba71ab7
+# %% ../../nbs/39d_serving.ipynb #3d1fde11
 import json
 import threading
 from collections.abc import Iterator

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['labelled_row', 'end_of', 'YesNoRows', 'yesno_items', 'alpaca_item', 'AlpacaRows']
 
-# %% ../../nbs/31a_yesno_rows.ipynb #4ba71ab7
+# %% ../../nbs/31a_yesno_rows.ipynb #54a65280
 from dataclasses import dataclass, field
 from typing import Any
 
