@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from llmrec.llm.memory import StepPlan, linear_bytes, loaded, part_of, planned, rehearse, scales, taken, with_layers
+from llmrec.llm.memory import StepPlan, linear_bytes, part_of, scales
+from llmrec.llm.memory_step import loaded, planned, rehearse, taken, with_layers
 from llmrec.llm.tuning import TuningConfig
 
 pytest.importorskip('bitsandbytes')

@@ -16,6 +16,7 @@ from llmrec.data.interactions import from_lists, leave_one_out
 from llmrec.evaluation.ranking import per_user
 from llmrec.experiments import systems
 from llmrec.experiments.retrieval import for_dataset
+from llmrec.llm import serving
 from llmrec.llm.backbones import Backbone, BackboneConfig, load_backbone
 from llmrec.llm.chat import EndpointConfig
 from llmrec.llm.tuning import TuningConfig
@@ -423,18 +424,22 @@ def test_tools_hide_what_was_met_and_bear_nonsense():
     assert t.observe('Retrieve', '-0') != 'nothing'
 
 
+def served(backbone, max_tokens, api='completions'):
+    return serving.serving(backbone, replace(recmind.LOCAL, api=api, max_tokens=max_tokens))
+
+
 def test_an_endpoint_that_fails_in_the_middle_loses_nothing(tmp_path, llama):
     "A real server: it breaks down after three calls; the second try asks only for what is missing."
     cfg, users = recmind.RecMindConfig(steps=2, max_tokens=4), np.array([0, 1, 2])
     calls, broken = [], True
-    original = recmind.reply
+    original = serving.reply
     def reply(backbone, body, chat):
         calls.append(body['prompt'])
         if broken and len(calls) > 3: raise ConnectionError('gone')
         return original(backbone, body, chat)
-    recmind.reply, arguments = reply, (recmind.Agent(TITLES, markov(SPLIT.train), cfg), SPLIT.test_history, users)
+    serving.reply, arguments = reply, (recmind.Agent(TITLES, markov(SPLIT.train), cfg), SPLIT.test_history, users)
     try:
-        with recmind.serving(llama, max_tokens=4) as endpoint:
+        with served(llama, 4) as endpoint:
             with pytest.raises(LlmrecError, match='2 of 3 plans were cut off, all exchanges before are kept'): recmind.answer(recmind.Talk(endpoint, tmp_path), *arguments)
             assert len(list(Path(tmp_path).rglob('*.json'))) == 3
             shown = recmind.answer(recmind.Talk(endpoint, tmp_path), *arguments, strict=False)
@@ -444,20 +449,20 @@ def test_an_endpoint_that_fails_in_the_middle_loses_nothing(tmp_path, llama):
             assert len(calls) - n == 3 and not any('endpoint' in w.note for w in whole)
             assert whole[0] == shown[0]
         assert recmind.answer(recmind.Talk(endpoint, tmp_path), *arguments) == whole    # the server is gone, the exchanges are not
-    finally: recmind.reply = original
+    finally: serving.reply = original
 
 
 def test_two_persons_share_no_exchange(tmp_path, llama):
     "Nothing that is known of one person may answer for another."
     cfg = recmind.RecMindConfig(steps=1, max_tokens=2)
-    with recmind.serving(llama, max_tokens=2) as endpoint:
+    with served(llama, 2) as endpoint:
         recmind.answer(recmind.Talk(endpoint, tmp_path), recmind.Agent(TITLES, markov(SPLIT.train), cfg), SPLIT.test_history, np.array([0, 1]))
     assert len(list(Path(tmp_path).rglob('*.json'))) == 2
 
 
 def test_the_purse(tmp_path, llama):
     cfg = recmind.RecMindConfig(steps=3, max_tokens=2)
-    with recmind.serving(llama, max_tokens=2) as endpoint:
+    with served(llama, 2) as endpoint:
         dear = replace(endpoint, price_in=1e6, price_out=1e6, max_cost=10.)
         with pytest.raises(LlmrecError, match='max_cost'):
             recmind.answer(recmind.Talk(dear, tmp_path), recmind.Agent(TITLES, markov(SPLIT.train), cfg), SPLIT.test_history, np.array([0, 1]))
@@ -468,7 +473,7 @@ def test_the_chat_interface_says_the_same(tmp_path, llama):
     ways = []
     for api in ('completions', 'chat'):
         cfg = recmind.RecMindConfig(steps=2, max_tokens=4)
-        with recmind.serving(llama, api, 4) as endpoint:
+        with served(llama, 4, api) as endpoint:
             ways += recmind.answer(recmind.Talk(endpoint, tmp_path / api), recmind.Agent(TITLES, markov(SPLIT.train), cfg), SPLIT.test_history, np.array([0]))
     assert ways[0].asked == ways[1].asked
 
@@ -487,7 +492,7 @@ def test_an_example_is_about_somebody_else_and_ends_in_what_he_took(tmp_path, ll
     score, histories = markov(SPLIT.train), SPLIT.test_history
     for shots in (1, 2):
         cfg = recmind.RecMindConfig(steps=1, max_tokens=2, shots=shots, shown=3)
-        with recmind.serving(llama, max_tokens=2) as endpoint:
+        with served(llama, 2) as endpoint:
             ways = recmind.answer(recmind.Talk(endpoint, tmp_path), recmind.Agent(TITLES, score, cfg), histories, np.array([0, 1]))
         for u, way in enumerate(ways):
             people = [int(x) for x in recmind.re.findall(r'^Person (\d+):$', way.asked, recmind.re.M)]

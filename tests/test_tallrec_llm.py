@@ -26,8 +26,9 @@ from llmrec.llm.rec_tuning import (ALPACA_RECIPE, RECIPE, AlpacaTuningConfig, Re
                                    rec_tune, validation_rows)
 from llmrec.llm.loss import can_gather, collate, label_loss, labelled_tokens
 from llmrec.llm.tuning import Session, TuningConfig, add_lora, continue_from, read_adapter, tune, with_adapter
-from llmrec.llm.yesno import (COMMENT, AlpacaRows, YesNoPromptConfig, YesNoRows, answer_form, context_of, encode_questions, question,
-                              question_ids, record_of, wrap, yesno_ids)
+from llmrec.llm.yesno import (COMMENT, YesNoPromptConfig, answer_form, context_of, encode_questions, question, question_ids,
+                              record_of, wrap, yesno_ids)
+from llmrec.llm.yesno_rows import AlpacaRows, YesNoRows
 from llmrec.paths import LlmrecError, output_to
 
 TITLES = ['', *(f'{quality} {thing}' for thing in 'Boat Night King Garden Star'.split() for quality in ('Good', 'Bad'))]

@@ -12,7 +12,8 @@ from llmrec.llm.chat import EndpointConfig, defused, payload
 from llmrec.llm.encoders import Encoder, tokenise
 from llmrec.llm.generation import answer_tokens
 from llmrec.llm.prompts import LlamaRecPromptConfig, as_text, encode_example, encode_prompt, fit_prompt, prompt_ids, truncate_title
-from llmrec.llm.yesno import AlpacaRows, YesNoPromptConfig, YesNoRows, encode_questions, wrap
+from llmrec.llm.yesno import YesNoPromptConfig, encode_questions, wrap
+from llmrec.llm.yesno_rows import AlpacaRows, YesNoRows
 
 CONTROL = ('<unk>', '<s>', '</s>', '<|im_start|>', '<|im_end|>', '<think>', '[INST]')
 PLAIN = ['Small Boat (1999)', 'Red {Night}', 'Owl, The (1987)', '<DVD> Cats', 'Cash $5', 'a\\b', 'Été ☂', 'M*A*S*H [Region 1]', '<3', 'x  y']

@@ -12,9 +12,9 @@ from llmrec.data.tallrec import TALLREC_ANSWERS
 from llmrec.llm.backbones import BackboneConfig, load_backbone
 from llmrec.llm.tiny import byte_tokenizer, default_texts, metaspace_tokenizer
 from llmrec.llm.prompts import prompt_ids
-from llmrec.llm.yesno import (COMMENT, PREAMBLE, AlpacaRows, YesNoPromptConfig, YesNoRows, answer_form, context_of,
-                              encode_questions, labelled_row, paper_record, question, question_ids, question_limit,
-                              shortened, wrap, yesno_ids)
+from llmrec.llm.yesno import (COMMENT, PREAMBLE, YesNoPromptConfig, answer_form, context_of, encode_questions, paper_record,
+                              question, question_ids, question_limit, shortened, wrap, yesno_ids)
+from llmrec.llm.yesno_rows import AlpacaRows, YesNoRows, labelled_row
 from llmrec.paths import LlmrecError
 
 NAMES = dict(unk_token='<unk>', bos_token='<s>', eos_token='</s>', pad_token='<unk>')

@@ -82,7 +82,7 @@ def difference(values: np.ndarray, *names: str) -> dict:
     mean, low, high = bootstrap_interval(values)
     return dict(zip(names, (mean, low, high, interval_text(low, high))))
 
-# %% ../../nbs/53k_by_choice.ipynb #018cf848
+# %% ../../nbs/53k_by_choice.ipynb #16830170
 HEADS = dict(
     dataset='dataset', choice='choice', users='users in the subset', order="NDCG@10, retriever's order",
     ranker='NDCG@10, ranker', gain='ranker minus order', gain_interval='its 95 %',
@@ -90,6 +90,7 @@ HEADS = dict(
     change_interval='its 95 % ', seeds='seeds')    # column of the long table -> heading
 BOUNDS = ('low', 'high', 'change_low', 'change_high')
 
+# %% ../../nbs/53k_by_choice.ipynb #018cf848
 def choice_line(dataset: str, choice: str, runs: list, published: list) -> dict:
     "A row with both differences and the means behind them; `runs`: a record for each seed."
     (before, after), everybody = on_subset(runs), over_all(runs, ndcg10)

@@ -17,7 +17,8 @@ from transformers import LlamaConfig
 from transformers.utils.logging import disable_progress_bar
 
 from ..config import digest
-from ..llm.memory import Card, StepPlan, parameter_counts, step_parts, tuning_way
+from ..llm.memory import StepPlan, parameter_counts
+from ..llm.memory_step import Card, step_parts, tuning_way
 from ..llm.tuning import TuningConfig
 from ..paths import LlmrecError, known
 from ..runs.artefacts import DOUBLE, PALETTE, figure_style
@@ -227,6 +228,7 @@ def bars(ax, part: pl.DataFrame, gib: float) -> list[float]:
     ax.grid(False)
     ax.grid(True, axis='x')
     ax.tick_params(axis='y', length=0)
+    ax.locator_params(axis='x', nbins=5)    # else as many as fit in the style in force when it is saved
     return y
 
 # %% ../../nbs/58p_memory_table.ipynb #a9d090e9

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
+from fastcore.basics import patch
 
 from ..data.miniature import make_world
 from ..data.yesno import YESNO_DATASETS, load_yesno
@@ -71,20 +72,23 @@ class Domain:
     baselines: dict  # (method, K) -> Cell
     top: int         # K at which effects 2 and 4 are judged
 
-    def curve(self, variant: str = 'TALLRec', train: str = '') -> dict[int, Cell]:
-        "K -> cell, for a variant that was tuned on `train` ('': on this domain)."
-        wanted = ((train or self.dataset,), variant)
-        found = {k: c for (on, v, k), c in self.tuned.items() if (on, v) == wanted}
-        return dict(sorted(found.items()))
+# %% ../../nbs/58n_miniature_effects.ipynb #9c2c72f1
+@patch
+def curve(self: Domain, variant: str = 'TALLRec', train: str = '') -> dict[int, Cell]:
+    "K -> cell, for a variant that was tuned on `train` ('': on this domain)."
+    wanted = ((train or self.dataset,), variant)
+    found = {k: c for (on, v, k), c in self.tuned.items() if (on, v) == wanted}
+    return dict(sorted(found.items()))
 
-    @property
-    def shared_ks(self) -> list[int]:
-        "The K of both the language model and the baselines."
-        return [k for k in self.curve() if any(k == other for _, other in self.baselines)]
+@patch(as_prop=True)
+def shared_ks(self: Domain) -> list[int]:
+    "The K of both the language model and the baselines."
+    return [k for k in self.curve() if any(k == other for _, other in self.baselines)]
 
-    def best(self, k: int, methods: list[str]) -> Cell:
-        "The best of some baselines."
-        return max((self.baselines[m, k] for m in methods), key=lambda c: c.by_seed.mean())
+@patch
+def best(self: Domain, k: int, methods: list[str]) -> Cell:
+    "The best of some baselines."
+    return max((self.baselines[m, k] for m in methods), key=lambda c: c.by_seed.mean())
 
 # %% ../../nbs/58n_miniature_effects.ipynb #59a85eb1
 BY_ID = [m for m in BINARY if not m.endswith('BERT')]
@@ -305,6 +309,14 @@ def ranker_study(s: TallrecStudy, settings: dict, **change) -> llamarec_study.Ll
     own = settings | dict(tuning=settings['tuning'] | change)
     return llamarec_study.study(datasets=s.datasets, ranker_datasets=s.datasets, **model, **own)
 
+# %% ../../nbs/58n_miniature_effects.ipynb #99597d6c
+def check_candidates(x: Ranking) -> None:
+    "Raise an `LlmrecError` unless a seed's rankers, with either order, were given the same candidates."
+    for a, b in zip(x.published, x.shuffled):
+        if np.array_equal(a.arrays['retrieved_rank'], b.arrays['retrieved_rank']): continue
+        raise LlmrecError(f'The records {a.name} and {b.name} come from different retrievers, so the order '
+                          'of the candidates cannot be judged; delete both and run them again.')
+
 # %% ../../nbs/58n_miniature_effects.ipynb #533c7776
 def rankings(s: TallrecStudy, settings: dict) -> list[Ranking]:
     "The rankers of all seeds on each dataset, with candidates in the retriever's order and shuffled."
@@ -312,9 +324,7 @@ def rankings(s: TallrecStudy, settings: dict) -> list[Ranking]:
             for change in ({}, dict(eval_candidate_order='shuffled'))]
     out = [Ranking(d, *([r for (there, _), r in found.items() if there == d] for found in runs))
            for d in s.datasets]
-    for x in out:
-        for a, b in zip(x.published, x.shuffled):
-            assert (a.arrays['retrieved_rank'] == b.arrays['retrieved_rank']).all(), 'another retriever'
+    for x in out: check_candidates(x)
     return out
 
 # %% ../../nbs/58n_miniature_effects.ipynb #64aace9c

@@ -10,6 +10,7 @@ __all__ = ['SEARCHED', 'BY_DATASET', 'READ', 'PROTOCOL', 'LlamaRecStudy', 'retri
 
 # %% ../../nbs/53_llamarec_study.ipynb #8d9b4e44
 import itertools
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
@@ -296,6 +297,20 @@ def paper_rows(
     own = {m: m.split(' (')[0] for m in ours}    # 'LlamaRec (SmolLM2-135M)' is the paper's LlamaRec
     return own | {m: m for d, m, _ in theirs if d == dataset and m not in own.values()}
 
+# %% ../../nbs/53_llamarec_study.ipynb #3ef8464b
+def beside_printed(
+    part: pl.DataFrame,  # from `frame`, of one dataset
+    theirs: dict,        # from `printed_numbers`
+    metrics: tuple,
+) -> Iterator[dict]:
+    "For each method, also the paper's own, and metric: ours with its interval, and the paper's number."
+    d, rows = part['dataset'][0], {(r['method'], r['metric']): r for r in part.iter_rows(named=True)}
+    names = paper_rows(dict.fromkeys(m for m, _ in rows), theirs, d)
+    for (m, name), metric in itertools.product(names.items(), metrics):
+        r = rows.get((m, metric), {})
+        yield dict(group=DATASETS[d].label, method=m, column=metric, value=r.get('value'), low=r.get('low'),
+                   high=r.get('high'), paper=theirs.get((d, name, metric)))
+
 # %% ../../nbs/53_llamarec_study.ipynb #e59b2ce5
 READ = ('MRR@10', 'NDCG@10', 'Recall@10')  # the metrics of a table to read
 
@@ -307,16 +322,10 @@ def readable(
     apart: tuple = (),              # methods that are shown and cannot be the best in bold
 ) -> tuple[pl.DataFrame, list]:
     "For `save_table`: ours with its interval, the paper's number, the difference; and the cells in bold."
-    theirs, out = printed_numbers(artefact), []
-    for d in long['dataset'].unique(maintain_order=True):
-        rows = {(r['method'], r['metric']): r for r in long.filter(dataset=d).iter_rows(named=True)}
-        names = paper_rows(dict.fromkeys(m for m, _ in rows), theirs, d)
-        for (m, name), metric in itertools.product(names.items(), metrics):
-            r = rows.get((m, metric), {})
-            out.append(dict(group=DATASETS[d].label, method=f"{m}{(note or {}).get(m, '')}", column=metric,
-                            value=r.get('value'), low=r.get('low'), high=r.get('high'),
-                            paper=theirs.get((d, name, metric)),
-                            competes=m not in (*retrieval.AFTERWARDS, *apart)))
+    theirs, alone = printed_numbers(artefact), (*retrieval.AFTERWARDS, *apart)
+    out = [r | dict(method=r['method'] + (note or {}).get(r['method'], ''), competes=r['method'] not in alone)
+           for d in long['dataset'].unique(maintain_order=True)
+           for r in beside_printed(long.filter(dataset=d), theirs, metrics)]
     numbers = dict.fromkeys(('value', 'low', 'high', 'paper'), pl.Float64)
     return beside(pl.DataFrame(out, infer_schema_length=None, schema_overrides=numbers))
 

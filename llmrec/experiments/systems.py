@@ -36,6 +36,7 @@ from llmrec.llm.backbones import (
 from ..llm.chat import EndpointConfig, as_asked
 from ..llm.prompts import truncate_title
 from ..llm.ranking import score_candidates
+from ..llm.serving import serving
 from ..llm.tuning import Session, TuningConfig, tune, with_adapter
 from ..llm.verbalizer import letter_ids
 from ..paths import LlmrecError, checkpoints_dir, json_or_none, known
@@ -51,7 +52,7 @@ from ..systems.lists import Way, places, sampled, tally
 from ..systems.p5 import P5Config
 from ..systems.palr import PALRConfig
 from ..systems.pod import PODConfig
-from ..systems.recmind import RecMindConfig
+from ..systems.recmind import LOCAL, RecMindConfig
 
 # %% ../../nbs/53a_other_systems.ipynb #5ed3a03a
 SYSTEMS = {
@@ -191,7 +192,8 @@ def recmind_ready(at: Setting) -> Callable:
     if own.endpoint: return partial(ask, own.endpoint)
     def served(users):
         backbone = load_backbone(at.cfg.backbone)
-        with recmind.serving(backbone, own.api, own.max_tokens) as endpoint: return ask(endpoint, users)
+        with serving(backbone, replace(LOCAL, api=own.api, max_tokens=own.max_tokens)) as endpoint:
+            return ask(endpoint, users)
     return served
 
 READY = {'GPT4Rec': gpt4rec_ready, 'PALR': palr_ready, 'P5': partial(ids_ready, module=p5),

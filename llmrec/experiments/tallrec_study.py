@@ -9,6 +9,8 @@ __all__ = ['VARIANTS', 'LOSSES', 'setting_name', 'TallrecStudy', 'llm_run', 'stu
            'study_caption']
 
 # %% ../../nbs/58_tallrec_study.ipynb #656a993a
+import itertools
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
@@ -264,7 +266,7 @@ def seen_frame(s: TallrecStudy) -> pl.DataFrame:
             for k in s.ks: out += seen_rows(d, m, k, [found[d, m, k, seed] for seed in s.seeds])
     return pl.DataFrame(out, infer_schema_length=None)
 
-# %% ../../nbs/58_tallrec_study.ipynb #2570e6f2
+# %% ../../nbs/58_tallrec_study.ipynb #5d23dcd8
 def paper_value(method: str, dataset: str, setting: str, protocol: str | None = None) -> float | None:
     "AUC x 100 in the paper's Table 3 for a method; a variant of the model counts under its bare name."
     if protocol not in (None, 'as_published'): return None
@@ -272,30 +274,37 @@ def paper_value(method: str, dataset: str, setting: str, protocol: str | None = 
                                             setting=setting)
     return found['value'].item() if len(found) else None
 
+# %% ../../nbs/58_tallrec_study.ipynb #57153226
+ROWLESS = 'K=0'    # alpaca tuning alone sees no rows: one value, which stands at every K
+
+def readable_rows(
+    part: pl.DataFrame,     # of one dataset and protocol
+    dataset: str,
+    protocol: str | None,
+    settings: list[str],
+) -> Iterator[dict]:
+    "Ours, its interval and the paper's by method and K; the paper's TALLRec also where we have none."
+    rows, most = {(r['method'], r['setting']): r for r in part.iter_rows(named=True)}, part['rows'].max()
+    ours = any(m.startswith('TALLRec') for m, _ in rows)
+    absent = [] if ours or protocol == 'corrected' else ['TALLRec']
+    for m, k in itertools.product((*dict.fromkeys(m for m, _ in rows), *absent), settings):
+        r, theirs = rows.get((m, k)) or rows.get((m, ROWLESS), {}), paper_value(m, dataset, k, protocol)
+        if not r and m in absent and theirs is None: continue
+        yield dict(method=m, column=k.replace('=', ' = '), value=r.get('value'), low=r.get('low'),
+                   high=r.get('high'), paper=theirs, competes=r.get('rows') == most)
+
+# %% ../../nbs/58_tallrec_study.ipynb #2570e6f2
 def readable(long: pl.DataFrame) -> tuple[pl.DataFrame, list]:
     "For `save_table`: ours, the paper's and the difference, by dataset and protocol; the cells in bold."
-    rowless = 'K=0'    # alpaca tuning alone sees no rows: one value, which stands at every K
-    settings = sorted({*long['setting']} - {rowless}, key=lambda x: int(x[2:])) or [rowless]
-    out = []
-    several = 'protocol' in long.columns and long['protocol'].n_unique() > 1
-    for key, part in long.group_by(['protocol', 'dataset'] if 'protocol' in long.columns else ['dataset'],
-                                   maintain_order=True):
-        rows, protocol, d = ({(r['method'], r['setting']): r for r in part.iter_rows(named=True)},
-                             (None, *key)[-2], key[-1])
-        absent = ([] if any(m.startswith('TALLRec') for m, _ in rows) or protocol == 'corrected'
-                  else ['TALLRec'])
-        for m in (*dict.fromkeys(m for m, _ in rows), *absent):
-            for k in settings:
-                r, theirs = rows.get((m, k)) or rows.get((m, rowless), {}), paper_value(m, d, k, protocol)
-                if not r and m in absent and theirs is None: continue
-                out.append(dict(group=YESNO_DATASETS[d]
-                                + (f", {protocol.replace('_', ' ')}" if several else ''), method=m,
-                                column=k.replace('=', ' = '), value=r.get('value'), low=r.get('low'),
-                                high=r.get('high'), paper=theirs,
-                                competes=r.get('rows') == part['rows'].max()))
-    return beside(pl.DataFrame(out, infer_schema_length=None,
-                               schema_overrides=dict.fromkeys(('value', 'low', 'high', 'paper'), pl.Float64)),
-                  '.1f')
+    settings = sorted({*long['setting']} - {ROWLESS}, key=lambda x: int(x[2:])) or [ROWLESS]
+    keys, out = [c for c in ('protocol', 'dataset') if c in long.columns], []
+    several = 'protocol' in keys and long['protocol'].n_unique() > 1
+    for key, part in long.group_by(keys, maintain_order=True):
+        protocol, d = (None, *key)[-2:]
+        group = YESNO_DATASETS[d] + (f", {protocol.replace('_', ' ')}" if several else '')
+        out += [dict(group=group) | r for r in readable_rows(part, d, protocol, settings)]
+    numbers = dict.fromkeys(('value', 'low', 'high', 'paper'), pl.Float64)
+    return beside(pl.DataFrame(out, infer_schema_length=None, schema_overrides=numbers), '.1f')
 
 # %% ../../nbs/58_tallrec_study.ipynb #67cc6163
 def paper_marks(ax, dataset: str, method: str = 'TALLRec', protocol: str | None = None) -> bool:

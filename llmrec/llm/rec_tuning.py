@@ -27,8 +27,8 @@ from .backbones import Backbone
 from .loss import collate, label_loss, on_device
 from .ranking import length_batches, scoring
 from .tuning import Session, TuningConfig, tune
-from .yesno import (AlpacaRows, YesNoPromptConfig, YesNoRows, context_of, encode_questions,
-                              shortened, yesno_ids)
+from .yesno import YesNoPromptConfig, context_of, encode_questions, shortened, yesno_ids
+from .yesno_rows import AlpacaRows, YesNoRows
 from ..paths import LlmrecError
 from ..runs.records import write_atomic
 

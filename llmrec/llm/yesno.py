@@ -5,17 +5,15 @@
 # %% auto #0
 __all__ = ['PREAMBLE', 'COMMENT', 'PAPER_INSTRUCTION', 'YesNoPromptConfig', 'wrap', 'plain_phrase', 'paper_record', 'record_of',
            'question', 'shared_prefix', 'AnswerForm', 'answer_form', 'yesno_ids', 'question_ids', 'context_of',
-           'row_limit', 'question_limit', 'fitted_ids', 'encode_questions', 'shortened', 'labelled_row', 'end_of',
-           'YesNoRows', 'yesno_items', 'alpaca_item', 'AlpacaRows']
+           'row_limit', 'question_limit', 'fitted_ids', 'encode_questions', 'shortened']
 
 # %% ../../nbs/31_yesno_prompts.ipynb #ae69be40
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import polars as pl
 from fastcore.basics import patch
-from torch.utils.data import Dataset
 
 from ..data.alpaca import INPUT, INSTRUCTION, OUTPUT
 from ..data.tallrec import TALLREC_ANSWERS, phrase, tallrec_record
@@ -254,104 +252,3 @@ def shortened(
     if not len(hit): return ''
     return (f'{len(hit):,} of {len(dropped):,} prompts were too long and lost {hit.sum():,} '
             f'of their oldest history items, at most {hit.max()} each.')
-
-# %% ../../nbs/31_yesno_prompts.ipynb #f2ee26bc
-def labelled_row(
-    prompt: list[int],
-    answer: list[int],
-    cfg: YesNoPromptConfig,
-    limit: int,             # tokens allowed, from `row_limit`
-    end: int | None,        # the end token
-) -> dict:
-    "Input ids and labels (-100 where nothing is learnt) of one row, cut on the right at `limit`."
-    ids = (list(prompt) + list(answer))[:limit]
-    if cfg.end_token == 'if_room' and len(ids) < limit: ids.append(end)
-    start = min(len(ids), len(prompt) if cfg.loss == 'answer' else 1)
-    return dict(input_ids=ids, labels=[-100] * start + ids[start:])
-
-# %% ../../nbs/31_yesno_prompts.ipynb #9639de7c
-def end_of(tokenizer, cfg: YesNoPromptConfig) -> int | None:
-    "The end token's id; an `LlmrecError` if rows should end with one and there is none."
-    if cfg.end_token == 'if_room' and tokenizer.eos_token_id is None:
-        raise LlmrecError(f'The tokenizer {tokenizer_name(tokenizer)} has no end token; '
-                          "set tokenizer.eos_token, or end_token='never'.")
-    return tokenizer.eos_token_id
-
-# %% ../../nbs/31_yesno_prompts.ipynb #960ff4db
-@dataclass(eq=False)
-class YesNoRows(Dataset):
-    "Training rows `rows` of `data` as input ids and labels."
-    data: Any       # a `YesNoData`
-    rows: Any       # row numbers of its training split, from `few_shot`
-    tokenizer: Any
-    cfg: YesNoPromptConfig
-    context: int | None = None  # from `context_of`
-    items: list = field(init=False, repr=False)
-    dropped: np.ndarray = field(init=False, repr=False)  # history items dropped from each row
-    cut: np.ndarray = field(init=False, repr=False)      # whether each row lost a part of its answer
-
-    def __post_init__(self): self.items, self.dropped, self.cut = yesno_items(self)
-    def __len__(self): return len(self.items)
-    def __getitem__(self, i: int) -> dict: return self.items[i]
-
-# %% ../../nbs/31_yesno_prompts.ipynb #0605a483
-def check_learnable(
-    items: list[dict],  # training rows
-    numbers,            # of these rows
-    limit: int,         # tokens allowed
-) -> None:
-    "Raise an `LlmrecError` that names the first row in which nothing is learnt."
-    for number, item in zip(numbers, items):
-        if all(label == -100 for label in item['labels']):
-            raise LlmrecError(f'Training row {number}: cutting at {limit} tokens leaves nothing '
-                              "of the answer; raise max_tokens or set truncation='history'.")
-
-# %% ../../nbs/31_yesno_prompts.ipynb #6e7651fc
-def yesno_items(
-    rows: YesNoRows,
-) -> tuple[list[dict], np.ndarray, np.ndarray]:  # rows, history items dropped, whether the answer was cut
-    "The training rows that `rows` describes; an `LlmrecError` if one has nothing to learn."
-    cfg, tok = rows.cfg, rows.tokenizer
-    samples = rows.data.splits['train'][np.asarray(rows.rows, np.int64)]
-    form = answer_form(tok, wrap('x', 'y', cfg.wrapper_comment))
-    limit, end = row_limit(tok, cfg, rows.context), end_of(tok, cfg)
-    prompts, dropped = encode_questions(tok, rows.data, samples, cfg, rows.context)
-    answers = [form.yes if label else form.no for label in samples['label']]
-    items = [labelled_row(p, a, cfg, limit, end) for p, a in zip(prompts, answers)]
-    check_learnable(items, rows.rows, limit)
-    return items, dropped, np.array([len(p) + len(a) > limit for p, a in zip(prompts, answers)], bool)
-
-# %% ../../nbs/31_yesno_prompts.ipynb #4ef86481
-def alpaca_item(
-    record: dict,  # instruction, input, output
-    tokenizer,
-    cfg: YesNoPromptConfig,
-    limit: int,
-    end: int | None,
-) -> dict:
-    "One record as input ids and labels; the answer begins where the ids of prompt and full text diverge."
-    prompt = wrap(record[INSTRUCTION], record[INPUT], cfg.wrapper_comment)
-    whole = prompt_ids(tokenizer, prompt + record[OUTPUT])
-    at = shared_prefix(prompt_ids(tokenizer, prompt), whole)
-    return labelled_row(whole[:at], whole[at:], cfg, limit, end)
-
-# %% ../../nbs/31_yesno_prompts.ipynb #14c2af61
-@dataclass(eq=False)
-class AlpacaRows(Dataset):
-    "Instruction records as input ids and labels."
-    records: pl.DataFrame  # instruction, input, output
-    tokenizer: Any
-    cfg: YesNoPromptConfig
-    context: int | None = None  # from `context_of`
-    items: list = field(init=False, repr=False)
-
-    def __post_init__(self):
-        tok, cfg = self.tokenizer, self.cfg
-        limit, end = row_limit(tok, cfg, self.context), end_of(tok, cfg)
-        items = [alpaca_item(r, tok, cfg, limit, end) for r in self.records.iter_rows(named=True)]
-        self.items = [i for i in items if any(label != -100 for label in i['labels'])]
-
-    @property
-    def left_out(self) -> int: return self.records.height - len(self.items)
-    def __len__(self): return len(self.items)
-    def __getitem__(self, i: int) -> dict: return self.items[i]

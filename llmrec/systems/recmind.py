@@ -4,19 +4,16 @@
 
 # %% auto #0
 __all__ = ['LOCAL', 'ACTION', 'RULES', 'RecMindConfig', 'Tools', 'read_action', 'opening', 'Plan', 'one_step', 'make_plan',
-           'titles_in', 'way_of', 'Talk', 'planned', 'example', 'Agent', 'shots_for', 'answer', 'continued', 'reply',
-           'handler', 'serving']
+           'titles_in', 'way_of', 'Talk', 'planned', 'example', 'Agent', 'shots_for', 'answer']
 
 # %% ../../nbs/49f_recmind.ipynb #399b99c1
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import openai
@@ -24,12 +21,8 @@ from tqdm.auto import tqdm
 
 from ..config import Range, limits, schema
 from ..data.interactions import Sequences
-from ..llm.backbones import Backbone
 from ..llm.asking import answer_path, check_cost, fetch_one, kept_answer, price
 from ..llm.chat import EndpointConfig, connect, one_sentence
-from ..llm.ranking import left_padded, scoring
-from ..llm.yesno import context_of
-from ..paths import LlmrecError
 from ..sequential.candidates import Score, recommend
 from .gpt4rec import Engine
 from .lists import Way, collect, title_finder
@@ -273,66 +266,3 @@ def answer(
                 'run again to go on')
         with one_sentence(talk.endpoint, lambda: kept): raise errors[0]
     return [way for way, _ in found]
-
-# %% ../../nbs/49f_recmind.ipynb #238803c2
-def cut_at(text: str, stop) -> str:
-    "`text` up to the first of the strings `stop`."
-    return min((text.split(s)[0] for s in stop), key=len, default=text)
-
-# %% ../../nbs/49f_recmind.ipynb #280c3a71
-def continued(backbone: Backbone, prompt: str, most: int, stop) -> tuple[str, int, int]:
-    "Greedy continuation, tokens read and tokens written; a prompt that is too long loses its beginning."
-    tok, room = backbone.tokenizer, context_of(backbone)
-    ids = tok(prompt)['input_ids']
-    if room: ids = ids[-(room - most):]
-    batch = left_padded([ids], tok.pad_token_id)
-    batch = {k: batch[k].to(backbone.model.device) for k in ('input_ids', 'attention_mask')}
-    with scoring(backbone):
-        out = backbone.model.generate(
-            **batch, max_new_tokens=most, do_sample=False, eos_token_id=tok.eos_token_id,
-            pad_token_id=tok.pad_token_id, stop_strings=list(stop) or None, tokenizer=tok)
-    new = out[0, len(ids):].tolist()
-    text = tok.decode(new, skip_special_tokens=True)
-    return cut_at(text, stop), len(ids), len(new)
-
-# %% ../../nbs/49f_recmind.ipynb #9fa78b56
-def reply(backbone: Backbone, body: dict, chat: bool) -> dict:
-    "The response to the body of a request."
-    prompt = '\n'.join(m['content'] for m in body['messages']) if chat else body['prompt']
-    text, read, wrote = continued(backbone, prompt, body.get('max_tokens', 16), body.get('stop') or [])
-    said = dict(message=dict(role='assistant', content=text)) if chat else dict(text=text)
-    return dict(id='0', created=0, object='chat.completion' if chat else 'text_completion',
-                model=backbone.identity,
-                choices=[dict(index=0, finish_reason='stop', logprobs=None, **said)],
-                usage=dict(prompt_tokens=read, completion_tokens=wrote, total_tokens=read + wrote))
-
-# %% ../../nbs/49f_recmind.ipynb #bff590ee
-def handler(backbone: Backbone) -> type[BaseHTTPRequestHandler]:
-    "A request handler that lets `backbone` reply, one request at a time."
-    lock = threading.Lock()
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
-            chat = self.path.endswith('/chat/completions')
-            with lock: out = json.dumps(reply(backbone, body, chat)).encode()
-            self.send_response(200)
-            self.send_header('Content-Type', 'application/json')
-            self.send_header('Content-Length', str(len(out)))
-            self.end_headers()
-            self.wfile.write(out)
-        def log_message(self, *args): pass
-    return Handler
-
-# %% ../../nbs/49f_recmind.ipynb #2d73d86d
-@contextmanager
-def serving(backbone: Backbone, api: str = 'completions', max_tokens: int = 64) -> Iterator[EndpointConfig]:
-    "A context in which `backbone` is served on a free port of this machine; yields its endpoint."
-    server = ThreadingHTTPServer(('127.0.0.1', 0), handler(backbone))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    address = f'http://127.0.0.1:{server.server_address[1]}/v1'
-    try: yield replace(LOCAL, model=backbone.identity, base_url=address, api=api, max_tokens=max_tokens)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
