@@ -26,7 +26,8 @@ from ..llm.answers import common_start, generate_answers, generate_batch, pair_s
 from ..llm.backbones import Backbone, BackboneConfig, backbone_identity, load_backbone
 from ..llm.ranking import kept_logits, left_padded, scoring
 from ..llm.tuning import TuningConfig, add_lora, arguments, trainer_for
-from ..llm.yesno import YesNoPromptConfig, YesNoRows, context_of, encode_questions, yesno_ids
+from ..llm.yesno import YesNoPromptConfig, context_of, encode_questions, yesno_ids
+from ..llm.yesno_rows import YesNoRows
 from ..paths import LlmrecError, checkpoints_dir
 from ..runs.artefacts import DOUBLE, PALETTE, figure_style
 from ..runs.records import Record, one_thread, run_once

@@ -7,7 +7,6 @@ __all__ = ['FORM', 'RaterConfig', 'Rater', 'rater_config', 'fit', 'rated', 'eval
            'score_many', 'score', 'explain', 'save', 'card', 'load']
 
 # %% ../../nbs/59c_rater.ipynb #925a96c4
-import json
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +28,7 @@ from ..llm.tuning import Session, TuningConfig, with_adapter
 from ..llm.yesno import context_of, encode_questions, question, yesno_ids
 from ..paths import AUTHOR, ITEM, SCORE, TITLE, USER, LlmrecError
 from .hub import push_to_hub
-from llmrec.recommend.recommender import (
+from llmrec.recommend.saved import (
     check_tables, front_matter, open_ranker, opening, replaced, save_ranker, seal, sealed,
 )
 from ..runs.records import one_thread, write_atomic

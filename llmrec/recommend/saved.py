@@ -21,7 +21,7 @@ import torch
 
 from ..config import digest
 from ..llm.backbones import BackboneConfig, is_folder, is_gguf, load_backbone, new_folder
-from ..llm.pretrained import sha256_of
+from ..llm.checked import sha256_of
 from ..llm.tuning import with_adapter
 from ..paths import ITEM, TITLE, LlmrecError, read_json
 from .hub import name_base
