@@ -41,7 +41,7 @@ def test_a_common_start_is_counted_once(model):
 
 def test_the_record_holds_what_the_table_says(model, tmp_path, monkeypatch):
     monkeypatch.setenv('LLMREC_OUT', str(tmp_path))
-    cfg = pass_rates.make_config('miniature', 'float32', questions='films', lists='films', prompts=3, repeats=2)
+    cfg = pass_rates.make_config('miniature', 'float32', questions='films', lists='films', prompts=3, users=2, repeats=2)
     record = pass_rates.run(cfg, 'miniature')
     assert {k: v.shape for k, v in record.arrays.items()} == {'ceiling': (2,), 'questions': (2, 2), 'lists': (2, 2)}
     table = pass_rates.rate_table({'float32': record})
@@ -53,4 +53,4 @@ def test_the_record_holds_what_the_table_says(model, tmp_path, monkeypatch):
 
 def test_a_measurement_of_nothing_is_refused():
     with pytest.raises(LlmrecError, match='prompts must be at least 1, got 0'):
-        pass_rates.make_config('miniature', 'float32', questions='films', lists='films', prompts=0, repeats=1)
+        pass_rates.make_config('miniature', 'float32', questions='films', lists='films', prompts=0, users=1, repeats=1)

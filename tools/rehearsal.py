@@ -28,7 +28,7 @@ GROUPS = {
     'beyond/lrurec-*': MODEL | dict(datasets=['ml-100k'], ranker_datasets=['ml-100k'], seeds=[0], ranker_seeds=[0], search={}, variants={},
                                     training=SHORT, max_valid_users=4, tuning=STEPS | dict(batch_size=2)),
     'beyond/memory-7b': dict(steps=[[4, 311]], measure_gpu=False),
-    'beyond/yesno-speed': dict(prompts=8, chunk=8, k=4, micro_batch=2, repeats=1, rate_prompts=2),
+    'beyond/yesno-speed': dict(prompts=8, chunk=8, k=4, micro_batch=2, repeats=1, rate_prompts=2, rate_users=2),
     'beyond/catalogue-size': dict(sizes=[1000], steps=2, users=10),
     'beyond/speed': dict(dataset='ml-100k', steps=2, chunk=1),
     'beyond/miniature': {},

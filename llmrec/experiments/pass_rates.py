@@ -62,7 +62,8 @@ class PassRates:
     questions: str            # yes/no dataset whose test rows are scored
     lists: str                # dataset whose users get a list of candidates to rank
     backbone: BackboneConfig
-    prompts: int              # of each kind
+    prompts: int              # questions
+    users: int                # who get a list
     repeats: int              # times that both are measured, in turns with the ceiling
     candidates: int = 20      # in a list (LlamaRec 4.0.4)
     seed: int = 42            # of the candidates
@@ -70,7 +71,7 @@ class PassRates:
 def make_config(backbone: str, dtype: str, **values) -> PassRates:
     "The configuration, checked; `values` are its other fields."
     cfg = from_dict(PassRates, values | dict(backbone=dict(name=backbone, dtype=dtype)))
-    for name in ('prompts', 'repeats', 'candidates'):
+    for name in ('prompts', 'users', 'repeats', 'candidates'):
         if getattr(cfg, name) < 1:
             raise LlmrecError(f'{name} must be at least 1, got {getattr(cfg, name)}.')
     return cfg
@@ -91,7 +92,7 @@ def list_prompts(cfg: PassRates, backbone: Backbone) -> list[list[int]]:
         history = [title(i) for i in users[user][-how.max_history:]]
         pool = [title(i) for i in rng.choice(users.n_items, cfg.candidates, replace=False) + 1]
         return encode_prompt(tokenizer, fit_prompt(tokenizer, history, pool, how), how)
-    return [prompt(u) for u in range(min(cfg.prompts, len(users)))]
+    return [prompt(u) for u in range(min(cfg.users, len(users)))]
 
 # %% ../../nbs/53n_pass_rates.ipynb #096b3a8e
 WORK = {'questions': 'scoring questions', 'lists': 'ranking lists'}
