@@ -339,11 +339,15 @@ def letter_of_truth(record: Record) -> int:
 def ids_found(record: Record) -> str:
     "The finding of the figure: ids that differ, and the place of the item that came next by both forms."
     forms, at = forms_of(record), letter_of_truth(record)
-    n = len(forms['trained'].ids)
+    n, same = len(forms['trained'].ids), same_ids(forms)
+    ours, theirs = (forms[name].place(at) for name in ('trained', 'published'))
+    if same == n:
+        return (f'For all {n} letters the published code reads the id that was trained; the item that came'
+                f' next is at place {ours}.')
     return (
-        f"For {n - same_ids(forms)} of {n} letters the published code reads another id than the one that"
-        f" was trained; the item that came next is at place {forms['trained'].place(at)} by the trained"
-        f" ids and at place {forms['published'].place(at)} by the published ones."
+        f'For {n - same} of {n} letters the published code reads another id than the one that was trained;'
+        f' the item that came next is at place {ours} by the trained ids and at place {theirs} by the'
+        ' published ones.'
     )
 
 # %% ../../nbs/53d_one_question.ipynb #746fb365
