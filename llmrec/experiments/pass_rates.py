@@ -150,5 +150,7 @@ def rates_found(table: pl.DataFrame) -> str:
     said = []
     for dtype, part in table.group_by('data type', maintain_order=True):
         ask, rank = part['share']
-        said.append(f'{ask:.0%} (scoring questions) and {rank:.0%} (ranking lists) in {dtype[0]}')
-    return f"Of the rate of a product of large matrices a pass reaches {', '.join(said)}."
+        best = part['ceiling'][0]
+        said.append(f'{ask:.0%} (scoring questions) and {rank:.0%} (ranking lists) of {best:.0f} billion'
+                    f' operations a second in {dtype[0]}')
+    return f"Beside products of large matrices measured in turns with it, a pass reaches {', '.join(said)}."

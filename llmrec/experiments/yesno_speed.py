@@ -285,10 +285,11 @@ def speed_found(cfg: YesNoSpeedConfig, record: Record) -> str:
 def speed_note(cfg: YesNoSpeedConfig, record: Record) -> str:
     "What the caption says on the rate of the passes and on the machine."
     machine, versions = (record.provenance.get(x, {}) for x in ('machine', 'versions'))
-    share = shares(cfg, record)
+    share, best = shares(cfg, record), record.metrics['ceiling'][cfg.backbone.dtype] / 1e9
     return (
-        f"Passes reach {share['plain']:.0%} (plain) and {share['ours']:.0%} (ours) of the rate of a"
-        f" product of large matrices in {cfg.backbone.dtype}. Times depend on the machine, here"
+        f"When these seconds were measured, perhaps on another machine, passes reached"
+        f" {share['plain']:.0%} (plain) and {share['ours']:.0%} (ours) of {best:.0f} billion operations a"
+        f" second in {cfg.backbone.dtype}. Times depend on the machine, here"
         f" {machine.get('platform', 'unknown')}, one thread, torch {versions.get('torch', 'unknown')}; a"
         f" step's time is the median of {len(record.arrays['answer_ours'])}."
     )
