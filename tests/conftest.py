@@ -1,7 +1,8 @@
-"What the tests share: a place of their own to write to, and a mark for those that need real data."
+"What the tests share: places of their own, the one sentence of a refusal, and a mark for those that need real data."
 import pytest
 
 from llmrec.data.raw import available
+from llmrec.paths import LlmrecError
 
 
 @pytest.fixture
@@ -9,6 +10,21 @@ def out(tmp_path, monkeypatch):
     "Everything that llmrec writes goes below this folder."
     monkeypatch.setenv('LLMREC_OUT', str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture
+def nothing_set(out, monkeypatch):
+    "Models are looked for nowhere but in the test's own folder."
+    for name in ('LLMREC_MODELS', 'LLMREC_OFFLINE', 'LLMREC_EVENTS'): monkeypatch.delenv(name, raising=False)
+
+
+def refused(call, *parts) -> str:
+    "The one sentence with which `call` is refused; `parts` must be in it."
+    with pytest.raises(LlmrecError) as e: call()
+    said = str(e.value)
+    assert '\n' not in said and said.endswith('.')
+    for part in parts: assert str(part) in said, said
+    return said
 
 
 def pytest_configure(config):

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, BertModel, LlamaConfig, LlamaForCausalLM,
                           PreTrainedTokenizerFast)
 
+from conftest import refused
 from llmrec.llm.backbones import BackboneConfig, backbone_identity, load_backbone
 from llmrec.llm.checked import write_note
 from llmrec.llm.encoders import EncoderConfig, load_encoder
@@ -23,19 +24,7 @@ from llmrec.paths import LlmrecError
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def refused(call, *parts) -> str:
-    "The one sentence with which `call` is refused; `parts` must be in it."
-    with pytest.raises(LlmrecError) as e: call()
-    said = str(e.value)
-    assert '\n' not in said and said.endswith('.')
-    for part in parts: assert str(part) in said, said
-    return said
-
-
-@pytest.fixture(autouse=True)
-def nothing_set(out, monkeypatch):
-    "Models are looked for nowhere but in the test's own folder."
-    for name in ('LLMREC_MODELS', 'LLMREC_OFFLINE', 'LLMREC_EVENTS'): monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures('nothing_set')
 
 
 @pytest.fixture(scope='module')

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from conftest import refused
 from llmrec.config import values_of
 from llmrec.llm import wheels
 from llmrec.llm.backbones import BackboneConfig, backbone_identity, backbone_label, load_backbone
@@ -25,20 +26,10 @@ from llmrec.llm.checked import NOTE, read_note, sha256_of, write_note
 from llmrec.llm.pretrained import gguf_folder, write_gguf
 from llmrec.llm.tiny import tiny_backbone
 from llmrec.llm.wheels import RECIPES, Recipe, Wheel
-from llmrec.paths import LlmrecError
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = 'User history: (1) the one; A or B?'
 REAL = Path(os.environ.get('LLMREC_MODELS') or 'nowhere')    # read before the tests change the environment
-
-
-def refused(call, *parts) -> str:
-    "The one sentence with which `call` is refused; `parts` must be in it."
-    with pytest.raises(LlmrecError) as e: call()
-    said = str(e.value)
-    assert '\n' not in said and said.endswith('.')
-    for part in parts: assert str(part) in said, said
-    return said
 
 
 def logits(folder, text=TEXT):
@@ -46,10 +37,7 @@ def logits(folder, text=TEXT):
     with torch.no_grad(): return model(torch.tensor([tokenizer(text)['input_ids']])).logits
 
 
-@pytest.fixture(autouse=True)
-def nothing_set(out, monkeypatch):
-    "Models are looked for nowhere but in the test's own folder."
-    for name in ('LLMREC_MODELS', 'LLMREC_OFFLINE', 'LLMREC_EVENTS'): monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures('nothing_set')
 
 
 @pytest.fixture(scope='module')
