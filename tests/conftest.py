@@ -31,6 +31,14 @@ def pytest_configure(config):
     config.addinivalue_line('markers', "real_data(*datasets): needs these datasets on this machine, e.g. 'ml-latest-small' or 'beauty'")
 
 
+LONGEST = ('test_book', 'test_engine', 'test_reproduce', 'test_smollm2', 'test_tallrec_runs', 'test_launch', 'test_wheel', 'test_own_profile', 'test_trace')
+
+
+def pytest_collection_modifyitems(items):
+    "The files that take minutes come first, so that two processes (-n 2) end at about the same time."
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 def pytest_runtest_setup(item):
     "Skip what is marked `real_data` when a dataset is not here; nothing is downloaded."
     wanted = dict.fromkeys(name for mark in item.iter_markers('real_data') for name in mark.args)
