@@ -45,6 +45,16 @@ def test_every_loss_of_every_model_and_a_further_one_has_no_label():
     assert found[2].datasets == ('films',) and found[2].llm_ks == (4,) and found[0].datasets == s.datasets
 
 
+def test_a_further_model_can_stand_under_a_protocol_of_its_own():
+    published, corrected = tallrec_results.studies_by_protocol(dict(datasets=['films'], llm_ks=[16]), ['as_published', 'corrected'], {})
+    further = dict(beside=dict(backbone='tiny', llm_ks=[4]), elsewhere=dict(backbone='tiny', llm_ks=[64], variants=['RT'], protocol='corrected'))
+    def found(s, own): return [(x.protocol, x.llm_ks, x.variants) for x in tallrec_results.language_models(s, ['answer'], further, own)]
+    assert found(published, True) == [('as_published', (16,), ('TALLRec',)), ('as_published', (4,), ('TALLRec',))]
+    assert found(corrected, False) == [('corrected', (64,), ('RT',))]
+    assert found(corrected, True) == [('corrected', (16,), ('TALLRec',)), ('corrected', (4,), ('TALLRec',)), ('corrected', (64,), ('RT',))]
+    with pytest.raises(LlmrecError, match="Did you mean 'llm_ks'"): tallrec_results.language_models(published, ['answer'], dict(tiny=dict(llm_k=[4])))
+
+
 def test_a_model_is_tested_against_the_others_of_its_dataset_and_setting():
     rng = np.random.default_rng(0)
     users, labels = np.repeat(np.arange(8), 6), np.tile([0, 1], 24)

@@ -8,7 +8,7 @@ __all__ = ['studies_by_protocol', 'language_models', 'own_cells', 'against_other
 
 # %% ../../nbs/58b_tallrec_results.ipynb #6e49c43a
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import polars as pl
 
@@ -33,14 +33,15 @@ def studies_by_protocol(
 def language_models(
     s: TallrecStudy,
     losses: list[str],           # tokens that rec-tuning learns, see `TallrecStudy.loss`
-    further: dict[str, dict],    # backbone -> changes to the study, such as fewer K
+    further: dict[str, dict],    # backbone, or a name -> changes to the study, such as fewer K
+    own: bool = True,            # whether the study's own model is tuned under its protocol
 ) -> list[TallrecStudy]:
-    "The study for every language model and loss, the study's own model first."
-    own = [s]
+    "The study for every language model and loss under its protocol, the study's own model first."
+    models = [s] if own else []
     for name, change in further.items():
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in change.items()}
-        own.append(replace(s, **dict(backbone=name, label='') | values))
-    return [replace(x, loss=loss) for x in own for loss in losses]
+        here = change['protocol'] == s.protocol if 'protocol' in change else own
+        if here: models.append(study(**asdict(s) | dict(backbone=name, label='') | change))
+    return [replace(x, loss=loss) for x in models for loss in losses]
 
 # %% ../../nbs/58b_tallrec_results.ipynb #b5e721ae
 def own_cells(s: TallrecStudy) -> list[Cell]:
