@@ -44,7 +44,7 @@ GROUPS = {
                                training=SHORT, max_valid_users=4, tuning=STEPS | dict(batch_size=2)),
     '*': MODEL | dict(seeds=[0], ks=[16], llm_ks=[16], llm_seeds=[0], rates=[], weight_decays=[.001], binary=dict(epochs=2),
                       encoder=dict(name='minilm', dimensions=8), tuning=STEPS | dict(batch_size=4),
-                      alpaca=STEPS | dict(batch_size=4, valid_rows=4), valid_rows=12, test_rows=12, reading_rows=12),
+                      alpaca=STEPS | dict(batch_size=4, valid_rows=4), valid_rows=12, test_rows=12, reading_rows=12, asked_rows=8),
 }
 
 
