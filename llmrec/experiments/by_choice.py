@@ -143,7 +143,7 @@ def choices_finding(long: pl.DataFrame) -> str:
 # %% ../../nbs/53k_by_choice.ipynb #7ef03190
 def seen(low: float, high: float) -> str:
     "On which side of 0 an interval lies."
-    return 'above' if low > 0 else 'below' if high < 0 else 'not to be told from'
+    return 'above' if low > 0 else 'below' if high < 0 else 'not distinguishable from'
 
 def choice_said(row: dict) -> str:
     "What the intervals of a row say."

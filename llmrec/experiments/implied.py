@@ -104,8 +104,9 @@ def implied_finding(long: pl.DataFrame) -> str:
         covered, apart = known['covered'].sum(), known['difference']
         return (f"Our intervals cover the Recall@20 that the paper's tables imply in {covered} of "
                 f'{len(known)} cases; the difference lies between {apart.min():+.4f} and {apart.max():+.4f}.')
-    return ('The paper has none of these datasets; no ranker can lift Recall above '
-            f"{long['value'].min():.4f} to {long['value'].max():.4f}, our Recall@20.")
+    low, high = (f'{x:.4f}' for x in (long['value'].min(), long['value'].max()))
+    ours = low if low == high else f'{low} to {high}, depending on the dataset'
+    return f'The paper has none of these datasets; no ranker can lift Recall above our Recall@20 ({ours}).'
 
 # %% ../../nbs/53j_implied.ipynb #122c367d
 def implied_said(row: dict) -> str:

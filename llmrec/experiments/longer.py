@@ -199,7 +199,8 @@ def longer_told(searches: dict[str, LongerSearch], found: list[Trial]) -> str:
     much = ', '.join(f"{m} on {DATASETS[d].label} {sum(t.record is not None for t in group)} of {len(group)}"
                      for (d, m), group in run.items())
     return ("Rows '(longer search)': another list of settings, written after test results of other schedules "
-            f'had been seen, the same for every trained method, until flat and at most {budget}, chosen by '
+            f'had been seen, the same for every trained method; trained until validation stops improving, at '
+            f'most {budget}; chosen by '
             f'validation Recall@10 with the history hidden; run so far: {much} settings; not in bold.')
 
 # %% ../../nbs/53c_longer_search.ipynb #ddbc782c

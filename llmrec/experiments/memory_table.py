@@ -130,10 +130,10 @@ def memory_found(s: MemoryStudy, table: pl.DataFrame, ways: dict[str, str]) -> s
     "The finding: the last micro-batch in 8 bits, as it is tuned."
     rows, tokens = s.steps[-1]
     tuned = case(table, s.steps[-1], '8bit', ways['8bit'])
+    here, everywhere = (fits_said(tuned[name], s.card) for name in ('total', 'total, logits everywhere'))
     return (f'A micro-batch of {rows} rows of {tokens} tokens in 8 bits,'
-            f" as tuned ({NAMES[ways['8bit']]}), takes"
-            f" {fits_said(tuned['total'], s.card)}; with logits everywhere,"
-            f" {fits_said(tuned['total, logits everywhere'], s.card)}.")
+            f" as tuned ({NAMES[ways['8bit']]}), takes {here}; with logits everywhere"
+            + (' it takes the same.' if here == everywhere else f', {everywhere}.'))
 
 # %% ../../nbs/58p_memory_table.ipynb #e47118d5
 def totals_said(s: MemoryStudy, table: pl.DataFrame) -> list[str]:
@@ -167,7 +167,7 @@ def costs_said(s: MemoryStudy, table: pl.DataFrame) -> list[str]:
 # %% ../../nbs/58p_memory_table.ipynb #b4b5484b
 def memory_note(s: MemoryStudy) -> str:
     "What the caption says of rows and columns."
-    return ('rows and tokens are those of the micro-batch;'
+    return ('Rows and tokens are those of the micro-batch;'
             " 'as tuned' marks what llmrec.llm.tuning does without and with checkpointing,"
             ' the other rows are for comparison;'
             f" {s.card.context_gib:g} GiB for CUDA's context is an assumption;"

@@ -164,7 +164,8 @@ def finding(groups: list[Group], printed: dict) -> str:
         return ', '.join(f'{g.method} on {DATASETS[g.dataset].label} ({test_of(best_probe(g)[1]):.4f}, paper '
                          f"{printed[g.dataset, g.method, 'Recall@10']:.4f})" for g, r in judged if r == yes)
     first = (f'Of {len(judged)} baselines that were tried with other settings, the run that validates best '
-             f"reaches the paper's Recall@10 for {sum(r for _, r in judged)}")
+             "reaches the paper's Recall@10 (its interval contains that number or lies above it) for "
+             f'{sum(r for _, r in judged)}')
     reached, missed = names(True), names(False)
     if reached: first += f': {reached}'
     if missed: first += f'; not for {missed}'

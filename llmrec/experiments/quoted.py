@@ -72,7 +72,7 @@ def protocol_note(datasets: list[str]) -> str:
     "For a caption: what the dagger means, or that the paper has none of the datasets."
     if 'beauty' not in datasets: return 'The paper has Beauty only, which is not in this profile.'
     return (f'{MARK} copied by the paper from each work, with filters and splits of its own: not comparable '
-            'with any line beside it; comparable are our lines with one another, and with LlamaRec (paper), '
+            'with any line beside it. Our rows can be compared with one another and with LlamaRec (paper), '
             'which describes the same preprocessing.')
 
 # %% ../../nbs/53l_quoted.ipynb #76a5747f
@@ -120,7 +120,9 @@ def run_here_said(ours: dict[str, float], here: list[str]) -> str:
     "The best of the systems run `here`, beside popularity and LRURec; `ours`: method -> NDCG@10."
     if not here: return ''
     top = max(here, key=ours.get)
-    return (f"Of the five systems {listed(here)} {'were' if len(here) > 1 else 'was'} run here, with a small "
+    of = 'All five systems' if len(here) == len(SYSTEMS) else 'Of the five systems'
+    names = f'({listed(here)})' if len(here) == len(SYSTEMS) else listed(here)
+    return (f"{of} {names} {'were' if len(here) > 1 else 'was'} run here, with a small "
             f'budget: the best, {top}, has an NDCG@10 of {ours[top]:.4f}, popularity '
             f"{ours['Popularity']:.4f} and LRURec {ours['LRURec']:.4f}.")
 
@@ -141,10 +143,15 @@ def quoted_finding(long: pl.DataFrame, paper: pl.DataFrame, every: list[Asked]) 
     return f"{copied_said(paper.filter(metric='Recall@10'))} {run_here_said(ours, here)}".strip()
 
 # %% ../../nbs/53l_quoted.ipynb #022b2745
+def in_brackets(name: str) -> str:
+    "'P5 (random)' for 'P5, random': a name that can stand in a list."
+    first, *rest = name.split(', ')
+    return f"{first} ({', '.join(rest)})" if rest else name
+
 def people_said(a: Asked) -> str:
     "How many people answered for which systems; '' where nothing is recorded."
     by_number = {}
-    for name, r in a.whole.items(): by_number.setdefault(r.metrics['users'], []).append(name)
+    for name, r in a.whole.items(): by_number.setdefault(r.metrics['users'], []).append(in_brackets(name))
     people = '; '.join(f'{n:,} people for {", ".join(names)}' for n, names in by_number.items())
     return f'On {DATASETS[a.dataset].label} one run each, of a fixed sample: {people}.' if people else ''
 
@@ -153,7 +160,7 @@ def systems_note(a: Asked) -> list[str]:
     "For a caption: the sentences on the systems of one dataset."
     note = [people_said(a), *(f'{name}: {allowed(a.runs[name])}' for name in SYSTEMS if name in a.found)]
     if a.spent and not a.cost.tuned:
-        note.append(f"{cost_name(a.cost)} has a cost beside the systems' only; nothing it answers is used.")
+        note.append(f"{cost_name(a.cost)} is measured for its cost only; its answers are not used.")
     if lacking := [name for name in a.runs if name not in a.found]:
         note.append(f'Not run on {DATASETS[a.dataset].label} in this profile: {", ".join(lacking)}.')
     return [x for x in note if x]

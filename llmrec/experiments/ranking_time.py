@@ -324,8 +324,9 @@ def time_found(
     mid, paper = t.fitted, dict(theirs.select('title tokens', 'paper, s').iter_rows())
     return (
         f"With titles of {t.calibrate} tokens a ranking by {by} takes {mid['generation, s']:.3g} s by"
-        f" generation and {mid['verbalizer, s']:.3g} s by the verbalizer, {mid['times faster']:.0f} times"
-        f" less; the paper reports {paper.get(t.calibrate, paper[20]):.2f} s and under one."
+        f" generation, {mid['times faster']:.0f} times as long as by the verbalizer"
+        f" ({mid['verbalizer, s']:.3g} s); the paper reports {paper.get(t.calibrate, paper[20]):.2f} s and under"
+        ' one.'
     )
 
 # %% ../../nbs/53f_ranking_time.ipynb #1cba2c27
@@ -339,8 +340,8 @@ def constants_said(t: Timed) -> str:
 def times_said(t: Timed) -> list[str]:
     "Seconds of a model, its constants, its memory where it was watched, and how far the predictions are."
     mid = t.fitted
-    said = [f"{t.name}: titles of {t.calibrate} tokens take {mid['generation, s']:.3g} s by generation and"
-            f" {mid['verbalizer, s']:.3g} s by the verbalizer, {mid['times faster']:.0f} times less.",
+    said = [f"{t.name}: titles of {t.calibrate} tokens take {mid['generation, s']:.3g} s by generation,"
+            f" {mid['times faster']:.0f} times as long as by the verbalizer ({mid['verbalizer, s']:.3g} s).",
             f'  {constants_said(t)}']
     if 'generation, GiB' in mid:
         said.append(f"  most memory held: {mid['generation, GiB']:.1f} GiB by generation,"

@@ -89,8 +89,8 @@ def reached_said(compared: list[dict], best: dict, printed: dict) -> str:
     "How many numbers our intervals hold, and how many our best rows reach; `compared` as in `held`."
     (own, of), (ranker, times) = held(compared, printed), held(compared, printed, 'LlamaRec')
     reached = len(best) - len(not_reached(best, printed))
-    return (f"Our intervals hold {own} of the paper's {of} numbers for the same retriever, and the paper's "
-            f'LlamaRec in {ranker} of {times} comparisons with a retriever of ours. Our best rows reach '
+    return (f"In {own} of {of} comparisons the interval of a retriever of ours contains the paper's number "
+            f"for it; in {ranker} of {times} it contains the paper's LlamaRec. Our best rows reach "
             f"{reached} of the paper's {len(best)} numbers for retrievers.")
 
 # %% ../../nbs/53i_reached.ipynb #c3646817

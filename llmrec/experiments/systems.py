@@ -460,7 +460,9 @@ DIFFERS = {
 def allowed(cfg: SystemRun) -> str:
     "What a run was given: its training, and where its settings depart from the defaults of the paper."
     own, name = cfg.settings, system_of(cfg)
-    if name == 'RecMind': return f'Nothing is tuned; {own.steps} steps, {own.shots} example plans.'
+    if name == 'RecMind':
+        plans = 'example plan' if own.shots == 1 else 'example plans'
+        return f'Nothing is tuned; {own.steps} steps, {own.shots} {plans}.'
     if name in FRESH:
         start = 'fresh weights' if own.model == 'tiny' else own.model
         rows = f'{own.rows:,} training rows' if own.rows else 'all training rows'

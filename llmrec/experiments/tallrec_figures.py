@@ -181,7 +181,8 @@ def domain_said(rows: pl.DataFrame, dataset: str, other: str) -> str | None:
     own, away = (auc_of(rows, dataset, (d,)) for d in (dataset, other))
     if own is None or away is None: return None
     gap = round(away - own, 1) + 0
-    return f'{gap:+.1f} on {YESNO_DATASETS[dataset]} after {YESNO_DATASETS[other]} (to {away:.1f})'
+    return (f'{away:.1f} ({gap:+.1f}) on {YESNO_DATASETS[dataset]} after tuning on {YESNO_DATASETS[other]}'
+            f' instead')
 
 # %% ../../nbs/58c_tallrec_figures.ipynb #b07a5a1d
 def both_said(rows: pl.DataFrame, datasets: list[str]) -> list[str]:
@@ -202,6 +203,5 @@ def domains_said(
     said = [text for text in said if text]
     if not said: return 'Only one domain was tuned on here, so nothing can be said across domains.'
     both = both_said(rows, datasets)
-    return (f'With {k} rows of the other domain instead of the domain asked about, AUC x 100 changes by'
-            f" {' and '.join(said)}."
+    return (f"AUC x 100 with {k} rows of the other domain: {'; '.join(said)}."
             + (f" With {k} rows of each it is {' and '.join(both)}." if both else ''))

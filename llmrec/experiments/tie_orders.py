@@ -427,15 +427,15 @@ def tie_notes(t: TieStudy, counted: dict[str, Counted]) -> str:
     notes = [
         "'Targets changed': share of users whose test item differs from the one by item id or, with"
         " guessed days, from the one in the order of the copy; where the days are known, they are hidden"
-        " behind a random order to check the guess, and that order is the one compared with. The"
+        " behind a random order to check the guess, and targets are compared with those under that order. The"
         " standard error over users is that of the first order. In the figure a dot is an order, a line"
         " the 95 % interval over users of the first order, a diamond the paper's value."
     ]
     if t.trained:
         tuned = '; '.join(f"{DATASETS[d].label} {said(t.settings.get(d, {})) or 'the defaults'}"
                           for d in t.trained)
-        notes.append(f'Trained methods: preset {t.retrieval.preset}, {said(t.retrieval.training)},'
-                     ' first seed;'
+        how = ', '.join(x for x in (f'preset {t.retrieval.preset}', said(t.retrieval.training)) if x)
+        notes.append(f'Trained methods: {how}, first seed;'
                      f' settings: {tuned}.')
     if untied := [DATASETS[d].label for d, c in counted.items() if not c.tied]:
         notes.append(f"No last item is tied in {' and '.join(untied)}.")

@@ -127,8 +127,8 @@ def translation_said(
     if not tasks:
         return (f"The paper's sample is a translation, and none of {SOURCES[source]} is: they ask about the"
                 " world's own films and books.")
-    return (f'The paper illustrates the stage with a task that {share:.2%} of the records set, one in'
-            f" {round(1 / share)}; {counts['translation tasks with an input']} of the {tasks} have the three"
+    return (f'The paper illustrates the stage with a task that {tasks:,} of {counts["records"]:,} records set'
+            f" ({share:.2%}); {counts['translation tasks with an input']} of the {tasks} have the three"
             " parts of the paper's table, the others carry the sentence within the instruction.")
 
 # %% ../../nbs/58a_tuning_samples.ipynb #8ea39181

@@ -26,7 +26,7 @@ def cut_at(text: str, stop) -> str:
 
 # %% ../../nbs/39d_serving.ipynb #280c3a71
 def continued(backbone: Backbone, prompt: str, most: int, stop) -> tuple[str, str, int, int]:
-    "Greedy continuation, why it ended, tokens read and written; a prompt that is too long loses its beginning."
+    "Greedy continuation, why it ended, tokens read and written; a prompt too long loses its beginning."
     tok, room = backbone.tokenizer, context_of(backbone)
     if room and most >= room:
         raise LlmrecError(f'max_tokens is {most}, but prompt and answer share {room} tokens; ask for fewer.')
