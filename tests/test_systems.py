@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import openai
 import pytest
+import requests
 import torch
 from scipy import linalg, sparse
 from sklearn.metrics import adjusted_rand_score
@@ -426,6 +427,17 @@ def test_tools_hide_what_was_met_and_bear_nonsense():
 
 def served(backbone, max_tokens, api='completions'):
     return serving.serving(backbone, replace(recmind.LOCAL, api=api, max_tokens=max_tokens))
+
+
+def test_a_served_model_says_why_its_answer_ended(llama):
+    whole, why, read, wrote = serving.continued(llama, 'a film about', 6, [])
+    assert (why, wrote) == ('length', 6) and read > 0 and whole
+    assert serving.continued(llama, 'a film about', 6, [whole[1]])[:2] == (whole[:1], 'stop')
+    with served(llama, 4) as endpoint:
+        def asked(most): return requests.post(f'{endpoint.base_url}/completions', json=dict(prompt='a film', max_tokens=most))
+        assert asked(3).json()['choices'][0]['finish_reason'] == 'length'
+        refused = asked(10**6)
+        assert refused.status_code == 400 and 'ask for fewer' in refused.json()['error']['message']
 
 
 def test_an_endpoint_that_fails_in_the_middle_loses_nothing(tmp_path, llama):
