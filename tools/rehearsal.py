@@ -2,7 +2,7 @@
 
     LLMREC_OUT=/some/empty/folder python tools/rehearsal.py [ARTEFACT ...]
 
-It needs the real data (LLMREC_DATA) and no GPU, and takes an hour or two on two cores. Its numbers mean nothing; what it
+It needs the real data (LLMREC_DATA) and no GPU, and takes about an hour on one core. Its numbers mean nothing; what it
 shows is that whoever starts the profile on a GPU meets no surprise after hours. Everything is written below $LLMREC_OUT.
 """
 import fnmatch
