@@ -109,7 +109,7 @@ def beside_paper_said(x: Counted) -> str:
     so = ('at some K the published model is better than counting.' if 'above' in places else
           'nothing in them requires a model that does more than count the likes in its prompt.')
     return (f'On {x.label}, of {len(places)} published AUCs ({min(values):.3f} to {max(values):.3f})'
-            f" {places_said(places)} the interval of that share of likes, so {so}")
+            f" {places_said(places)} the interval of the history like-rate, so {so}")
 
 # %% ../../nbs/58o_like_rate.ipynb #87250da3
 def own_row(x: Counted, split: str, m: str) -> dict:
