@@ -137,6 +137,11 @@ def test_readme_spreads_tallrec_over_k_and_leaves_other_protocols_out(project):
     assert '| TALLRec (toy) | – | 55.0 [50.0, 60.0] / – |' in text and '70' not in text
     assert 'an AUC of 72.6 [63.9, 79.3]. Of the 3 numbers' in text and '2 lie within our intervals.' in text
     assert 'on 64 examples, TALLRec has 55.0 [50.0, 60.0] with toy.' in text
+    assert 'split by time' not in text
+    rows += ['movie,RT (toy),K=16,AUCx100,68,57.9,76.2,1,,corrected,', 'movie,History like-rate,K=16,AUCx100,79.4,65,90,5,,corrected,']
+    long_csv(project, 'tallrec/table3', '\n'.join(['dataset,method,setting,metric,value,low,high,seeds,paper,protocol,covered', *rows]) + '\n')
+    assert ('close to guessing (50.0 to 52.0). With films split by time and scores from shared item embeddings (protocol `corrected`), they have'
+            ' 70.0 to 70.0 after 16 examples; a model tuned here without the first stage has 68.0 [57.9, 76.2]') in filled(project)
 
 
 def test_reading_a_table_imports_no_trainer():

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['studies_by_protocol', 'language_models', 'own_cells', 'against_others', 'baseline_rows', 'like_rate_rows',
-           'tallrec_rows', 'auc_said', 'like_rates_said', 'standing_said', 'dataset_lines', 'below_chance']
+           'tallrec_rows', 'auc_said', 'like_rates_said', 'standing_said', 'elsewhere_said', 'dataset_lines',
+           'below_chance']
 
 # %% ../../nbs/58b_tallrec_results.ipynb #6e49c43a
 from collections.abc import Iterator
@@ -103,6 +104,21 @@ def standing_said(long: pl.DataFrame) -> str:
     rows = rows.filter(method=rows['method'][0])
     return (f"{rows['method'][0]} is above all six sequential baselines in {rows['above_baselines'].sum()} of"
             f" {len(rows)} settings and above that share in {rows['above_rate'].sum()}")
+
+# %% ../../nbs/58b_tallrec_results.ipynb #7d20b4e1
+def elsewhere_said(long: pl.DataFrame, protocol: str, few: int = 3) -> str:
+    "How tuned language models stand under another protocol, whose rows `long` has; '' if there are none."
+    tuned = long.filter(pl.col('method').str.contains(r'^(TALLRec|RT)\b'))
+    if not len(tuned): return ''
+    if len(tuned) > few: return f' Under the protocol {protocol}, {standing_said(long)}.'
+    said = []
+    for r in tuned.iter_rows(named=True):
+        here = long.filter(dataset=r['dataset'], setting=r['setting'])
+        base, rate = baseline_rows(here)['value'], like_rate_rows(here).row(0, named=True)
+        said.append(f"{r['method']} has {auc_said(r)} on {YESNO_DATASETS[r['dataset']]} with {r['setting']},"
+                    f' the six sequential baselines {base.min():.1f} to {base.max():.1f}, that share'
+                    f' {auc_said(rate)}')
+    return f" Under the protocol {protocol}, {'; '.join(said)}."
 
 # %% ../../nbs/58b_tallrec_results.ipynb #f8b14ac6
 def between(rows: pl.DataFrame) -> str:
