@@ -30,7 +30,7 @@ class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **kw):
         if state.global_step == at: os.kill(os.getpid(), signal.SIGKILL)
 cfg = RecTuningConfig.corrected()
-tuning = replace(cfg.tuning, lr=1e-3, max_steps=4, eval_steps=2, warmup_steps=1, batch_size=4, accumulation=1, gradient_checkpointing=False)
+tuning = replace(cfg.tuning, lr=1e-3, max_steps=4, eval_steps=2, warmup_steps=1, batch_size=2, accumulation=1, gradient_checkpointing=False)
 backbone, data = load_backbone(BackboneConfig('smollm2', dtype='bfloat16')), load_yesno('films')
 rec_tune(backbone, [(data, range(4))], data, replace(cfg, tuning=tuning, valid_rows=8), folder, Session(callbacks=[Kill()]))
 '''
