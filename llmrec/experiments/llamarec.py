@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'RankingConfig', 'as_published', 'corrected', 'Questions', 'questions', 'prompts', 'training_rows', 'asker',
-           'both_questions', 'titles_for', 'data_of', 'results', 'run', 'opened', 'one_question']
+           'valid_questions', 'last_questions', 'titles_for', 'data_of', 'results', 'run', 'opened', 'one_question']
 
 # %% ../../nbs/52_llamarec.ipynb #f7e784c3
 import hashlib
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..config import schema
+from ..config import Range, limits, schema
 from ..data.datasets import DATASETS, dataset_checksum, load_dataset
 from ..data.interactions import Sequences
 from ..evaluation.ranking import recall, summary
@@ -29,8 +29,10 @@ from ..paths import LlmrecError, checkpoints_dir, known
 from ..runs.records import Record, lock, one_thread, record_key, run_once
 from ..runs.together import in_processes
 from ..sequential.candidates import Candidates, Score, ranks, recommend
+from ..systems.lists import sampled
 
 # %% ../../nbs/52_llamarec.ipynb #a42fe86d
+@limits(test_users=Range(least=1))
 @schema('llamarec', 1)
 @dataclass(frozen=True)
 class RankingConfig:
@@ -42,6 +44,7 @@ class RankingConfig:
     candidates: int = 20                         # LlamaRec 3.2.1
     mask: Literal['whole', 'window'] = 'whole'   # history hidden from the candidates; 'window' as published
     max_valid_users: int | None = None           # users asked while tuning, None for all
+    test_users: int | None = None                # users of the test, a fixed sample; None for all
 
 # %% ../../nbs/52_llamarec.ipynb #ab9d7aa8
 def ranker_batch(dataset: str) -> int:
@@ -157,11 +160,25 @@ def asker(
     rendered = prompts(q, histories, titles, backbone.tokenizer, cfg.prompt)
     return lambda b, progress=False: rerank(q, score_candidates(b, rendered, ids, progress=progress))
 
+# %% ../../nbs/52_llamarec.ipynb #7c1f0a52
+def tested(cfg: RankingConfig, split) -> np.ndarray:
+    "The users of the test, ascending: all who have a target, or a fixed sample of them."
+    return sampled(split.test, cfg.test_users)
+
+def only(truth: np.ndarray, users: np.ndarray) -> np.ndarray:
+    "(n_users,) the targets of `users`, 0 for everybody else."
+    out = np.zeros_like(truth)
+    out[users] = truth[users]
+    return out
+
 # %% ../../nbs/52_llamarec.ipynb #f5c314ca
-def both_questions(cfg: RankingConfig, score: Score, split) -> tuple[Questions, Questions]:
-    "The questions of the validation (as many as `cfg` allows) and of the test."
-    valid = questions(score, split.valid_history, split.valid, cfg, cfg.max_valid_users)
-    return valid, questions(score, split.test_history, split.test, cfg)
+def valid_questions(cfg: RankingConfig, score: Score, split) -> Questions:
+    "The questions of the validation, as many as `cfg` allows."
+    return questions(score, split.valid_history, split.valid, cfg, cfg.max_valid_users)
+
+def last_questions(cfg: RankingConfig, score: Score, split) -> Questions:
+    "The questions of the test."
+    return questions(score, split.test_history, only(split.test, tested(cfg, split)), cfg)
 
 def titles_for(data, backbone: Backbone, cfg: RankingConfig) -> list:
     "(n_items + 1,) titles, cut to the tokens that the prompt allows each."
@@ -185,6 +202,17 @@ def evaluation(
         return summary(ask(replace(backbone, model=model))[valid.users])
     return evaluate
 
+# %% ../../nbs/52_llamarec.ipynb #7c1f0a55
+def arrays_of(
+    q: Questions,
+    rank: np.ndarray,               # (n_users,) from `rerank`
+    users: np.ndarray | None = None,  # those who were sampled, None where all were asked
+) -> dict[str, np.ndarray]:         # retrieved_rank, rank, and user where there is a sample
+    "Both ranks of each user of the test; `rank` is 0 where the truth is not among the candidates."
+    both = dict(retrieved_rank=q.retrieved_rank.astype(np.int32), rank=rank)
+    if users is None: return both
+    return dict(user=users.astype(np.int32)) | {name: r[users] for name, r in both.items()}
+
 # %% ../../nbs/52_llamarec.ipynb #8d70276f
 def compute(cfg: RankingConfig, profile: str, folder, progress: bool):
     "Both stages; metrics, arrays and seconds of a record."
@@ -193,13 +221,14 @@ def compute(cfg: RankingConfig, profile: str, folder, progress: bool):
     titles = titles_for(data, backbone, cfg)
     key = record_key(cfg.retrieval, data.checksum)
     score, _, seconds = retriever(cfg.retrieval, split, profile, key, progress)
-    valid, test = both_questions(cfg, score, split)
+    valid, test = valid_questions(cfg, score, split), last_questions(cfg, score, split)
     evaluate = evaluation(asker(valid, split.valid_history, titles, backbone, cfg), valid, backbone, cfg)
     rows = training_rows(cfg, split.train, titles, backbone.tokenizer, score)
     adapter = tune(backbone, rows, evaluate, cfg.tuning, folder, Session(progress=progress))
     rank = asker(test, split.test_history, titles, backbone, cfg)(with_adapter(backbone, adapter))
-    arrays = dict(retrieved_rank=test.retrieved_rank.astype(np.int32), rank=rank)
-    return results(test, rank, split.test), arrays, dict(retrieval=seconds)
+    users = tested(cfg, split)
+    arrays = arrays_of(test, rank, users if cfg.test_users else None)
+    return results(test, rank, only(split.test, users)), arrays, dict(retrieval=seconds)
 
 # %% ../../nbs/52_llamarec.ipynb #73014be4
 def results(q: Questions, rank: np.ndarray, truth: np.ndarray) -> dict:
@@ -226,7 +255,7 @@ def run(
     cfg: RankingConfig,
     profile: str,          # where record, checkpoints and adapter are kept
     progress: bool = True,
-) -> Record:  # arrays retrieved_rank and rank (n_users,), 0 where the truth is not among the candidates
+) -> Record:  # arrays retrieved_rank and rank, see `arrays_of`
     "The record of one LlamaRec run."
     data, backbone = dataset_checksum(cfg.retrieval.dataset), backbone_identity(cfg.backbone)
     def once():
@@ -260,7 +289,7 @@ class OneQuestion:
 def one_question(cfg: RankingConfig, profile: str, which: int) -> OneQuestion:
     "The question about the `which`-th user of the subset; an `LlmrecError` when there is none."
     score, tuned, data, split = opened(cfg, profile)
-    with one_thread(): q = questions(score, split.test_history, split.test, cfg)
+    with one_thread(): q = last_questions(cfg, score, split)
     if not 0 <= which < len(q.users):
         raise LlmrecError(f'which must be from 0 to {len(q.users) - 1}, the users whose true item is among '
                           f'the candidates, got {which}.')

@@ -58,6 +58,7 @@ class LlamaRecStudy:
     loss: Literal['answer', 'prompt+answer'] = 'answer'  # tokens that the ranker learns
     tuning: dict = field(default_factory=dict)     # changes to TuningConfig
     max_valid_users: int | None = None             # see llamarec.RankingConfig
+    test_users_by_dataset: dict[str, int] = field(default_factory=dict)  # a sample; all users elsewhere
 
     def seeds_of(self, dataset: str) -> tuple:
         "The retriever's seeds on a dataset."
@@ -94,8 +95,9 @@ def ranker_on(s: LlamaRecStudy, below: retrieval.RetrievalConfig, seed: int) -> 
     backbone = BackboneConfig(s.backbone, quantisation=s.quantisation, dtype=s.dtype, label=s.label)
     cfg = llamarec.PRESETS[s.preset](below, backbone, seed=seed)
     tuning = from_dict(TuningConfig, asdict(cfg.tuning) | s.tuning)
+    most = s.test_users_by_dataset.get(below.dataset)
     prompt = replace(cfg.prompt, loss=s.loss)
-    return replace(cfg, tuning=tuning, prompt=prompt, max_valid_users=s.max_valid_users)
+    return replace(cfg, tuning=tuning, prompt=prompt, max_valid_users=s.max_valid_users, test_users=most)
 
 # %% ../../nbs/53_llamarec_study.ipynb #58f2f1a3
 def ranking_config(s: LlamaRecStudy, dataset: str, seed: int) -> llamarec.RankingConfig:
@@ -112,7 +114,8 @@ def settings(s: LlamaRecStudy, dataset: str, method: str) -> list[dict]:
 
 # %% ../../nbs/53_llamarec_study.ipynb #61344bad
 BY_DATASET = (
-    'ranker_datasets', 'seeds_by_dataset', 'ranker_seeds_by_dataset', 'methods_by_dataset', 'search')
+    'ranker_datasets', 'seeds_by_dataset', 'ranker_seeds_by_dataset', 'test_users_by_dataset',
+    'methods_by_dataset', 'search')
 
 def study(**values) -> LlamaRecStudy:
     "The study that a result notebook's parameters describe, checked."
