@@ -6,7 +6,7 @@
 __all__ = ['SEARCHED', 'BY_DATASET', 'READ', 'PROTOCOL', 'LlamaRecStudy', 'retrieval_config', 'ranking_config', 'settings',
            'study', 'search_records', 'best_setting', 'choice', 'choices', 'retrieval_records', 'variant_records',
            'ranking_records', 'backbone_of', 'ranker_name', 'frame', 'readable', 'save_long', 'plain', 'searched_lists',
-           'afterwards', 'study_caption']
+           'ranker_said', 'afterwards', 'study_caption']
 
 # %% ../../nbs/53_llamarec_study.ipynb #8d9b4e44
 import itertools
@@ -366,6 +366,28 @@ def how_trained(s: LlamaRecStudy) -> str:
         told.append('Searched in the same way for every trained model, with the first seed and by '
                     f'validation Recall@10: {searched}.')
     return ' '.join(told)
+
+# %% ../../nbs/53_llamarec_study.ipynb #5a7e0c11
+def budget(t: TuningConfig) -> str:
+    "How long a ranker is tuned."
+    often = 'once' if t.epochs == 1 else f'{t.epochs} times'
+    length = f'{t.max_steps} steps' if t.max_steps > 0 else f'all training prompts {often}, in steps'
+    return f'{length} of {t.batch_size * t.accumulation} prompts'
+
+# %% ../../nbs/53_llamarec_study.ipynb #5a7e0c12
+def ranker_said(s: LlamaRecStudy) -> str:
+    "For a caption: how long the ranker is tuned, and where only a sample of the users is asked."
+    if not s.ranker_datasets:
+        return ''
+    by_budget = {}
+    for d in s.ranker_datasets:
+        tuning = ranker_on(s, retrieval_config(s, d, 'LRURec', 0), 0).tuning
+        by_budget.setdefault(budget(tuning), []).append(DATASETS[d].label)
+    tuned = '; '.join(b if len(by_budget) == 1 else f'{b} on {" and ".join(on)}' for b, on in by_budget.items())
+    few = [f'{n:,} on {DATASETS[d].label}' for d, n in s.test_users_by_dataset.items() if d in s.ranker_datasets]
+    sample = (f' It is asked about a fixed sample of the users, {" and ".join(few)}, and so are the two orders'
+              ' beside it.' if few else '')
+    return f'The ranker is tuned for {tuned}.{sample}'
 
 # %% ../../nbs/53_llamarec_study.ipynb #d8918f39
 def afterwards(s: LlamaRecStudy) -> str:

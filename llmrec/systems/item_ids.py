@@ -213,11 +213,11 @@ def word_numbers(
 # %% ../../nbs/49d_p5.ipynb #13e8e7a6
 def encode(tokenizer, texts) -> dict[str, torch.Tensor]:
     "input_ids, attention_mask and whole (rows, longest), padded on the right."
-    batch = tokenizer(list(texts), padding=True, return_tensors='pt', return_offsets_mapping=True,
-                      padding_side='right', return_token_type_ids=False)
-    offsets = batch.pop('offset_mapping').numpy()
+    batch = tokenizer(list(texts), padding=True, padding_side='right', return_offsets_mapping=True,
+                      return_token_type_ids=False)
+    offsets = np.array(batch.pop('offset_mapping'))    # faster than return_tensors='pt'
     whole = np.stack([word_numbers(text, o) for text, o in zip(texts, offsets)])
-    return dict(batch) | dict(whole=torch.from_numpy(whole))
+    return {name: torch.tensor(rows) for name, rows in batch.items()} | dict(whole=torch.from_numpy(whole))
 
 # %% ../../nbs/49d_p5.ipynb #2c0a9bd2
 class Trie:
