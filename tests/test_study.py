@@ -1,5 +1,6 @@
 "What the studies behind the tables read."
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,9 +8,14 @@ import pytest
 from scipy import stats
 
 from llmrec.data import yesno
+from llmrec.data.datasets import load_dataset
+from llmrec.experiments import llamarec
 from llmrec.experiments import study as st
 from llmrec.experiments import tables, tallrec_study
+from llmrec.experiments.retrieval import for_dataset, make_split
 from llmrec.paths import LlmrecError
+from llmrec.sequential.simple import popularity
+from llmrec.systems.lists import sampled
 
 SEARCH = {'films': {'weight_decay': [0, .01], 'dropout': [.1, .5]}, 'books': {'dropout': [.1, .5]}}
 
@@ -113,3 +119,51 @@ def test_a_study_without_runs_is_refused(name):
 def test_a_rankers_seed_without_a_retriever_is_one_sentence():
     with pytest.raises(LlmrecError, match="Unknown .*'0'.* Known: 3"):
         st.study(datasets=['films'], ranker_datasets=['films'], ranker_seeds=[0], seeds_by_dataset={'films': [3]})
+
+
+@pytest.fixture(scope='module')
+def two_tests():
+    "The questions about all users and about a sample of 60, from the same retriever, with the truth behind them."
+    cfg = llamarec.corrected(for_dataset('films', 'Popularity'))
+    split = make_split(cfg.retrieval, load_dataset('films'))
+    few = replace(cfg, test_users=60)
+    score = popularity(split.train)
+    return split, few, llamarec.last_questions(cfg, score, split), llamarec.last_questions(few, score, split)
+
+
+def test_a_sample_is_asked_what_it_is_asked_among_all(two_tests):
+    split, few, every, some = two_tests
+    users = sampled(split.test, 60)
+    assert len(users) == 60 and set(some.users) == set(every.users) & set(users) and 0 < len(some.users) < 60
+    assert np.array_equal(some.retrieved_rank[users], every.retrieved_rank[users])
+    assert not np.delete(some.retrieved_rank, users).any()
+    there = np.isin(every.users, users)
+    assert np.array_equal(some.shown, every.shown[there]) and np.array_equal(some.truth, every.truth[there])
+
+
+def test_means_of_a_sample_are_over_the_sample_hits_or_not(two_tests):
+    split, few, _, some = two_tests
+    users, rng = sampled(split.test, 60), np.random.default_rng(0)
+    rank = llamarec.rerank(some, rng.random(some.shown.shape))
+    found = llamarec.results(some, rank, llamarec.only(split.test, users))
+    assert found['users'] == 60
+    assert found['overall']['ranked']['MRR@20'] == pytest.approx(sum(1 / r for r in rank if r) / 60)
+    kept = llamarec.arrays_of(some, rank, users)
+    row = next(r for r in tables.rows('films', 'x', [kept['rank']]) if r['metric'] == 'Recall@10')
+    assert row['value'] == pytest.approx(((rank > 0) & (rank <= 10)).sum() / 60)
+    assert kept['user'].tolist() == users.tolist() and len(kept['retrieved_rank']) == 60
+
+
+@pytest.mark.parametrize('value', [0, -5])
+def test_a_sample_has_somebody_in_it(value):
+    with pytest.raises(LlmrecError, match='test_users'): st.study(ranker_datasets=['books'], test_users_by_dataset={'books': value})
+
+
+def test_a_sample_belongs_to_a_dataset_of_the_study():
+    with pytest.raises(LlmrecError, match="test_users_by_dataset.*Did you mean 'films'"): st.study(test_users_by_dataset={'film': 20})
+
+
+def test_budgets_that_differ_are_said_by_dataset():
+    s = st.study(datasets=['films', 'beauty'], ranker_datasets=['films', 'beauty'], tuning=dict(max_steps=40))
+    said = st.ranker_said(s)
+    assert '40 steps of 16 prompts on Films (miniature)' in said and '40 steps of 12 prompts on Beauty' in said

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from ..config import from_dict
+from ..config import check_types, from_dict
 from ..data.datasets import DATASETS, dataset_checksum
 from . import llamarec, retrieval
 from llmrec.experiments.tables import (
@@ -160,7 +160,7 @@ def check_runs(s: LlamaRecStudy) -> None:
         for changes in s.variants.values():
             retrieval_config(s, d, 'LRURec', 0, **changes)
     for d in s.ranker_datasets:
-        ranker_on(s, retrieval_config(s, d, 'LRURec', 0), 0)
+        check_types(ranker_on(s, retrieval_config(s, d, 'LRURec', 0), 0))
 
 # %% ../../nbs/53_llamarec_study.ipynb #952d0f1d
 def search_records(s: LlamaRecStudy, methods: tuple | None = None) -> dict:
