@@ -126,6 +126,18 @@ def test_readme_is_filled_from_files(project):
     assert run('tools/readme.py', '--check', cwd=project).returncode == 0
 
 
+def test_readme_says_where_a_sample_was_asked(project):
+    rows = ['Random order,.06,.05,.07', 'Retriever order,.12,.1,.2', 'LlamaRec (toy),.05,.04,.06']
+    lines = [f'{d},{m},NDCG@10,{values},1,' for d in ('ml-100k', 'beauty') for m, _, values in (r.partition(',') for r in rows)]
+    long_csv(project, 'llamarec/table1', '\n'.join(['dataset,method,metric,value,low,high,seeds,paper', *lines]) + '\n')
+    assert 'people' not in filled(project)
+    (project / 'profiles').mkdir()
+    (project / 'profiles' / 'real-cpu.yaml').write_text('artefacts:\n  llamarec/table1: {test_users_by_dataset: {beauty: 2000}}\n')
+    text = filled(project)
+    assert 'on MovieLens, where' in text and 'to 0.050 [0.040, 0.060] on Amazon Beauty (2,000 people), where' in text
+    assert 'The last three rows on Amazon Beauty are about a fixed sample of 2,000 people.' in text and 'rows on MovieLens' not in text
+
+
 def test_readme_spreads_tallrec_over_k_and_leaves_other_protocols_out(project):
     rows = ['movie,GRU4Rec,K=16,AUCx100,51.23,48,53.5,5,49.07,as_published,true', 'movie,GRU4Rec,K=64,AUCx100,52,49,54,5,56,as_published,false',
             'movie,Caser,K=16,AUCx100,50,48,53.5,5,50.07,as_published,true', 'movie,GRU4Rec,K=16,AUCx100,70,60,80,5,,corrected,',

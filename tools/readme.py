@@ -10,6 +10,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = {'0': 'Start here', '1': 'Data processing', '2': 'Evaluation', '3': 'The language model', '4': 'Recommenders',
             '5': 'Experiments', '6': "TALLRec's tables and figures", '7': "LlamaRec's tables and figures",
@@ -154,6 +156,13 @@ def liked(root: Path) -> list[str]:
     return [said + on_books(every) + on_later_films(every)]
 
 
+def samples(root: Path) -> dict[str, int]:
+    "Dataset -> how many people LlamaRec's ranker was asked about, where not all."
+    path = root / 'profiles/real-cpu.yaml'
+    profile = yaml.safe_load(path.read_text(encoding='utf-8')) if path.exists() else {}
+    return profile.get('artefacts', {}).get(LLAMAREC.partition('/')[2], {}).get('test_users_by_dataset', {})
+
+
 def ordered(root: Path) -> list[str]:
     "What LlamaRec's table says, in plain words."
     path = root / 'figures' / f'{LLAMAREC}.long.csv'
@@ -161,7 +170,8 @@ def ordered(root: Path) -> list[str]:
     pairs = [(m, d, at['Retriever order', d], r) for (m, d), r in at.items() if m.startswith('LlamaRec') and ('Retriever order', d) in at]
     if not pairs: return []
     chance = {d: f", where a random order is expected to have {float(at['Random order', d]['value']):.3f}" if ('Random order', d) in at else '' for _, d, _, _ in pairs}
-    said = ', '.join(f"from {float(a['value']):.3f} to {bounds(b, '.3f')} on {DATASETS.get(d, d)}{chance[d]}" for _, d, a, b in pairs)
+    few = {d: f' ({n:,} people)' for d, n in samples(root).items()}
+    said = ', and '.join(f"from {float(a['value']):.3f} to {bounds(b, '.3f')} on {DATASETS.get(d, d)}{few.get(d, '')}{chance[d]}" for _, d, a, b in pairs)
     name = pairs[0][0].partition(' (')[2].removesuffix(')') or 'the model'
     profile = root / 'profiles/real-cpu.yaml'
     steps = re.search(r'^  tuning: .*max_steps: (\d+)', profile.read_text(encoding='utf-8'), re.M) if profile.exists() else None
@@ -203,7 +213,8 @@ def expected_numbers(root: Path) -> str:
         f'**Will this person like this film?** AUC x 100 (50 is guessing) on the films that TALLRec published, from `figures/{TALLREC}.csv`. ' +
         'The brackets after TALLRec name the language model tuned here; *loss on the answer* means that it is trained on the answer alone, as in the equations of the paper, where the public code trains on the prompt as well.', tallrec(root), *books,
         f'**What comes next?** Everybody\'s last item is hidden and has to be found among all items. NDCG@10 is 1 when it is ranked first, less at each later place, and 0 from ' +
-        f'the eleventh place on. From `figures/{LLAMAREC}.csv`.', llamarec(root)))
+        f'the eleventh place on. From `figures/{LLAMAREC}.csv`.', llamarec(root),
+        *(f'The last three rows on {DATASETS.get(d, d)} are about a fixed sample of {n:,} people.' for d, n in samples(root).items())))
 
 
 def hours(root: Path, profile: str) -> str:
