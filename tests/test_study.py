@@ -167,3 +167,12 @@ def test_budgets_that_differ_are_said_by_dataset():
     s = st.study(datasets=['films', 'beauty'], ranker_datasets=['films', 'beauty'], tuning=dict(max_steps=40))
     said = st.ranker_said(s)
     assert '40 steps of 16 prompts on Films (miniature)' in said and '40 steps of 12 prompts on Beauty' in said
+
+
+def test_a_row_about_a_sample_is_never_in_bold_where_it_is_one():
+    s = st.study(datasets=['beauty', 'games'], ranker_datasets=['beauty', 'games'], test_users_by_dataset={'games': 20})
+    best = {'LRURec': .1, 'SASRec': .05, 'Retriever order': .2}
+    long = tables.pl.DataFrame([dict(dataset=d, method=m, metric='NDCG@10', value=v, low=v, high=v, seed_sd=None, seeds=1, records='')
+                                for d in s.datasets for m, v in best.items()])
+    shown, bold = st.readable(long, 'table1', ('NDCG@10',), apart=st.sampled_rows(s))
+    assert [shown.row(i, named=True)['method'] for i, _ in bold] == ['Retriever order', 'LRURec']

@@ -6,7 +6,7 @@
 __all__ = ['SEARCHED', 'BY_DATASET', 'READ', 'PROTOCOL', 'LlamaRecStudy', 'retrieval_config', 'ranking_config', 'settings',
            'study', 'search_records', 'best_setting', 'choice', 'choices', 'retrieval_records', 'variant_records',
            'ranking_records', 'backbone_of', 'ranker_name', 'frame', 'readable', 'save_long', 'plain', 'searched_lists',
-           'ranker_said', 'afterwards', 'study_caption']
+           'ranker_said', 'sampled_rows', 'afterwards', 'study_caption']
 
 # %% ../../nbs/53_llamarec_study.ipynb #8d9b4e44
 import itertools
@@ -322,11 +322,12 @@ def readable(
     artefact: str,                  # 'table1', 'table3' or 'table4' of the paper
     metrics=READ,
     note: dict | None = None,       # method of the paper -> what is put behind its name
-    apart: tuple = (),              # methods that are shown and cannot be the best in bold
+    apart: tuple = (),              # shown but never in bold: methods, or (dataset, method)
 ) -> tuple[pl.DataFrame, list]:
     "For `save_table`: ours with its interval, the paper's number, the difference; and the cells in bold."
     theirs, alone = printed_numbers(artefact), (*retrieval.AFTERWARDS, *apart)
-    out = [r | dict(method=r['method'] + (note or {}).get(r['method'], ''), competes=r['method'] not in alone)
+    def competes(d, method): return method not in alone and (d, method) not in alone
+    out = [r | dict(method=r['method'] + (note or {}).get(r['method'], ''), competes=competes(d, r['method']))
            for d in long['dataset'].unique(maintain_order=True)
            for r in beside_printed(long.filter(dataset=d), theirs, metrics)]
     numbers = dict.fromkeys(('value', 'low', 'high', 'paper'), pl.Float64)
@@ -388,6 +389,11 @@ def ranker_said(s: LlamaRecStudy) -> str:
     sample = (f' It is asked about a fixed sample of the users, {" and ".join(few)}, and so are the two orders'
               ' beside it.' if few else '')
     return f'The ranker is tuned for {tuned}.{sample}'
+
+def sampled_rows(s: LlamaRecStudy) -> tuple[tuple[str, str], ...]:
+    "(dataset, row) of the rows about a sample; the others are about all users, so none of these is in bold."
+    return tuple((d, name) for d in s.test_users_by_dataset if d in s.ranker_datasets
+                 for name in ('Random order', 'Retriever order', ranker_name(s)))
 
 # %% ../../nbs/53_llamarec_study.ipynb #d8918f39
 def afterwards(s: LlamaRecStudy) -> str:
