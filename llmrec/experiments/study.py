@@ -384,10 +384,12 @@ def ranker_said(s: LlamaRecStudy) -> str:
     for d in s.ranker_datasets:
         tuning = ranker_on(s, retrieval_config(s, d, 'LRURec', 0), 0).tuning
         by_budget.setdefault(budget(tuning), []).append(DATASETS[d].label)
-    tuned = '; '.join(b if len(by_budget) == 1 else f'{b} on {" and ".join(on)}' for b, on in by_budget.items())
-    few = [f'{n:,} on {DATASETS[d].label}' for d, n in s.test_users_by_dataset.items() if d in s.ranker_datasets]
-    sample = (f' It is asked about a fixed sample of the users, {" and ".join(few)}, and so are the two orders'
-              ' beside it.' if few else '')
+    tuned = '; '.join(b if len(by_budget) == 1 else f'{b} on {" and ".join(on)}'
+                      for b, on in by_budget.items())
+    few = [f'{n:,} on {DATASETS[d].label}' for d, n in s.test_users_by_dataset.items()
+           if d in s.ranker_datasets]
+    sample = (f' It is asked about a fixed sample of the users, {" and ".join(few)}, and so are the two'
+              ' orders beside it.' if few else '')
     return f'The ranker is tuned for {tuned}.{sample}'
 
 def sampled_rows(s: LlamaRecStudy) -> tuple[tuple[str, str], ...]:
