@@ -426,3 +426,25 @@ def test_a_notebook_without_the_two_parameters_is_not_run(monkeypatch):
     monkeypatch.setattr(settings_of, 'notebook_parameters', lambda notebook: {'profile': 'miniature'})
     with pytest.raises(LlmrecError, match='72_llamarec_table2.ipynb must have a cell tagged "parameters" that sets profile and change'):
         settings_of.handed('llamarec/table2', parameters('llamarec/table2', 'miniature', {}))
+
+
+@pytest.fixture
+def slow_processor(out, monkeypatch):
+    "A processor that is eight times slower in bfloat16, and a command that makes nothing; the types it measured."
+    measured = []
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    monkeypatch.setattr('llmrec.llm.number_types.times_as_long', lambda dtype: measured.append(dtype) or 8.)
+    monkeypatch.setattr(module, 'make', lambda plan, *args, **how: [])
+    return measured
+
+
+def test_a_slow_number_type_is_said_before_anything_is_made(slow_processor, capsys):
+    assert module.main(['llamarec/table1', 'llamarec/table2', '-p', 'dtype=bfloat16']) == 0
+    assert 'takes 8.0 times as long to multiply bfloat16' in capsys.readouterr().err and slow_processor == ['bfloat16']
+
+
+@pytest.mark.parametrize('argv', [['llamarec/table1'], ['llamarec/table1', '-p', 'dtype=bfloat16', '--dry-run'],
+                                  ['llamarec/table1', '-p', 'dtype=bfloat16', '--only', 'stale']])
+def test_no_type_is_measured_where_nothing_is_made_in_another(slow_processor, capsys, argv):
+    assert module.main(argv) == 0
+    assert slow_processor == [] and 'times as long' not in capsys.readouterr().err

@@ -176,3 +176,20 @@ def test_a_row_about_a_sample_is_never_in_bold_where_it_is_one():
                                 for d in s.datasets for m, v in best.items()])
     shown, bold = st.readable(long, 'table1', ('NDCG@10',), apart=st.sampled_rows(s))
     assert [shown.row(i, named=True)['method'] for i, _ in bold] == ['Retriever order', 'LRURec']
+
+
+def test_a_dataset_may_have_a_number_type_of_its_own():
+    s = st.study(ranker_datasets=['films', 'books'], dtype='bfloat16', dtype_by_dataset={'books': 'float32'})
+    films, books = (st.ranking_config(s, d, 0) for d in ('films', 'books'))
+    assert (films.backbone.dtype, books.backbone.dtype) == ('bfloat16', 'float32')
+    assert films == st.ranking_config(replace(s, dtype_by_dataset={}), 'films', 0)
+    one = st.backbone_of(replace(s, dtype_by_dataset={}))
+    assert one.endswith('+bfloat16') and ',' not in one
+    both = st.backbone_of(s)
+    assert f'{one} on Films' in both and f"{one.removesuffix('+bfloat16')} on Books" in both
+    assert 'in bfloat16 on Films (miniature), in float32 on Books (miniature)' in st.ranker_said(s)
+
+
+@pytest.mark.parametrize('value, said', [({'film': 'float32'}, "Did you mean 'films'"), ({'films': 'bfloat61'}, "Did you mean 'bfloat16'")])
+def test_such_a_number_type_and_its_dataset_are_known(value, said):
+    with pytest.raises(LlmrecError, match=said): st.study(dtype_by_dataset=value)

@@ -51,6 +51,7 @@ class LlamaRecStudy:
     label: str = ''                                # name of a folder, file or hub id in tables
     quantisation: Literal['none', '8bit', '4bit'] = 'none'
     dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
+    dtype_by_dataset: dict[str, str] = field(default_factory=dict)  # of the ranker's model
     # the ranker
     ranker_datasets: tuple[str, ...] = ('films', 'books')
     ranker_seeds: tuple[int, ...] = (0,)           # each with the retriever of the same seed
@@ -67,6 +68,11 @@ class LlamaRecStudy:
     def ranker_seeds_of(self, dataset: str) -> tuple:
         "The ranker's seeds on a dataset."
         return tuple(self.ranker_seeds_by_dataset.get(dataset, self.ranker_seeds))
+
+    def backbone_on(self, dataset: str) -> BackboneConfig:
+        "The ranker's language model on a dataset."
+        dtype = self.dtype_by_dataset.get(dataset, self.dtype)
+        return BackboneConfig(self.backbone, quantisation=self.quantisation, dtype=dtype, label=self.label)
 
     def methods_of(self, dataset: str) -> tuple:
         "The rows of a dataset beside the ranker."
@@ -92,8 +98,7 @@ def retrieval_config(
 # %% ../../nbs/53_llamarec_study.ipynb #70c47d4b
 def ranker_on(s: LlamaRecStudy, below: retrieval.RetrievalConfig, seed: int) -> llamarec.RankingConfig:
     "The run of the ranker on top of a retriever."
-    backbone = BackboneConfig(s.backbone, quantisation=s.quantisation, dtype=s.dtype, label=s.label)
-    cfg = llamarec.PRESETS[s.preset](below, backbone, seed=seed)
+    cfg = llamarec.PRESETS[s.preset](below, s.backbone_on(below.dataset), seed=seed)
     tuning = from_dict(TuningConfig, asdict(cfg.tuning) | s.tuning)
     most = s.test_users_by_dataset.get(below.dataset)
     prompt = replace(cfg.prompt, loss=s.loss)
@@ -115,7 +120,7 @@ def settings(s: LlamaRecStudy, dataset: str, method: str) -> list[dict]:
 # %% ../../nbs/53_llamarec_study.ipynb #61344bad
 BY_DATASET = (
     'ranker_datasets', 'seeds_by_dataset', 'ranker_seeds_by_dataset', 'test_users_by_dataset',
-    'methods_by_dataset', 'search')
+    'dtype_by_dataset', 'methods_by_dataset', 'search')
 
 def study(**values) -> LlamaRecStudy:
     "The study that a result notebook's parameters describe, checked."
@@ -132,6 +137,8 @@ def check_names(s: LlamaRecStudy) -> None:
         known('dataset', name, DATASETS)
     for name in itertools.chain(s.methods, *s.methods_by_dataset.values()):
         known('retriever', name, retrieval.METHODS)
+    for d, name in s.dtype_by_dataset.items():
+        known(f'number type on {d}', name, ('float32', 'bfloat16', 'float16'))
     for d, lists in s.search.items():
         for name in lists:
             known(f'setting to search on {d}', name, SEARCHED)
@@ -240,16 +247,19 @@ def ranked_already(s: LlamaRecStudy) -> bool:
 def check_ranker(s: LlamaRecStudy) -> None:
     "Before the first run: raise if a ranker has to be tuned and its language model cannot be loaded."
     try:
-        check_source(BackboneConfig(s.backbone, quantisation=s.quantisation, dtype=s.dtype, label=s.label))
+        for d in s.ranker_datasets:
+            check_source(s.backbone_on(d))
     except LlmrecError:
         if not ranked_already(s):
             raise
 
 # %% ../../nbs/53_llamarec_study.ipynb #a3e40abb
 def backbone_of(s: LlamaRecStudy) -> str:
-    "Identity of the study's language model."
-    cfg = BackboneConfig(s.backbone, quantisation=s.quantisation, dtype=s.dtype, label=s.label)
-    return backbone_identity(cfg)
+    "Identity of the study's language model; of several, where its number type differs between datasets."
+    of_dataset = {d: backbone_identity(s.backbone_on(d)) for d in s.ranker_datasets}
+    if len(set(of_dataset.values())) < 2:
+        return next(iter(of_dataset.values()), '')
+    return ', '.join(f'{identity} on {DATASETS[d].label}' for d, identity in of_dataset.items())
 
 def ranker_name(s: LlamaRecStudy) -> str:
     "The ranker's name in a table."
@@ -375,6 +385,15 @@ def budget(t: TuningConfig) -> str:
     length = f'{t.max_steps} steps' if t.max_steps > 0 else f'all training prompts {often}, in steps'
     return f'{length} of {t.batch_size * t.accumulation} prompts'
 
+# %% ../../nbs/53_llamarec_study.ipynb #5a7e0c13
+def types_said(s: LlamaRecStudy) -> str:
+    "For a caption: in which number type the ranker computes, where that differs between datasets."
+    by_type = {}
+    for d in s.ranker_datasets:
+        by_type.setdefault(s.backbone_on(d).dtype, []).append(DATASETS[d].label)
+    said = [f'in {dtype} on {" and ".join(on)}' for dtype, on in by_type.items()]
+    return f', {", ".join(said)}' if len(said) > 1 else ''
+
 # %% ../../nbs/53_llamarec_study.ipynb #5a7e0c12
 def ranker_said(s: LlamaRecStudy) -> str:
     "For a caption: how long the ranker is tuned, and where only a sample of the users is asked."
@@ -390,7 +409,7 @@ def ranker_said(s: LlamaRecStudy) -> str:
            if d in s.ranker_datasets]
     sample = (f' It is asked about a fixed sample of the users, {" and ".join(few)}, and so are the two'
               ' orders beside it.' if few else '')
-    return f'The ranker is tuned for {tuned}.{sample}'
+    return f'The ranker is tuned for {tuned}{types_said(s)}.{sample}'
 
 def sampled_rows(s: LlamaRecStudy) -> tuple[tuple[str, str], ...]:
     "(dataset, row) of the rows about a sample; the others are about all users, so none of these is in bold."

@@ -672,6 +672,14 @@ def concluded(made: list, profile: str) -> None:
     if said: print('What was found:', *(f'  {a}: {text}' for a, text in said.items()), sep='\n', flush=True)
     print(f"profile {profile}: artefacts are in {output_root() / 'figures' / profile}", flush=True)
 
+# %% ../../nbs/97_reproduce.ipynb #927104fe
+def advised(plan: dict) -> None:
+    "Print a sentence for each number type in which artefacts of `plan` compute and which is slow here."
+    types = {values.get('dtype', 'float32') for values in plan.values()} - {'float32'}
+    if not types: return
+    from llmrec.llm.number_types import slower    # here, because reading records needs no torch
+    for said in filter(None, map(slower, sorted(types))): print(f'llmrec_reproduce: {said}', file=sys.stderr)
+
 # %% ../../nbs/97_reproduce.ipynb #edd0f6dd
 def planned(names: list, profile: str, given: dict, only, show: str, force: bool, **how) -> list[str]:
     "`reproduce` for names and parameters that exist."
@@ -685,6 +693,7 @@ def planned(names: list, profile: str, given: dict, only, show: str, force: bool
     if show == 'cost' and (told := cost_of_all(todo, profile)): print(told, flush=True)
     if show: return []
     for said in check_own_data({n for a in todo for n in data_used(plan[a])}): print(said, flush=True)
+    advised({a: plan[a] for a in todo})
     if '+' in profile:
         write_atomic(variant_path(profile), yaml.safe_dump(given, allow_unicode=True, sort_keys=False))
     failed = make({a: plan[a] for a in todo}, profile, force=force, **how) if todo else []
