@@ -1,4 +1,5 @@
 "Backbones: toy tokenizers, tiny models and their bytes, identities, labels, loading."
+
 import hashlib
 from pathlib import Path
 
@@ -7,14 +8,22 @@ import torch
 import transformers
 
 from llmrec.config import values_of
-from llmrec.llm.backbones import BackboneConfig, backbone_identity, backbone_label, bits, load_backbone, prepare_tokenizer
+from llmrec.llm.backbones import (
+    BackboneConfig,
+    backbone_identity,
+    backbone_label,
+    bits,
+    load_backbone,
+    prepare_tokenizer,
+)
 from llmrec.llm.checked import NOTE, RECIPE_FILE
 from llmrec.llm.folders import NO_PART, file_fingerprint, folder_identity, miniature_llama
 from llmrec.llm.tiny import byte_tokenizer, default_texts, metaspace_tokenizer, tiny_backbone
 from llmrec.paths import LlmrecError
 
 
-def sha(folder, name='model.safetensors'): return hashlib.sha256((Path(folder) / name).read_bytes()).hexdigest()
+def sha(folder, name='model.safetensors'):
+    return hashlib.sha256((Path(folder) / name).read_bytes()).hexdigest()
 
 
 @pytest.fixture
@@ -65,7 +74,8 @@ def test_identities():
     assert backbone_identity(BackboneConfig.as_published()) == 'meta-llama/Llama-2-7b-hf@main+4bit+bfloat16'
     smollm2 = backbone_identity(BackboneConfig('smollm2', dtype='bfloat16'))
     assert smollm2 == 'SmolLM2-135M-Instruct-Q4_1-b179c9523d0e6a0f+bfloat16'
-    with pytest.raises(LlmrecError, match='no config.json'): backbone_identity(BackboneConfig('./no-such-folder'))
+    with pytest.raises(LlmrecError, match='no config.json'):
+        backbone_identity(BackboneConfig('./no-such-folder'))
     with pytest.raises(LlmrecError, match='There is no GGUF file none.gguf'):
         backbone_identity(BackboneConfig('./none.gguf'))
 
@@ -100,16 +110,23 @@ def test_the_miniature_llama_is_found_in_the_project(tmp_path, monkeypatch):
 
 def test_labels():
     names = ('tiny', 'miniature', 'smollm2', 'meta-llama/Llama-2-7b-hf', '/models/mine/', '~/a.Q4_0.gguf')
-    assert [backbone_label(n) for n in names] == ['tiny Llama, random weights', 'miniature Llama', 'SmolLM2-135M (Q4_1)',
-                                                  'meta-llama/Llama-2-7b-hf', 'mine', 'a.Q4_0']
+    assert [backbone_label(n) for n in names] == [
+        'tiny Llama, random weights',
+        'miniature Llama',
+        'SmolLM2-135M (Q4_1)',
+        'meta-llama/Llama-2-7b-hf',
+        'mine',
+        'a.Q4_0',
+    ]
     assert backbone_label(BackboneConfig('/models/mine', label='My model')) == 'My model'
     assert backbone_label('/models/mine', 'My model') == 'My model'
     assert backbone_label(BackboneConfig('tiny', label='Llama 70B')) == 'tiny Llama, random weights'
 
 
 def test_a_pad_token_adds_nothing_to_the_vocabulary():
-    tok = transformers.PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer(['a b']), unk_token='<unk>',
-                                               eos_token='</s>')
+    tok = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=byte_tokenizer(['a b']), unk_token='<unk>', eos_token='</s>'
+    )
     n = len(tok)
     assert (prepare_tokenizer(tok).pad_token, len(tok)) == ('<unk>', n)
 
@@ -123,7 +140,8 @@ def test_loading(out):
     bb, again = load_backbone(BackboneConfig()), load_backbone(BackboneConfig())
     (out / 'empty').mkdir()
     (out / 'empty/config.json').write_text('{}')
-    with pytest.raises(LlmrecError, match='cannot be loaded'): load_backbone(BackboneConfig(str(out / 'empty')))
+    with pytest.raises(LlmrecError, match='cannot be loaded'):
+        load_backbone(BackboneConfig(str(out / 'empty')))
     assert bb.identity == again.identity
     assert bb.tokenizer.padding_side == 'left'
     assert torch.equal(bb.model.lm_head.weight, again.model.lm_head.weight)

@@ -1,4 +1,5 @@
 "Questions with one thing altered: what stays, what goes, and what two scores make of it."
+
 import numpy as np
 import polars as pl
 import pytest
@@ -11,23 +12,34 @@ from llmrec.paths import ITEM, LlmrecError
 
 @pytest.fixture
 def few():
-    return pl.DataFrame(dict(user=[1, 2, 3], history=[[11, 12], [13], []], history_labels=[[1, 0], [1], []],
-                             item=[14, 15, 16], label=[0, 1, 1]))
+    return pl.DataFrame(
+        dict(
+            user=[1, 2, 3],
+            history=[[11, 12], [13], []],
+            history_labels=[[1, 0], [1], []],
+            item=[14, 15, 16],
+            label=[0, 1, 1],
+        )
+    )
 
 
 @pytest.fixture(scope='module')
-def films(): return load_yesno('films')
+def films():
+    return load_yesno('films')
 
 
 @pytest.fixture(scope='module')
-def versions(films): return {change: changed(films, change) for change in CHANGES}
+def versions(films):
+    return {change: changed(films, change) for change in CHANGES}
 
 
 @pytest.fixture(scope='module')
-def new(versions): return {change: data.splits['test'] for change, data in versions.items()}
+def new(versions):
+    return {change: data.splits['test'] for change, data in versions.items()}
 
 
-def places(samples): return sorted([*samples['history'].explode().drop_nulls(), *samples[ITEM]])
+def places(samples):
+    return sorted([*samples['history'].explode().drop_nulls(), *samples[ITEM]])
 
 
 def test_an_exchange_keeps_items_labels_and_lengths(few):
@@ -51,7 +63,8 @@ def test_numbers_are_those_of_all_items_once():
 def test_people_labels_and_places_of_likes_stay(films, new, change):
     test, now = films.splits['test'], new[change]
     assert now.select('user', 'label', 'timestamp').equals(test.select('user', 'label', 'timestamp'))
-    if change != 'history emptied': assert now['history_labels'].equals(test['history_labels'])
+    if change != 'history emptied':
+        assert now['history_labels'].equals(test['history_labels'])
 
 
 def test_what_each_change_takes_away(films, versions, new):
@@ -79,8 +92,10 @@ def test_some_splits_only(films, new):
 
 
 def test_what_cannot_be_changed(films):
-    with pytest.raises(LlmrecError, match="Did you mean 'titles exchanged'"): changed(films, 'titles exchange')
-    with pytest.raises(LlmrecError, match='belong to all splits'): changed(films, 'titles numbered', splits=('test',))
+    with pytest.raises(LlmrecError, match="Did you mean 'titles exchanged'"):
+        changed(films, 'titles exchange')
+    with pytest.raises(LlmrecError, match='belong to all splits'):
+        changed(films, 'titles numbered', splits=('test',))
 
 
 @pytest.fixture(scope='module')
@@ -93,21 +108,25 @@ def aucs(films, new):
     np.fill_diagonal(nearness, 0)
     out = {}
     for change, samples in new.items():
-        rate = samples['history_labels'].list.mean().fill_null(.5).to_numpy()
-        near = [nearness[s[ITEM], s['history']] @ (2 * np.array(s['history_labels'], dtype=float) - 1)
-                for s in samples.iter_rows(named=True)]
+        rate = samples['history_labels'].list.mean().fill_null(0.5).to_numpy()
+        near = [
+            nearness[s[ITEM], s['history']] @ (2 * np.array(s['history_labels'], dtype=float) - 1)
+            for s in samples.iter_rows(named=True)
+        ]
         out[change] = auc(samples['label'].to_numpy(), rate), auc(samples['label'].to_numpy(), near)
     return out
 
 
 @pytest.mark.parametrize('change', ['titles exchanged', 'titles numbered', 'target replaced'])
-def test_counting_does_not_notice(aucs, change): assert aucs[change][0] == aucs['as they are'][0]
+def test_counting_does_not_notice(aucs, change):
+    assert aucs[change][0] == aucs['as they are'][0]
 
 
 def test_looking_items_up_does_not_notice_numbers_and_nothing_is_left_of_an_empty_history(aucs):
     assert aucs['titles numbered'][1] == aucs['as they are'][1]
-    assert aucs['history emptied'][0] == .5
+    assert aucs['history emptied'][0] == 0.5
 
 
 @pytest.mark.parametrize('change', ['titles exchanged', 'target replaced'])
-def test_tastes_are_lost(aucs, change): assert aucs['as they are'][1] - aucs[change][1] > .3
+def test_tastes_are_lost(aucs, change):
+    assert aucs['as they are'][1] - aucs[change][1] > 0.3

@@ -1,4 +1,5 @@
 "What the result notebooks of LlamaRec's tables compute, beside direct calculations."
+
 import math
 from types import SimpleNamespace
 
@@ -12,65 +13,99 @@ from llmrec.experiments.statistics import agrees
 from llmrec.runs.artefacts import paper_number
 
 
-def row(method, value, dataset='beauty', metric='Recall@10', half=.01):
-    return dict(dataset=dataset, method=method, metric=metric, value=value, low=value - half, high=value + half, seeds=1)
+def row(method, value, dataset='beauty', metric='Recall@10', half=0.01):
+    return dict(
+        dataset=dataset,
+        method=method,
+        metric=metric,
+        value=value,
+        low=value - half,
+        high=value + half,
+        seeds=1,
+    )
 
 
 # Table 1
 
-@pytest.mark.parametrize('value, said', [(.079, 'below'), (.08, 'in'), (.09, 'in'), (.1, 'in'), (.101, 'above')])
+
+@pytest.mark.parametrize(
+    'value, said', [(0.079, 'below'), (0.08, 'in'), (0.09, 'in'), (0.1, 'in'), (0.101, 'above')]
+)
 def test_the_bounds_belong_to_an_interval(value, said):
-    assert reached.place(value, dict(low=.08, high=.1)) == said
+    assert reached.place(value, dict(low=0.08, high=0.1)) == said
 
 
-@pytest.mark.parametrize('ours, theirs', [
-    ('SASRec', 'SASRec'), ('SASRec-CE', 'SASRec'), ('SASRec-gBCE' + LONGER, 'SASRec'), ('BERT4Rec-MLM', 'BERT4Rec'),
-    ('LlamaRec (a model)', 'LlamaRec'), ('LRURec' + LONGER, 'LRURec')])
+@pytest.mark.parametrize(
+    'ours, theirs',
+    [
+        ('SASRec', 'SASRec'),
+        ('SASRec-CE', 'SASRec'),
+        ('SASRec-gBCE' + LONGER, 'SASRec'),
+        ('BERT4Rec-MLM', 'BERT4Rec'),
+        ('LlamaRec (a model)', 'LlamaRec'),
+        ('LRURec' + LONGER, 'LRURec'),
+    ],
+)
 def test_variants_go_by_the_papers_name(ours, theirs):
     assert reached.own_name(ours) == theirs
 
 
 def test_the_best_row_decides_whether_a_number_is_reached():
-    printed = {('beauty', 'SASRec', 'Recall@10'): .08}
-    rows = [row('SASRec', .05), row('SASRec-CE', .075), row('SASRec' + LONGER, .06), row('LRURec', .2)]
+    printed = {('beauty', 'SASRec', 'Recall@10'): 0.08}
+    rows = [row('SASRec', 0.05), row('SASRec-CE', 0.075), row('SASRec' + LONGER, 0.06), row('LRURec', 0.2)]
     best = reached.best_rows(rows, printed)
     assert {key: r['method'] for key, r in best.items()} == {('beauty', 'SASRec', 'Recall@10'): 'SASRec-CE'}
     assert reached.not_reached(best, printed) == {}
-    assert list(reached.not_reached(reached.best_rows(rows[:1], printed), printed)) == [('beauty', 'SASRec', 'Recall@10')]
+    assert list(reached.not_reached(reached.best_rows(rows[:1], printed), printed)) == [
+        ('beauty', 'SASRec', 'Recall@10')
+    ]
 
 
 def test_a_failed_row_is_never_the_best():
-    printed = {('beauty', 'SASRec', 'Recall@10'): .08}
+    printed = {('beauty', 'SASRec', 'Recall@10'): 0.08}
     assert reached.best_rows([row('SASRec', math.nan)], printed) == {}
 
 
 def test_another_loss_of_others_stands_beside_our_row_with_that_loss():
     about = dict(dataset='beauty', method='SASRec', setting='cross-entropy', metric='Recall@10')
-    rows = [row('SASRec', .05), row('SASRec-CE', .07), row('SASRec-CE' + LONGER, .09), row('SASRec-CE', .5, 'games')]
-    line = reached.public_line(about, [.07], rows, {})
-    assert (line['ours'][:6], line['longer'][:6], line['paper'], line['public']) == ('0.0700', '0.0900', None, '0.0700')
-    assert reached.public_line(about | dict(setting='binary loss'), [.07], rows, {})['ours'][:6] == '0.0500'
+    rows = [
+        row('SASRec', 0.05),
+        row('SASRec-CE', 0.07),
+        row('SASRec-CE' + LONGER, 0.09),
+        row('SASRec-CE', 0.5, 'games'),
+    ]
+    line = reached.public_line(about, [0.07], rows, {})
+    assert (line['ours'][:6], line['longer'][:6], line['paper'], line['public']) == (
+        '0.0700',
+        '0.0900',
+        None,
+        '0.0700',
+    )
+    assert reached.public_line(about | dict(setting='binary loss'), [0.07], rows, {})['ours'][:6] == '0.0500'
 
 
 # LRURec's exact Recall
 
+
 def test_the_last_batch_counts_more():
-    values = np.array([0.] * 16 + [1., 0.])
+    values = np.array([0.0] * 16 + [1.0, 0.0])
     found = exact.published_means([values, values], 16)
-    assert found == {'window hidden': 1 / 18, 'mean over batches': .25}
+    assert found == {'window hidden': 1 / 18, 'mean over batches': 0.25}
 
 
 def test_one_more_run_lies_where_a_t_interval_says():
-    seeds = np.array([.1, .11, .13])
-    m = exact.one_more({f'seed {i}': v for i, v in enumerate(seeds)} | {'paper, printed': .2})
-    half = 4.302652729911275 * seeds.std(ddof=1) * math.sqrt(1 + 1 / 3)    # the 97.5 % quantile of t with 2 degrees
+    seeds = np.array([0.1, 0.11, 0.13])
+    m = exact.one_more({f'seed {i}': v for i, v in enumerate(seeds)} | {'paper, printed': 0.2})
+    half = (
+        4.302652729911275 * seeds.std(ddof=1) * math.sqrt(1 + 1 / 3)
+    )  # the 97.5 % quantile of t with 2 degrees
     assert m.low == pytest.approx(seeds.mean() - half) and m.high == pytest.approx(seeds.mean() + half)
     assert not m.inside
 
 
 def test_the_exact_number_of_the_paper_goes_before_the_printed_one():
-    assert exact.one_more({'seed 0': .1, 'paper, printed': .1426, 'paper, exact': .1344}).paper == .1344
-    assert exact.one_more({'seed 0': .1, 'paper, printed': None, 'paper, exact': None}) is None
+    assert exact.one_more({'seed 0': 0.1, 'paper, printed': 0.1426, 'paper, exact': 0.1344}).paper == 0.1344
+    assert exact.one_more({'seed 0': 0.1, 'paper, printed': None, 'paper, exact': None}) is None
 
 
 def test_seeds_are_ordered_as_numbers():
@@ -80,14 +115,20 @@ def test_seeds_are_ordered_as_numbers():
 
 # The implied Recall@20
 
+
 @pytest.mark.parametrize('users', [123, 2854])
 def test_users_in_the_list_can_be_read_back_from_printed_numbers(monkeypatch, users):
     "Two tables are made from known hits and printed with four digits; the range must hold the number of users."
     n, rng = 22332, np.random.default_rng(users)
-    totals = {m: rng.uniform(.2, .6) * users for m in implied.PRINTED}
-    tables = dict(table1={m: round(t / n, 4) for m, t in totals.items()},
-                  table3={m: round(t / users, 4) for m, t in totals.items()}, table2={'users': n})
-    monkeypatch.setattr(implied, 'paper_number', lambda paper, table, d, method, metric: tables[table][metric])
+    totals = {m: rng.uniform(0.2, 0.6) * users for m in implied.PRINTED}
+    tables = dict(
+        table1={m: round(t / n, 4) for m, t in totals.items()},
+        table3={m: round(t / users, 4) for m, t in totals.items()},
+        table2={'users': n},
+    )
+    monkeypatch.setattr(
+        implied, 'paper_number', lambda paper, table, d, method, metric: tables[table][metric]
+    )
     least, most, of = implied.users_allowed('beauty', 'LlamaRec')
     assert least <= users <= most and of == n
 
@@ -99,20 +140,24 @@ def test_a_share_of_users_fits_its_own_grid_rounded_and_cut(hits):
 
 
 def test_only_the_papers_datasets_have_an_implied_number():
-    long = implied.beside_implied(pl.DataFrame([row('LRURec', .13, metric='Recall@20'), row('LRURec', .4, 'films', 'Recall@20')]))
+    long = implied.beside_implied(
+        pl.DataFrame([row('LRURec', 0.13, metric='Recall@20'), row('LRURec', 0.4, 'films', 'Recall@20')])
+    )
     assert long['covered'].to_list() == [True, None]
     assert '1 of 1' in implied.implied_finding(long)
 
 
 # The choices
 
-def ranked(before, after): return SimpleNamespace(name='r', arrays=dict(retrieved_rank=np.array(before), rank=np.array(after)))
+
+def ranked(before, after):
+    return SimpleNamespace(name='r', arrays=dict(retrieved_rank=np.array(before), rank=np.array(after)))
 
 
 def test_a_user_counts_in_the_seeds_that_retrieved_the_item():
     runs = [ranked([1, 21, 0], [2, 0, 0]), ranked([0, 3, 0], [0, 1, 0])]
     before, after = by_choice.on_subset(runs)
-    assert before.tolist() == [1, .5] and after.tolist() == pytest.approx([1 / math.log2(3), 1])
+    assert before.tolist() == [1, 0.5] and after.tolist() == pytest.approx([1 / math.log2(3), 1])
 
 
 def test_differences_to_the_published_runs_are_paired_by_user():
@@ -131,31 +176,54 @@ def test_a_change_of_the_tuning_keeps_the_rest_of_it():
 
 # Table 4
 
+
 def test_what_is_said_of_other_datasets_is_left_out():
-    values = dict(datasets=['ml-100k', 'beauty'], ranker_datasets=['ml-100k'], seeds=[0, 1],
-                  seeds_by_dataset={'ml-100k': [0], 'beauty': [3]}, search={'ml-100k': {'dropout': [.5]}})
+    values = dict(
+        datasets=['ml-100k', 'beauty'],
+        ranker_datasets=['ml-100k'],
+        seeds=[0, 1],
+        seeds_by_dataset={'ml-100k': [0], 'beauty': [3]},
+        search={'ml-100k': {'dropout': [0.5]}},
+    )
     out = quoted.narrowed(values, ['beauty'])
     assert (out['datasets'], out['ranker_datasets'], out['seeds'], out['search']) == (['beauty'], [], [3], {})
     assert values['datasets'] == ['ml-100k', 'beauty'], 'the caller keeps its own'
 
 
 def test_a_dagger_marks_copied_numbers_of_beauty_alone():
-    table = pl.DataFrame(dict(dataset=['Beauty', 'Beauty', 'Films (miniature)'], method=['P5', 'LlamaRec', 'P5']))
+    table = pl.DataFrame(
+        dict(dataset=['Beauty', 'Beauty', 'Films (miniature)'], method=['P5', 'LlamaRec', 'P5'])
+    )
     assert quoted.marked(table)['method'].to_list() == ['P5†', 'LlamaRec', 'P5']
 
 
 def test_a_copied_number_names_the_work_it_comes_from():
-    long = pl.DataFrame([row('LRURec', .09)])
-    sources = dict(quoted.beside_sources(long).filter(metric='Recall@10').select('method', 'source').iter_rows())
+    long = pl.DataFrame([row('LRURec', 0.09)])
+    sources = dict(
+        quoted.beside_sources(long).filter(metric='Recall@10').select('method', 'source').iter_rows()
+    )
     assert sources['LRURec'] == 'ours' and sources['LlamaRec'] == 'paper'
     assert all(name in sources[m] for m, name in quoted.COPIED.items())
 
 
 # Table 2
 
-@pytest.mark.parametrize('ours, printed, same', [
-    (610, '610', True), (611, '610', False), (99_500, '100k', True), (99_499, '100k', False), (100_999, '100k', True),
-    (101_000, '100k', False), (9.695, '9.69', True), (9.699, '9.69', True), (9.7001, '9.69', False), (7.9e-4, '7e-4', True)])
+
+@pytest.mark.parametrize(
+    'ours, printed, same',
+    [
+        (610, '610', True),
+        (611, '610', False),
+        (99_500, '100k', True),
+        (99_499, '100k', False),
+        (100_999, '100k', True),
+        (101_000, '100k', False),
+        (9.695, '9.69', True),
+        (9.699, '9.69', True),
+        (9.7001, '9.69', False),
+        (7.9e-4, '7e-4', True),
+    ],
+)
 def test_a_count_agrees_when_rounded_or_cut(ours, printed, same):
     assert agrees(ours, printed) is same
 

@@ -12,15 +12,35 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from transformers import (Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer, LlamaTokenizer, MistralConfig,
-                          MistralForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer, TrainerCallback)
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Tokenizer,
+    LlamaTokenizer,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+    TrainerCallback,
+)
 
 from llmrec.llm import backbones
 from llmrec.llm.backbones import BackboneConfig, load_backbone
 from llmrec.llm.folders import file_fingerprint
 from llmrec.llm.tiny import byte_tokenizer, default_texts, metaspace_tokenizer
 from llmrec.llm.checkpoints import last_checkpoint
-from llmrec.llm.prompts import LlamaRecPromptConfig, encode_example, encode_prompt, fit_prompt, letters, render
+from llmrec.llm.prompts import (
+    LlamaRecPromptConfig,
+    encode_example,
+    encode_prompt,
+    fit_prompt,
+    letters,
+    render,
+)
 from llmrec.llm.ranking import rank_candidates, score_candidates
 from llmrec.llm.loss import collate, label_loss
 from llmrec.llm.tuning import RankerRows, Session, TuningConfig, sample_negatives, tune, with_adapter
@@ -48,19 +68,25 @@ def out(tmp_path_factory):
     os.environ['LLMREC_OUT'] = str(tmp_path_factory.mktemp('llm'))
     yield Path(os.environ['LLMREC_OUT'])
     os.environ.pop('LLMREC_OUT')
-    if before is not None: os.environ['LLMREC_OUT'] = before
+    if before is not None:
+        os.environ['LLMREC_OUT'] = before
 
 
 @pytest.fixture(scope='module')
-def tiny(out): return load_backbone(BackboneConfig('tiny-metaspace'))
+def tiny(out):
+    return load_backbone(BackboneConfig('tiny-metaspace'))
 
 
 def tokenizer(kind):
     "A toy tokenizer of the given family."
     names = dict(unk_token='<unk>', eos_token='</s>', pad_token='<unk>')
-    if kind == 'metaspace': return PreTrainedTokenizerFast(tokenizer_object=metaspace_tokenizer(default_texts()), bos_token='<s>', **names)
+    if kind == 'metaspace':
+        return PreTrainedTokenizerFast(
+            tokenizer_object=metaspace_tokenizer(default_texts()), bos_token='<s>', **names
+        )
     tok = byte_tokenizer(default_texts())
-    if kind == 'byte': return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', **names)
+    if kind == 'byte':
+        return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', **names)
     single = {'byte, no start': '$A', 'byte, end appended': '$A </s>'}[kind]
     tok.post_processor = type(tok.post_processor)(single=single, special_tokens=[('</s>', 2)])
     return PreTrainedTokenizerFast(tokenizer_object=tok, **names)
@@ -81,11 +107,19 @@ def test_label_is_one_letter_and_end_in_every_family(kind):
         assert tok.decode(row[-2:-1]).strip() == letter
 
 
-@pytest.mark.parametrize('cls, kind', [(LlamaTokenizer, 'metaspace'), (GPT2Tokenizer, 'byte'), (Qwen2Tokenizer, 'byte')])
+@pytest.mark.parametrize(
+    'cls, kind', [(LlamaTokenizer, 'metaspace'), (GPT2Tokenizer, 'byte'), (Qwen2Tokenizer, 'byte')]
+)
 def test_the_tokenizer_classes_of_transformers(cls, kind):
     base = tokenizer(kind)
     model = __import__('json').loads(base.backend_tokenizer.to_str())['model']
-    tok = cls(vocab=model['vocab'], merges=[tuple(m) for m in model['merges']], unk_token='<unk>', eos_token='</s>', pad_token='<unk>')
+    tok = cls(
+        vocab=model['vocab'],
+        merges=[tuple(m) for m in model['merges']],
+        unk_token='<unk>',
+        eos_token='</s>',
+        pad_token='<unk>',
+    )
     ids = letter_ids(tok, 20)
     row, labels = encode_example(tok, render(['a'], ['b'] * 20), 'C', PROMPT)
     assert labels[-2:] == [ids[2], tok.eos_token_id]
@@ -101,9 +135,13 @@ def test_published_ids_miss_all_trained_ones_in_llama_style():
 
 
 def test_more_candidates_than_labels_is_one_sentence_with_both_numbers():
-    with pytest.raises(LlmrecError, match=r'60 candidates .* 1 to 52'): letter_ids(tokenizer('byte'), 60)
-    few = PreTrainedTokenizerFast(tokenizer_object=metaspace_tokenizer(['A B C cab'] * 9), unk_token='<unk>', eos_token='</s>')
-    with pytest.raises(LlmrecError, match=r'6 candidates .* only 4'): letter_ids(few, 6, 'as_published')
+    with pytest.raises(LlmrecError, match=r'60 candidates .* 1 to 52'):
+        letter_ids(tokenizer('byte'), 60)
+    few = PreTrainedTokenizerFast(
+        tokenizer_object=metaspace_tokenizer(['A B C cab'] * 9), unk_token='<unk>', eos_token='</s>'
+    )
+    with pytest.raises(LlmrecError, match=r'6 candidates .* only 4'):
+        letter_ids(few, 6, 'as_published')
 
 
 @pytest.mark.parametrize('kind', FAMILIES)
@@ -120,20 +158,37 @@ def test_truncation_never_touches_answer_and_keeps_instruction(kind):
 
 def small(cls, config, **kw):
     torch.manual_seed(0)
-    sizes = dict(n_embd=32, n_layer=2, n_head=2) if cls is GPT2LMHeadModel else dict(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
-    return cls(config(vocab_size=1000, initializer_range=.2, **sizes, **kw)).eval()
+    sizes = (
+        dict(n_embd=32, n_layer=2, n_head=2)
+        if cls is GPT2LMHeadModel
+        else dict(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+        )
+    )
+    return cls(config(vocab_size=1000, initializer_range=0.2, **sizes, **kw)).eval()
 
 
-@pytest.mark.parametrize('cls, config, extra', [(GPT2LMHeadModel, GPT2Config, {}), (Qwen2ForCausalLM, Qwen2Config, {}),
-                                                (MistralForCausalLM, MistralConfig, dict(sliding_window=16)),
-                                                (Gemma2ForCausalLM, Gemma2Config, dict(head_dim=16, final_logit_softcapping=2.))])
+@pytest.mark.parametrize(
+    'cls, config, extra',
+    [
+        (GPT2LMHeadModel, GPT2Config, {}),
+        (Qwen2ForCausalLM, Qwen2Config, {}),
+        (MistralForCausalLM, MistralConfig, dict(sliding_window=16)),
+        (Gemma2ForCausalLM, Gemma2Config, dict(head_dim=16, final_logit_softcapping=2.0)),
+    ],
+)
 def test_scores_are_those_of_the_plain_forward_in_every_architecture(tiny, cls, config, extra):
     model, rng = small(cls, config, **extra), np.random.default_rng(0)
     bb = dataclasses.replace(tiny, model=model)
     prompts, ids = [rng.integers(3, 900, size=n).tolist() for n in (5, 60, 17, 33)], np.arange(100, 120)
-    with torch.no_grad(): want = np.stack([model(torch.tensor([p])).logits[0, -1, ids].numpy() for p in prompts])
-    for batch_tokens in (1, 100, 10**6): assert np.abs(score_candidates(bb, prompts, ids, batch_tokens) - want).max() < 1e-4
+    with torch.no_grad():
+        want = np.stack([model(torch.tensor([p])).logits[0, -1, ids].numpy() for p in prompts])
+    for batch_tokens in (1, 100, 10**6):
+        assert np.abs(score_candidates(bb, prompts, ids, batch_tokens) - want).max() < 1e-4
     rows = [dict(input_ids=p, labels=[-100] * (len(p) - 2) + p[-2:]) for p in prompts]
     batch = collate(rows, 0)
     assert abs(label_loss(model, batch).item() - model(**batch).loss.item()) < 1e-5
@@ -144,8 +199,10 @@ def test_ties_keep_the_retrievers_order():
 
 
 def test_negatives_are_uniform_over_what_the_user_has_not_met():
-    draws = np.concatenate([sample_negatives(np.random.default_rng(i), 9, [1, 9, 4], 5, 3) for i in range(4000)])
-    assert np.abs(np.bincount(draws, minlength=10)[[2, 3, 6, 7, 8]] / len(draws) - .2).max() < .02
+    draws = np.concatenate(
+        [sample_negatives(np.random.default_rng(i), 9, [1, 9, 4], 5, 3) for i in range(4000)]
+    )
+    assert np.abs(np.bincount(draws, minlength=10)[[2, 3, 6, 7, 8]] / len(draws) - 0.2).max() < 0.02
     assert np.isin(draws, [2, 3, 6, 7, 8]).all()
 
 
@@ -153,12 +210,16 @@ SHORT = TuningConfig(lr=1e-2, warmup_steps=2, batch_size=2, eval_steps=3, max_st
 
 
 class Kill(TrainerCallback):
-    def __init__(self, step): self.step = step
+    def __init__(self, step):
+        self.step = step
+
     def on_step_end(self, args, state, control, **kw):
-        if state.global_step == self.step: raise KeyboardInterrupt
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
 
 
-def rows_of(bb, cfg=SHORT): return RankerRows(SEQUENCES, WORDS, bb.tokenizer, PROMPT, cfg, n_candidates=4)
+def rows_of(bb, cfg=SHORT):
+    return RankerRows(SEQUENCES, WORDS, bb.tokenizer, PROMPT, cfg, n_candidates=4)
 
 
 def measure(bb):
@@ -166,14 +227,19 @@ def measure(bb):
     return lambda model: {'NDCG@10': -label_loss(model, batch).item()}
 
 
-def left_behind(folder): return [file_fingerprint(Path(folder) / n) for n in ('adapter/adapter_model.safetensors', 'adapter/adapter_config.json', 'history.json')]
+def left_behind(folder):
+    return [
+        file_fingerprint(Path(folder) / n)
+        for n in ('adapter/adapter_model.safetensors', 'adapter/adapter_config.json', 'history.json')
+    ]
 
 
 @pytest.mark.parametrize('step, accumulation', [(2, 1), (5, 1), (11, 2)])
 def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(tiny, tmp_path, step, accumulation):
     cfg = dataclasses.replace(SHORT, accumulation=accumulation)
     tune(tiny, rows_of(tiny), measure(tiny), cfg, tmp_path / 'calm')
-    with pytest.raises(KeyboardInterrupt): tune(tiny, rows_of(tiny), measure(tiny), cfg, tmp_path / 'cut', Session(callbacks=[Kill(step)]))
+    with pytest.raises(KeyboardInterrupt):
+        tune(tiny, rows_of(tiny), measure(tiny), cfg, tmp_path / 'cut', Session(callbacks=[Kill(step)]))
     tune(tiny, rows_of(tiny), measure(tiny), cfg, tmp_path / 'cut')
     assert left_behind(tmp_path / 'calm') == left_behind(tmp_path / 'cut')
 
@@ -193,45 +259,76 @@ tune(bb, rows_of(bb), measure(bb), SHORT, {folder!r}, Session(callbacks=[Sigkill
 
 
 def test_sigkill_in_another_process_with_another_hash_seed(tiny, out, tmp_path):
-    env = os.environ | dict(PYTHONHASHSEED='7', LLMREC_OUT=str(tmp_path), OMP_NUM_THREADS=str(torch.get_num_threads()))
+    env = os.environ | dict(
+        PYTHONHASHSEED='7', LLMREC_OUT=str(tmp_path), OMP_NUM_THREADS=str(torch.get_num_threads())
+    )
     root = Path(__file__).resolve().parent.parent
-    done = subprocess.run([sys.executable, '-c', textwrap.dedent(CHILD.format(folder=str(tmp_path / 'cut')))], env=env, cwd=root, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, '-c', textwrap.dedent(CHILD.format(folder=str(tmp_path / 'cut')))],
+        env=env,
+        cwd=root,
+        capture_output=True,
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     name = f'data/miniature/backbone-{tiny.identity}/model.safetensors'
     assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
     assert last_checkpoint(tmp_path / 'cut/work').name == 'checkpoint-6'
-    for folder in ('calm', 'cut'): tune(tiny, rows_of(tiny), measure(tiny), SHORT, tmp_path / folder)
+    for folder in ('calm', 'cut'):
+        tune(tiny, rows_of(tiny), measure(tiny), SHORT, tmp_path / folder)
     assert left_behind(tmp_path / 'calm') == left_behind(tmp_path / 'cut')
 
 
 def test_patience_stops_and_the_best_step_is_kept_even_after_a_kill_at_the_end(tiny, tmp_path, monkeypatch):
-    given = iter([.1, .5, .4, .3, .9, .9])
+    given = iter([0.1, 0.5, 0.4, 0.3, 0.9, 0.9])
     cfg = dataclasses.replace(SHORT, patience=2)
     import llmrec.llm.tuning as module
+
     keep = module.save_adapter
-    def killed(*args): raise KeyboardInterrupt
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(module, 'save_adapter', killed)
-    with pytest.raises(KeyboardInterrupt): tune(tiny, rows_of(tiny), lambda m: {'NDCG@10': next(given)}, cfg, tmp_path / 't')
+    with pytest.raises(KeyboardInterrupt):
+        tune(tiny, rows_of(tiny), lambda m: {'NDCG@10': next(given)}, cfg, tmp_path / 't')
     best = file_fingerprint(tmp_path / 't/work/checkpoint-6/adapter_model.safetensors')
     monkeypatch.setattr(module, 'save_adapter', keep)
     adapter = tune(tiny, rows_of(tiny), lambda m: {'NDCG@10': next(given)}, cfg, tmp_path / 't')
     assert file_fingerprint(adapter / 'adapter_model.safetensors') == best
-    assert next(given) == .9  # four evaluations and no more
+    assert next(given) == 0.9  # four evaluations and no more
 
 
-@pytest.mark.parametrize('quantisation, dtype', [('none', 'float32'), ('none', 'bfloat16'), ('4bit', 'bfloat16'), ('4bit', 'float32'), ('8bit', 'bfloat16')])
+@pytest.mark.parametrize(
+    'quantisation, dtype',
+    [
+        ('none', 'float32'),
+        ('none', 'bfloat16'),
+        ('4bit', 'bfloat16'),
+        ('4bit', 'float32'),
+        ('8bit', 'bfloat16'),
+    ],
+)
 def test_an_adapter_folder_reopens_with_equal_scores(out, tmp_path, quantisation, dtype):
     cfg = BackboneConfig('tiny-metaspace', quantisation=quantisation, dtype=dtype)
-    if quantisation != 'none': pytest.importorskip('bitsandbytes', reason='quantised weights need bitsandbytes')
+    if quantisation != 'none':
+        pytest.importorskip('bitsandbytes', reason='quantised weights need bitsandbytes')
     bb, seen = load_backbone(cfg), {}
     rows = rows_of(bb)
     prompts = [rows[i]['input_ids'][:-2] for i in range(4)]
     ids = letter_ids(bb.tokenizer, 4)
+
     def evaluate(model):
         seen['last'] = score_candidates(dataclasses.replace(bb, model=model), prompts, ids)
         return {'NDCG@10': float(len(seen))}
+
     base = score_candidates(bb, prompts, ids)
-    folder = tune(bb, rows, evaluate, dataclasses.replace(SHORT, max_steps=3, gradient_checkpointing=True), tmp_path / 't')
+    folder = tune(
+        bb,
+        rows,
+        evaluate,
+        dataclasses.replace(SHORT, max_steps=3, gradient_checkpointing=True),
+        tmp_path / 't',
+    )
     assert np.abs(score_candidates(bb, prompts, ids) - base).max() == 0
     tuned = with_adapter(load_backbone(cfg), folder)
     plain = dataclasses.replace(bb, model=PeftModel.from_pretrained(load_backbone(cfg).model, folder).eval())
@@ -242,9 +339,13 @@ def test_an_adapter_folder_reopens_with_equal_scores(out, tmp_path, quantisation
 
 
 def test_a_backbone_that_cannot_be_had_is_one_sentence(monkeypatch):
-    def offline(*args, **kw): raise OSError("We couldn't connect to the hub.\nMany more lines.")
-    for kind in ('AutoModelForCausalLM', 'AutoTokenizer'): monkeypatch.setattr(getattr(backbones.transformers, kind), 'from_pretrained', offline)
-    with pytest.raises(LlmrecError) as e: load_backbone(BackboneConfig('nobody/no-such-model'))
+    def offline(*args, **kw):
+        raise OSError("We couldn't connect to the hub.\nMany more lines.")
+
+    for kind in ('AutoModelForCausalLM', 'AutoTokenizer'):
+        monkeypatch.setattr(getattr(backbones.transformers, kind), 'from_pretrained', offline)
+    with pytest.raises(LlmrecError) as e:
+        load_backbone(BackboneConfig('nobody/no-such-model'))
     assert "'nobody/no-such-model'" in str(e.value) and 'folder' in str(e.value) and '\n' not in str(e.value)
 
 
@@ -254,11 +355,14 @@ def test_without_evaluation_the_last_step_is_kept_and_a_finished_tuning_returns_
     written = (adapter / 'adapter_model.safetensors').stat().st_mtime_ns
     assert tune(tiny, rows_of(tiny), None, cfg, tmp_path / 't') == adapter
     assert (adapter / 'adapter_model.safetensors').stat().st_mtime_ns == written
-    with pytest.raises(LlmrecError, match='another tuning'): tune(tiny, rows_of(tiny), None, dataclasses.replace(cfg, lr=.1), tmp_path / 't')
-    with pytest.raises(LlmrecError, match='does not fit'): with_adapter(load_backbone(BackboneConfig(str(adapter_of_another_shape(tmp_path)))), adapter)
+    with pytest.raises(LlmrecError, match='another tuning'):
+        tune(tiny, rows_of(tiny), None, dataclasses.replace(cfg, lr=0.1), tmp_path / 't')
+    with pytest.raises(LlmrecError, match='does not fit'):
+        with_adapter(load_backbone(BackboneConfig(str(adapter_of_another_shape(tmp_path)))), adapter)
 
 
-def adapter_of_another_shape(folder): return backbones.tiny_backbone(folder / 'deep', num_hidden_layers=3)
+def adapter_of_another_shape(folder):
+    return backbones.tiny_backbone(folder / 'deep', num_hidden_layers=3)
 
 
 def test_rows_depend_on_seed_epoch_and_row_alone(tiny):
@@ -266,4 +370,5 @@ def test_rows_depend_on_seed_epoch_and_row_alone(tiny):
     assert [a[i] for i in range(len(a))] == [b[i] for i in reversed(range(len(b)))][::-1]
     b.set_epoch(1)
     assert [a[i] for i in range(len(a))] != [b[i] for i in range(len(b))]
-    with pytest.raises(LlmrecError, match="candidate_order='shuffled'"): rows_of(tiny, dataclasses.replace(SHORT, candidate_order='retriever'))
+    with pytest.raises(LlmrecError, match="candidate_order='shuffled'"):
+        rows_of(tiny, dataclasses.replace(SHORT, candidate_order='retriever'))

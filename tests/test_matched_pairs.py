@@ -1,4 +1,5 @@
 "AUC over matched pairs in a world of people who differ in how easily they are pleased."
+
 import numpy as np
 import pytest
 
@@ -13,56 +14,63 @@ class World:
         rng = np.random.default_rng(0)
         self.who = np.arange(16).repeat(40)
         pleased, title = rng.normal(size=16)[self.who], rng.normal(size=640)
-        self.gold = (pleased + .7 * title + rng.normal(size=640) > 0).astype(int)
+        self.gold = (pleased + 0.7 * title + rng.normal(size=640) > 0).astype(int)
         self.shown = rng.binomial(10, 1 / (1 + np.exp(-pleased))) / 10
         self.reads = title + rng.normal(size=640)
         self.both = 3 * self.shown + self.reads
         self.strata = {'all alike': np.zeros(640), 'user': self.who, 'like-rate': self.shown}
 
-    def value(self, strata, scores): return matched_auc(strata, self.who, self.gold, scores)['value']
+    def value(self, strata, scores):
+        return matched_auc(strata, self.who, self.gold, scores)['value']
 
 
 @pytest.fixture(scope='module')
-def w(): return World()
+def w():
+    return World()
 
 
 def naive(strata, labels, scores):
     won = of = 0
     for i in np.flatnonzero(labels):
         for j in np.flatnonzero(labels == 0):
-            if strata[i] != strata[j]: continue
+            if strata[i] != strata[j]:
+                continue
             of += 1
-            won += (scores[i] > scores[j]) + .5 * (scores[i] == scores[j])
+            won += (scores[i] > scores[j]) + 0.5 * (scores[i] == scores[j])
     return won / of
 
 
-def close(x): return pytest.approx(x, abs=1e-12)
+def close(x):
+    return pytest.approx(x, abs=1e-12)
 
 
 def test_six_rows_by_hand():
-    user, rate = ['a', 'a', 'b', 'b', 'c', 'c'], np.array([.8, .8, .8, .8, .3, .3])
-    m = matched(rate, user, np.array([1, 0, 1, 1, 0, 0]), [.7, .2, .9, .1, .5, .8])
-    assert m.pairs.tolist() == [[1, 0], [2, 0]]     # a's like and b's two against a's dislike
+    user, rate = ['a', 'a', 'b', 'b', 'c', 'c'], np.array([0.8, 0.8, 0.8, 0.8, 0.3, 0.3])
+    m = matched(rate, user, np.array([1, 0, 1, 1, 0, 0]), [0.7, 0.2, 0.9, 0.1, 0.5, 0.8])
+    assert m.pairs.tolist() == [[1, 0], [2, 0]]  # a's like and b's two against a's dislike
     assert m.wins.tolist() == [[1, 0], [1, 0]]
     assert _shares(m, np.ones((1, 3))).tolist() == [2 / 3]
-    assert _shares(m, np.array([[2., 1, 0]])).tolist() == [(4 + 2) / (4 + 4)]
-    assert np.isnan(_shares(m, np.array([[0., 3, 0]]))).all()         # without a's dislike there is no pair
+    assert _shares(m, np.array([[2.0, 1, 0]])).tolist() == [(4 + 2) / (4 + 4)]
+    assert np.isnan(_shares(m, np.array([[0.0, 3, 0]]))).all()  # without a's dislike there is no pair
 
 
 def test_what_only_counts_has_one_half_in_every_resample(w):
     f = matched_auc(w.shown, w.who, w.gold, w.shown)
-    assert [f['value'], f['low'], f['high']] == [.5] * 3
-    assert matched_auc(w.shown, w.who, w.gold, w.reads)['low'] > .55
+    assert [f['value'], f['low'], f['high']] == [0.5] * 3
+    assert matched_auc(w.shown, w.who, w.gold, w.reads)['low'] > 0.55
     assert w.value(w.shown, w.both) == close(w.value(w.shown, w.reads))
 
 
 @pytest.mark.parametrize('strata', ['all alike', 'user', 'like-rate'])
-def test_the_double_sum(w, strata): assert w.value(w.strata[strata], w.both) == close(naive(w.strata[strata], w.gold, w.both))
+def test_the_double_sum(w, strata):
+    assert w.value(w.strata[strata], w.both) == close(naive(w.strata[strata], w.gold, w.both))
 
 
 def test_one_stratum_is_pooled_auc_and_users_are_auc_within(w):
     pooled, one = auc_summary(w.who, w.gold, w.both), matched_auc(np.zeros(640), w.who, w.gold, w.both)
-    assert [one[k] for k in ('value', 'low', 'high')] == close([pooled[k] for k in ('AUC', 'AUC_low', 'AUC_high')])
+    assert [one[k] for k in ('value', 'low', 'high')] == close(
+        [pooled[k] for k in ('AUC', 'AUC_low', 'AUC_high')]
+    )
     assert one['pairs'] == w.gold.sum() * (1 - w.gold).sum()
     assert w.value(w.who, w.both) == close(within_between(w.who, w.gold, w.both)['within'])
 
@@ -78,30 +86,39 @@ def test_the_bounds_are_those_of_copied_rows(w):
 def test_runs_are_averaged_and_columns_make_one_stratum(w):
     runs = np.stack([w.both, w.reads])
     assert w.value(w.shown, runs) == close(np.mean([w.value(w.shown, s) for s in runs]))
-    assert w.value(np.stack([w.who, w.shown], 1), w.both) == close(naive([*zip(w.who, w.shown)], w.gold, w.both))
+    assert w.value(np.stack([w.who, w.shown], 1), w.both) == close(
+        naive([*zip(w.who, w.shown)], w.gold, w.both)
+    )
 
 
 def test_what_cannot_be_compared(w):
     alone = matched_auc(np.arange(640), w.who, w.gold, w.both)
     assert np.isnan(alone['value']) and alone['pairs'] == 0
-    for args, says in (((w.shown[:5], w.who, w.gold, w.both), 'Every row needs a stratum'),
-                       ((w.shown, w.who[:5], w.gold, w.both), '5 users for 640 rows'),
-                       ((w.shown, w.who, np.ones(640), w.both), 'same label')):
-        with pytest.raises(LlmrecError, match=says): matched_auc(*args)
+    for args, says in (
+        ((w.shown[:5], w.who, w.gold, w.both), 'Every row needs a stratum'),
+        ((w.shown, w.who[:5], w.gold, w.both), '5 users for 640 rows'),
+        ((w.shown, w.who, np.ones(640), w.both), 'same label'),
+    ):
+        with pytest.raises(LlmrecError, match=says):
+            matched_auc(*args)
 
 
-def gap(w, strata, a, b): return matched_compare(*(matched(strata, w.who, w.gold, s) for s in (a, b)))
+def gap(w, strata, a, b):
+    return matched_compare(*(matched(strata, w.who, w.gold, s) for s in (a, b)))
 
 
 def test_a_comparison_of_different_pairs_is_refused(w):
     with pytest.raises(LlmrecError, match='different pairs'):
-        matched_compare(matched(w.shown, w.who, w.gold, w.reads), matched(np.zeros(640), w.who, w.gold, w.reads))
+        matched_compare(
+            matched(w.shown, w.who, w.gold, w.reads), matched(np.zeros(640), w.who, w.gold, w.reads)
+        )
 
 
 def test_a_comparison_of_all_pairs_is_that_of_pooled_auc(w):
     keys = ('difference', 'low', 'high', 'p_bootstrap')
-    c, all_alike = (f for f in (compare(w.who, w.gold, w.reads, w.shown),
-                                gap(w, np.zeros(640), w.reads, w.shown)))
+    c, all_alike = (
+        f for f in (compare(w.who, w.gold, w.reads, w.shown), gap(w, np.zeros(640), w.reads, w.shown))
+    )
     assert [all_alike[k] for k in keys] == close([c[k] for k in keys])
 
 

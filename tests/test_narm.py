@@ -1,4 +1,5 @@
 "NARM: every prefix in one pass gives what each prefix gives alone, and the rectangles give what padding gives."
+
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +28,7 @@ def gradients(value, model):
 
 
 def test_the_published_dropout():
-    eq(NARMConfig.as_published(hidden=20).context_dropout, .5)
+    eq(NARMConfig.as_published(hidden=20).context_dropout, 0.5)
 
 
 def test_sequences_are_laid_out_longest_first():

@@ -1,4 +1,5 @@
 "How the notebooks are written: what a reader may rely on in every one of them."
+
 import ast
 import graphlib
 import json
@@ -12,27 +13,41 @@ import pytest
 from llmrec.repro.profiles import manifest
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted(p for p in (ROOT / 'nbs').glob('**/*.ipynb') if not any(part[0] in '._' for part in p.relative_to(ROOT).parts))
+NOTEBOOKS = sorted(
+    p
+    for p in (ROOT / 'nbs').glob('**/*.ipynb')
+    if not any(part[0] in '._' for part in p.relative_to(ROOT).parts)
+)
 MANIFEST = manifest()
 MODULES = sorted((ROOT / 'llmrec').glob('**/*.py'))
 MACHINE = re.compile(r'(?<![\w.)}\]])/(work|root|tmp|home)/')
 
 every = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
-of_chapters = lambda tens: pytest.mark.parametrize('path', [p for p in NOTEBOOKS if p.name[0] in tens] or [None], ids=lambda p: p.stem if p else 'none')
+of_chapters = lambda tens: pytest.mark.parametrize(
+    'path', [p for p in NOTEBOOKS if p.name[0] in tens] or [None], ids=lambda p: p.stem if p else 'none'
+)
 
 
 def cells(path, kind):
     return [c for c in nbformat.read(path, as_version=nbformat.NO_CONVERT).cells if c.cell_type == kind]
 
-def prose(path): return '\n'.join(c.source for c in cells(path, 'markdown'))
 
-def exported(path): return [c.source for c in cells(path, 'code') if re.search(r'^#\|\s*export', c.source, flags=re.M)]
+def prose(path):
+    return '\n'.join(c.source for c in cells(path, 'markdown'))
 
-def code_lines(source): return [line for line in source.splitlines() if line.strip() and not line.lstrip().startswith('#|')]
+
+def exported(path):
+    return [c.source for c in cells(path, 'code') if re.search(r'^#\|\s*export', c.source, flags=re.M)]
+
+
+def code_lines(source):
+    return [line for line in source.splitlines() if line.strip() and not line.lstrip().startswith('#|')]
+
 
 def mixes(source):
     "Whether imports and other statements share the cell; cells of one or two lines may."
-    if len(code_lines(source)) <= 2: return False
+    if len(code_lines(source)) <= 2:
+        return False
     body = ast.parse(re.sub(r'^\s*[%!].*$', 'pass', source, flags=re.M)).body
     return len({isinstance(node, (ast.Import, ast.ImportFrom)) for node in body}) == 2
 
@@ -49,19 +64,23 @@ def test_a_notebook_is_valid_clean_and_introduces_itself(path):
 
 
 sys.path.insert(0, str(ROOT / 'tools'))
-import notebooks as stored    # noqa: E402
+import notebooks as stored  # noqa: E402
 
 
 @pytest.mark.parametrize('path', stored.notebooks(), ids=lambda p: p.stem)
 def test_the_stored_outputs_are_current(path):
-    assert stored.is_current(path), f'the code behind the outputs of {path.name} has changed; run `make notebooks`'
+    assert stored.is_current(path), (
+        f'the code behind the outputs of {path.name} has changed; run `make notebooks`'
+    )
     for cell in cells(path, 'code'):
         assert stored.private(cell.outputs) is None
         assert not [o for o in cell.outputs if o.output_type == 'error']
     assert 'widgets' not in nbformat.read(path, as_version=4).metadata, 'the state of progress bars is stored'
 
 
-@pytest.mark.parametrize('text', ['tmp57k3wzrq/model', '/tmp/x', '<progress value=2>', '12:01:59', '0x7f3a91c2d4'])
+@pytest.mark.parametrize(
+    'text', ['tmp57k3wzrq/model', '/tmp/x', '<progress value=2>', '12:01:59', '0x7f3a91c2d4']
+)
 def test_what_another_run_would_print_otherwise_is_not_stored(text):
     assert stored.private([nbformat.v4.new_output('stream', text=f'seen: {text}')]) is not None
     assert stored.private([nbformat.v4.new_output('stream', text='tmp is a folder, 12:01 a time')]) is None
@@ -80,24 +99,46 @@ def test_a_change_of_the_library_makes_the_outputs_stale(monkeypatch):
     assert stored.made_from(nbformat.read(path, as_version=4), path) != before
 
 
-@pytest.mark.parametrize('path', sorted(ROOT / 'nbs' / f'{name}.ipynb' for name in stored.MEASURED), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    'path', sorted(ROOT / 'nbs' / f'{name}.ipynb' for name in stored.MEASURED), ids=lambda p: p.stem
+)
 def test_what_measures_time_stores_nothing(path):
     assert [c.id for c in cells(path, 'code') if c.outputs] == []
 
 
 # From the ground up: a room imports from itself and from those before it.
-ROOMS = ('paths', 'config', 'runs', 'data', 'evaluation', 'sequential', 'llm', 'miniature', 'systems', 'experiments', 'recommend', 'repro')
+ROOMS = (
+    'paths',
+    'config',
+    'runs',
+    'data',
+    'evaluation',
+    'sequential',
+    'llm',
+    'miniature',
+    'systems',
+    'experiments',
+    'recommend',
+    'repro',
+)
 
 
 def imports(path):
     "Modules of llmrec that a module imports, also those that only a function imports."
     package = ['llmrec', *path.relative_to(ROOT / 'llmrec').parts[:-1]]
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-        if isinstance(node, ast.Import): yield from (a.name for a in node.names if a.name.startswith('llmrec.'))
-        if not isinstance(node, ast.ImportFrom): continue
-        where = [*package[:len(package) - node.level + 1], *(node.module or '').split('.')] if node.level else node.module.split('.')
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.startswith('llmrec.'))
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        where = (
+            [*package[: len(package) - node.level + 1], *(node.module or '').split('.')]
+            if node.level
+            else node.module.split('.')
+        )
         where = [part for part in where if part]
-        if where[:1] == ['llmrec']: yield from ('.'.join([*where, a.name]) for a in node.names)
+        if where[:1] == ['llmrec']:
+            yield from ('.'.join([*where, a.name]) for a in node.names)
 
 
 CODE = [p for p in MODULES if p.name not in ('__init__.py', '_modidx.py')]
@@ -111,9 +152,12 @@ def test_imports_run_downwards(path):
 
 def test_no_circle_of_imports():
     names = {'.'.join(['llmrec', *p.relative_to(ROOT / 'llmrec').with_suffix('').parts]): p for p in CODE}
-    graph = {name: {n for m in imports(p) for n in names if n in (m, m.rpartition('.')[0])} for name, p in names.items()}
-    assert sum(map(len, graph.values())) > 100    # imports were found
-    graphlib.TopologicalSorter(graph).prepare()   # raises when there is a circle
+    graph = {
+        name: {n for m in imports(p) for n in names if n in (m, m.rpartition('.')[0])}
+        for name, p in names.items()
+    }
+    assert sum(map(len, graph.values())) > 100  # imports were found
+    graphlib.TopologicalSorter(graph).prepare()  # raises when there is a circle
 
 
 @every
@@ -124,7 +168,8 @@ def test_imports_have_cells_of_their_own(path):
 @of_chapters('678')
 def test_a_result_notebook_takes_parameters_and_exports_nothing(path):
     "A notebook of the results chapters that makes no artefact belongs to the library and exports something."
-    if path is None: pytest.skip('no result notebook yet')
+    if path is None:
+        pytest.skip('no result notebook yet')
     if path.name not in MANIFEST.values():
         assert exported(path) != []
         return
@@ -144,7 +189,9 @@ LINK = re.compile(r'03_public_code\.ipynb#([^)\s"\\]*)')
 MENTION = re.compile(r'notebook 03, ((?:TALLRec|LlamaRec|LRURec)(?:: [\w ]+)?)')
 
 
-def headings(path): return re.findall(r'^#+ (.+)$', prose(path), flags=re.M)
+def headings(path):
+    return re.findall(r'^#+ (.+)$', prose(path), flags=re.M)
+
 
 def sources_cited(path):
     "Headings of the notebook of sources that a file points to, as links write them, with hyphens for spaces."
@@ -153,16 +200,24 @@ def sources_cited(path):
 
 
 def test_the_patterns_of_citations_see_what_they_are_for():
-    for text in ('(facts A5)', 'facts B4 to B7', '(facts G)', '(facts 0.4)'): assert PRIVATE_NOTES.search(text)
-    for text in ('the facts alone', 'facts As', 'three facts. A', 'facts(s)'): assert not PRIVATE_NOTES.search(text)
+    for text in ('(facts A5)', 'facts B4 to B7', '(facts G)', '(facts 0.4)'):
+        assert PRIVATE_NOTES.search(text)
+    for text in ('the facts alone', 'facts As', 'three facts. A', 'facts(s)'):
+        assert not PRIVATE_NOTES.search(text)
     assert LINK.findall('[a](03_public_code.ipynb#LlamaRec:-the-label-ids).') == ['LlamaRec:-the-label-ids']
     assert MENTION.findall('(notebook 03, LlamaRec: the label ids).') == ['LlamaRec: the label ids']
     assert MENTION.findall('(notebook 03, LlamaRec); more') == ['LlamaRec']
 
 
-@pytest.mark.parametrize('path', [*NOTEBOOKS, *MODULES, ROOT / 'README.md'], ids=lambda p: p.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    'path', [*NOTEBOOKS, *MODULES, ROOT / 'README.md'], ids=lambda p: p.relative_to(ROOT).as_posix()
+)
 def test_what_is_cited_of_the_public_code_can_be_read(path):
-    written = '\n'.join(c.source for c in nbformat.read(path, as_version=4).cells) if path.suffix == '.ipynb' else path.read_text(encoding='utf-8')
+    written = (
+        '\n'.join(c.source for c in nbformat.read(path, as_version=4).cells)
+        if path.suffix == '.ipynb'
+        else path.read_text(encoding='utf-8')
+    )
     assert PRIVATE_NOTES.findall(written) == []
     there = {h.replace(' ', '-') for h in headings(SOURCES)}
     assert [c for c in sources_cited(path) if c not in there] == []
@@ -183,9 +238,13 @@ def test_no_path_of_a_machine(path):
     assert [line for line in path.read_text(encoding='utf-8').splitlines() if MACHINE.search(line)] == []
 
 
-@pytest.mark.parametrize('path', [p for p in MODULES if p.name != '__init__.py'], ids=lambda p: p.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    'path', [p for p in MODULES if p.name != '__init__.py'], ids=lambda p: p.relative_to(ROOT).as_posix()
+)
 def test_a_module_comes_from_a_notebook(path):
     text = path.read_text(encoding='utf-8')
-    if path.name == '_modidx.py': assert text.startswith('# Autogenerated by nbdev'); return
+    if path.name == '_modidx.py':
+        assert text.startswith('# Autogenerated by nbdev')
+        return
     origin = re.search(r'^# AUTOGENERATED! DO NOT EDIT! File to edit: (\S+\.ipynb)\.$', text, flags=re.M)
     assert origin and (path.parent / origin[1]).exists()

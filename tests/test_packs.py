@@ -1,4 +1,5 @@
 "Records that are shipped in zips: complete, unpacked once, and nothing but records."
+
 import hashlib
 import importlib.util
 import json
@@ -25,9 +26,11 @@ def packed(tmp_path, monkeypatch):
     monkeypatch.setenv('LLMREC_OUT', str(tmp_path))
     module._unpacked.cache_clear()
     folder = tmp_path / 'data/records/test'
-    for n, name in enumerate(NAMES): save_record(Record('toy', name[4:], {'n': n}, 'd', '', {'n': n}, {'rank': np.arange(n)}), folder)
+    for n, name in enumerate(NAMES):
+        save_record(Record('toy', name[4:], {'n': n}, 'd', '', {'n': n}, {'rank': np.arange(n)}), folder)
     pack(folder, 'toy')
-    for p in folder.glob('toy-*'): p.unlink()
+    for p in folder.glob('toy-*'):
+        p.unlink()
     return folder
 
 
@@ -54,11 +57,24 @@ def unsealed(tmp_path, monkeypatch):
     folder, shas = tmp_path / 'data/records/test', {}
     for n in range(2):
         key = make_key('toy', 1, {'n': n}, 'd', '')
-        path = save_record(Record('toy', key, {'n': n}, 'd', '', {'m': n}, {'rank': np.arange(n)}, {'seconds': {}}, 1, {'n': n}), folder)
+        path = save_record(
+            Record(
+                'toy', key, {'n': n}, 'd', '', {'m': n}, {'rank': np.arange(n)}, {'seconds': {}}, 1, {'n': n}
+            ),
+            folder,
+        )
         shas[path.stem] = {hashlib.sha256(path.read_bytes()).hexdigest()}
     path = pack(folder, 'toy')
     before = path.read_bytes()
-    for p in folder.glob('*.provenance.json'): p.write_text(json.dumps({k: v for k, v in json.loads(p.read_text()).items() if k != 'record_sha256'}, indent=1, sort_keys=True) + '\n')
+    for p in folder.glob('*.provenance.json'):
+        p.write_text(
+            json.dumps(
+                {k: v for k, v in json.loads(p.read_text()).items() if k != 'record_sha256'},
+                indent=1,
+                sort_keys=True,
+            )
+            + '\n'
+        )
     pack(folder, 'toy')
     assert path.read_bytes() != before
     return path, before, shas
@@ -75,9 +91,11 @@ def test_a_record_that_nobody_vouches_for_gets_none(unsealed):
     one, other = sorted(shas)
     assert tool('pack').seal(path, {one: shas[one]}) == (1, [other])
     assert tool('pack').seal(path, {one: shas[one], other: {'0' * 64}}) == (0, [other])
-    with zipfile.ZipFile(path) as z: files = {n: z.read(n) for n in z.namelist()}
+    with zipfile.ZipFile(path) as z:
+        files = {n: z.read(n) for n in z.namelist()}
     with zipfile.ZipFile(path, 'w') as z:
-        for n, content in files.items(): z.writestr(n, content.replace(b'"n": ', b'"n": 7') if n == f'{other}.json' else content)
+        for n, content in files.items():
+            z.writestr(n, content.replace(b'"n": ', b'"n": 7') if n == f'{other}.json' else content)
     edited = {hashlib.sha256(files[f'{other}.json'].replace(b'"n": ', b'"n": 7')).hexdigest()}
     assert tool('pack').seal(path, {other: edited}) == (0, [other])
 
@@ -97,7 +115,8 @@ def test_a_new_zip_is_unpacked_too(packed):
     records_of('test')
     save_record(Record('toy', f'{9:016x}', {'n': 9}, 'd', '', {'n': 9}, {}), packed)
     pack(packed, 'toy')
-    for kind in KINDS: (packed / f'toy-{9:016x}{kind}').unlink()
+    for kind in KINDS:
+        (packed / f'toy-{9:016x}{kind}').unlink()
     module._unpacked.cache_clear()
     assert load_record(records_of('test') / f'toy-{9:016x}.json').metrics == {'n': 9}
 
@@ -105,27 +124,42 @@ def test_a_new_zip_is_unpacked_too(packed):
 def test_several_at_once(packed):
     code = f"from llmrec.runs.records import records_of, load_record; load_record(records_of('test') / '{NAMES[2]}.json')"
     with ThreadPoolExecutor(3) as pool:
-        done = list(pool.map(lambda _: subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True), range(3)))
+        done = list(
+            pool.map(
+                lambda _: subprocess.run(
+                    [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True
+                ),
+                range(3),
+            )
+        )
     assert [d.returncode for d in done] == [0, 0, 0], done[0].stderr
     assert not list(packed.glob('*.tmp-*'))
 
 
-@pytest.mark.parametrize('damage', [
-    lambda p: p.write_bytes(p.read_bytes()[:-40]),
-    lambda p: p.write_bytes(b'not a zip'),
-    lambda p: p.write_bytes(p.read_bytes().replace(b'"n"', b'"m"', 1)[:200] + b'\0' * 60 + p.read_bytes()[260:]),
-    lambda p: zipped(p, '../../evil.json'),
-    lambda p: zipped(p, 'other-0000000000000000.json'),
-    lambda p: zipped(p, 'toy-0000000000000000.py'),
-], ids=['cut', 'no zip', 'bytes', 'outside', 'another experiment', 'no record'])
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda p: p.write_bytes(p.read_bytes()[:-40]),
+        lambda p: p.write_bytes(b'not a zip'),
+        lambda p: p.write_bytes(
+            p.read_bytes().replace(b'"n"', b'"m"', 1)[:200] + b'\0' * 60 + p.read_bytes()[260:]
+        ),
+        lambda p: zipped(p, '../../evil.json'),
+        lambda p: zipped(p, 'other-0000000000000000.json'),
+        lambda p: zipped(p, 'toy-0000000000000000.py'),
+    ],
+    ids=['cut', 'no zip', 'bytes', 'outside', 'another experiment', 'no record'],
+)
 def test_what_is_no_zip_of_records_is_refused(packed, damage, tmp_path):
     damage(packed / 'toy.zip')
-    with pytest.raises(LlmrecError, match='cannot be unpacked'): records_of('test')
+    with pytest.raises(LlmrecError, match='cannot be unpacked'):
+        records_of('test')
     assert not list(tmp_path.rglob('evil.json')) and not list(packed.glob('*.py'))
 
 
 def zipped(path, name):
-    with zipfile.ZipFile(path, 'a') as z: z.writestr(name, '{}')
+    with zipfile.ZipFile(path, 'a') as z:
+        z.writestr(name, '{}')
 
 
 @pytest.mark.parametrize('profile', ['real-cpu', 'miniature-full'])

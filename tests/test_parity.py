@@ -2,6 +2,7 @@
 
 SASRec and BERT4Rec have theirs in test_sasrec.py and test_bert4rec.py; here are LRURec and NARM.
 """
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,8 @@ from scipy.special import erf, expit
 from llmrec.sequential import lrurec, narm
 
 
-def weights(model): return {name: p.detach().double().numpy() for name, p in model.named_parameters()}
+def weights(model):
+    return {name: p.detach().double().numpy() for name, p in model.named_parameters()}
 
 
 def scattered(model):
@@ -18,7 +20,8 @@ def scattered(model):
     g = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if 'params_log' not in name: p += .3 * torch.randn(p.shape, generator=g)
+            if 'params_log' not in name:
+                p += 0.3 * torch.randn(p.shape, generator=g)
     return model.eval()
 
 
@@ -27,7 +30,8 @@ def normalised(x, w, name):
     return x * w[f'{name}.weight'] + w[f'{name}.bias']
 
 
-def linear(x, w, name): return w[f'{name}.weight'] @ x + w[f'{name}.bias']
+def linear(x, w, name):
+    return w[f'{name}.weight'] @ x + w[f'{name}.bias']
 
 
 def lrurec_scores(w, history, blocks):
@@ -58,8 +62,8 @@ def narm_scores(w, history):
     for i in history:
         x = w[f'{gru}.weight_ih_l0'] @ w['embedding.weight'][i] + w[f'{gru}.bias_ih_l0']
         s = w[f'{gru}.weight_hh_l0'] @ h + w[f'{gru}.bias_hh_l0']
-        reset, update = expit(x[:hidden] + s[:hidden]), expit(x[hidden:2 * hidden] + s[hidden:2 * hidden])
-        h = (1 - update) * np.tanh(x[2 * hidden:] + reset * s[2 * hidden:]) + update * h
+        reset, update = expit(x[:hidden] + s[:hidden]), expit(x[hidden : 2 * hidden] + s[hidden : 2 * hidden])
+        h = (1 - update) * np.tanh(x[2 * hidden :] + reset * s[2 * hidden :]) + update * h
         states.append(h)
     alphas = [w[v].ravel() @ expit(w[a1] @ h + w[a2] @ s) for s in states]
     local = sum(a * s for a, s in zip(alphas, states))
@@ -81,9 +85,11 @@ def test_lrurec(blocks):
 
 def test_narm():
     torch.manual_seed(0)
-    model = scattered(narm.build(12, narm.NARMConfig(embedding=6, hidden=5, gate='sigmoid', normalised=False)))
+    model = scattered(
+        narm.build(12, narm.NARMConfig(embedding=6, hidden=5, gate='sigmoid', normalised=False))
+    )
     w = weights(model)
     found = narm.score(model, [np.array(h) for h in HISTORIES]).numpy()
     for scores, history in zip(found, HISTORIES):
         expected = narm_scores(w, history)
-        assert np.abs(scores - expected).max() < 1e-4 and np.ptp(expected) > .1
+        assert np.abs(scores - expected).max() < 1e-4 and np.ptp(expected) > 0.1

@@ -1,4 +1,5 @@
 """The count of operations beside PyTorch's own counter, and what the shares are made of."""
+
 import numpy as np
 import pytest
 import torch
@@ -11,13 +12,18 @@ from llmrec.paths import LlmrecError
 
 
 @pytest.fixture(scope='module')
-def model(): return load_backbone(BackboneConfig('miniature'))
+def model():
+    return load_backbone(BackboneConfig('miniature'))
 
 
 def counted(model, tokens: int) -> tuple[int, int]:
     "Operations of the products with weights and of attention in one pass over the blocks, as PyTorch counts them."
     ids = torch.arange(tokens)[None] + 5
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:    # it knows no fused attention
+    with (
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):  # it knows no fused attention
         model.base_model(input_ids=ids, use_cache=False)
     by_name = {str(op): n for op, n in counter.get_flop_counts()['Global'].items()}
     attention = sum(n for op, n in by_name.items() if 'attention' in op or 'bmm' in op)
@@ -33,7 +39,10 @@ def test_a_pass_has_the_operations_that_pytorch_counts(model, tokens):
 
 
 def test_a_common_start_is_counted_once(model):
-    once, three = pass_rates.operations(model.model, [90]), pass_rates.operations(model.model, [90, 90, 90], 90)
+    once, three = (
+        pass_rates.operations(model.model, [90]),
+        pass_rates.operations(model.model, [90, 90, 90], 90),
+    )
     assert three == pytest.approx(once)
     some = pass_rates.operations(model.model, [90, 120], 60)
     assert once < some < pass_rates.operations(model.model, [90, 120])
@@ -41,16 +50,24 @@ def test_a_common_start_is_counted_once(model):
 
 def test_the_record_holds_what_the_table_says(model, tmp_path, monkeypatch):
     monkeypatch.setenv('LLMREC_OUT', str(tmp_path))
-    cfg = pass_rates.make_config('miniature', 'float32', questions='films', lists='films', prompts=3, users=2, repeats=2)
+    cfg = pass_rates.make_config(
+        'miniature', 'float32', questions='films', lists='films', prompts=3, users=2, repeats=2
+    )
     record = pass_rates.run(cfg, 'miniature')
-    assert {k: v.shape for k, v in record.arrays.items()} == {'ceiling': (2,), 'questions': (2, 2), 'lists': (2, 2)}
+    assert {k: v.shape for k, v in record.arrays.items()} == {
+        'ceiling': (2,),
+        'questions': (2, 2),
+        'lists': (2, 2),
+    }
     table = pass_rates.rate_table({'float32': record})
     r = record.metrics['operations']['lists'] / record.arrays['lists'][:, 1] / record.arrays['ceiling']
     assert table.row(1, named=True)['share'] == pytest.approx(np.median(r))
     again = pass_rates.run(cfg, 'miniature')
-    assert again.arrays['lists'].tolist() == record.arrays['lists'].tolist()    # not measured twice
+    assert again.arrays['lists'].tolist() == record.arrays['lists'].tolist()  # not measured twice
 
 
 def test_a_measurement_of_nothing_is_refused():
     with pytest.raises(LlmrecError, match='prompts must be at least 1, got 0'):
-        pass_rates.make_config('miniature', 'float32', questions='films', lists='films', prompts=0, users=1, repeats=1)
+        pass_rates.make_config(
+            'miniature', 'float32', questions='films', lists='films', prompts=0, users=1, repeats=1
+        )

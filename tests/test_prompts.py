@@ -1,10 +1,20 @@
 "LlamaRec's prompts: titles, lengths, the letter's id and the labels, for every family of tokenizers."
+
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from llmrec.llm.tiny import byte_tokenizer, default_texts, metaspace_tokenizer
-from llmrec.llm.prompts import (LlamaRecPromptConfig, encode_example, encode_prompt, fit_prompt, label_id, letters,
-                                prompt_ids, render, truncate_title)
+from llmrec.llm.prompts import (
+    LlamaRecPromptConfig,
+    encode_example,
+    encode_prompt,
+    fit_prompt,
+    label_id,
+    letters,
+    prompt_ids,
+    render,
+    truncate_title,
+)
 from llmrec.paths import LlmrecError
 
 NAMES = dict(unk_token='<unk>', eos_token='</s>', pad_token='<unk>')
@@ -17,23 +27,32 @@ TIGHT = LlamaRecPromptConfig(max_text_tokens=140)
 def of_family(name):
     "A toy tokenizer; `closing` sets no start token and appends an end token."
     if name == 'metaspace':
-        return PreTrainedTokenizerFast(tokenizer_object=metaspace_tokenizer(default_texts()), bos_token='<s>', **NAMES)
+        return PreTrainedTokenizerFast(
+            tokenizer_object=metaspace_tokenizer(default_texts()), bos_token='<s>', **NAMES
+        )
     tok = byte_tokenizer(default_texts())
-    if name == 'byte': return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', **NAMES)
+    if name == 'byte':
+        return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', **NAMES)
     tok.post_processor = type(tok.post_processor)(single='$A </s>', special_tokens=[('</s>', 2)])
     return PreTrainedTokenizerFast(tokenizer_object=tok, **NAMES)
 
 
 @pytest.fixture(params=['byte', 'metaspace', 'closing'])
-def tok(request): return of_family(request.param)
+def tok(request):
+    return of_family(request.param)
 
 
 @pytest.fixture
-def byte(): return of_family('byte')
+def byte():
+    return of_family('byte')
 
 
 def test_only_some_tokenizers_set_a_start_token():
-    assert [of_family(n)('A')['input_ids'][0] == 1 for n in ('byte', 'metaspace', 'closing')] == [True, True, False]
+    assert [of_family(n)('A')['input_ids'][0] == 1 for n in ('byte', 'metaspace', 'closing')] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_presets():
@@ -52,7 +71,8 @@ def test_a_long_title_is_cut_to_what_fits_and_a_short_one_is_left_alone(tok):
 def test_letters():
     assert ''.join(letters(20)) == 'ABCDEFGHIJKLMNOPQRST'
     assert letters(27)[-1] == 'a'
-    with pytest.raises(LlmrecError, match='60 candidates'): letters(60)
+    with pytest.raises(LlmrecError, match='60 candidates'):
+        letters(60)
 
 
 def test_the_published_wording():
@@ -90,8 +110,10 @@ def test_the_letters_id(tok):
 
 
 def test_letters_that_are_refused(byte):
-    with pytest.raises(LlmrecError, match='must be one'): label_id(byte, PROMPT, 'Bq')
-    with pytest.raises(LlmrecError, match='merges the letter'): label_id(byte, PROMPT + 'lo', 've')
+    with pytest.raises(LlmrecError, match='must be one'):
+        label_id(byte, PROMPT, 'Bq')
+    with pytest.raises(LlmrecError, match='merges the letter'):
+        label_id(byte, PROMPT + 'lo', 've')
 
 
 def test_letter_and_end_token_are_learnt(tok):

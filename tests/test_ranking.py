@@ -1,4 +1,5 @@
 "Ranking in one pass: batches, padding, rows of the head, scores of the plain forward pass, ties, two rounds."
+
 import copy
 import dataclasses
 
@@ -10,8 +11,17 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 
 from llmrec.llm.backbones import BackboneConfig, load_backbone
 from llmrec.llm.prompts import LlamaRecPromptConfig, encode_prompt, render
-from llmrec.llm.ranking import (head_rows, in_two_rounds, kept_logits, left_padded, length_batches, letter_logits,
-                                rank_candidates, score_candidates, usable_rows)
+from llmrec.llm.ranking import (
+    head_rows,
+    in_two_rounds,
+    kept_logits,
+    left_padded,
+    length_batches,
+    letter_logits,
+    rank_candidates,
+    score_candidates,
+    usable_rows,
+)
 from llmrec.llm.verbalizer import letter_ids
 from llmrec.paths import LlmrecError, output_to
 
@@ -20,7 +30,8 @@ TITLES = ['Blue King', 'Snow', 'The Long Night', 'War Child', 'Return']
 
 @pytest.fixture(scope='module')
 def bb(tmp_path_factory):
-    with output_to(tmp_path_factory.mktemp('out')): return load_backbone(BackboneConfig())
+    with output_to(tmp_path_factory.mktemp('out')):
+        return load_backbone(BackboneConfig())
 
 
 @pytest.fixture(scope='module')
@@ -30,7 +41,8 @@ def prompts(bb):
 
 
 @pytest.fixture(scope='module')
-def ids(bb): return letter_ids(bb.tokenizer, 5)
+def ids(bb):
+    return letter_ids(bb.tokenizer, 5)
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +55,8 @@ def others(bb):
     return gemma.eval(), gpt2.eval()
 
 
-def close(a, b, eps): return np.abs(np.asarray(a) - np.asarray(b)).max() <= eps
+def close(a, b, eps):
+    return np.abs(np.asarray(a) - np.asarray(b)).max() <= eps
 
 
 def plain(model, prompts, ids):
@@ -78,7 +91,10 @@ def test_rows_of_the_head(bb, prompts, ids):
     assert close(letter_logits(bb.model, batch, t), full, 1e-5)
     assert close(letter_logits(bb.model, batch, t, head_rows(bb.model, t)), full, 1e-5)
     two = torch.stack([t, t + 1], 1)
-    by_rows, by_head = letter_logits(bb.model, batch, two, head_rows(bb.model, two)), letter_logits(bb.model, batch, two)
+    by_rows, by_head = (
+        letter_logits(bb.model, batch, two, head_rows(bb.model, two)),
+        letter_logits(bb.model, batch, two),
+    )
     assert close(by_rows, by_head, 1e-5)
 
 
@@ -88,7 +104,7 @@ def test_few_rows_are_multiplied_in_float32(bb, prompts, ids):
     many = left_padded([p[:n] for p in prompts for n in range(20, len(p))], bb.tokenizer.pad_token_id)
     by_head, by_rows = letter_logits(half, many, t), letter_logits(half, many, t, head_rows(half, t))
     assert len(by_rows.unique()) > 2 * len(by_head.unique())
-    assert close(by_rows, by_head, .05)
+    assert close(by_rows, by_head, 0.05)
 
 
 def test_rows_are_used_where_logits_are_untouched(bb, others, prompts, ids):
@@ -104,7 +120,9 @@ def test_scores_are_the_plain_ones_in_batches_of_any_size(bb, prompts, ids, size
 
 def test_scores_are_the_plain_ones_in_other_architectures(bb, others, prompts, ids):
     for m in others:
-        assert close(score_candidates(dataclasses.replace(bb, model=m), prompts, ids), plain(m, prompts, ids), 1e-5)
+        assert close(
+            score_candidates(dataclasses.replace(bb, model=m), prompts, ids), plain(m, prompts, ids), 1e-5
+        )
 
 
 def test_scores_are_the_plain_ones_with_an_adapter(bb, prompts, ids):
@@ -125,16 +143,19 @@ def test_both_forms_fewer_candidates_and_no_prompts(bb, prompts, ids):
 
 
 def test_ranks():
-    assert rank_candidates([[1., 3., 1., 2.]], [[10, 20, 30, 40]]).tolist() == [[20, 40, 10, 30]]
-    assert rank_candidates([[0., -np.inf, 2.]], [[10, 0, 30]]).tolist() == [[30, 10, 0]]
-    with pytest.raises(LlmrecError, match='not numbers'): rank_candidates([[np.nan]], [[1]])
-    with pytest.raises(LlmrecError, match='do not belong'): rank_candidates([[1.]], [[1, 2]])
+    assert rank_candidates([[1.0, 3.0, 1.0, 2.0]], [[10, 20, 30, 40]]).tolist() == [[20, 40, 10, 30]]
+    assert rank_candidates([[0.0, -np.inf, 2.0]], [[10, 0, 30]]).tolist() == [[30, 10, 0]]
+    with pytest.raises(LlmrecError, match='not numbers'):
+        rank_candidates([[np.nan]], [[1]])
+    with pytest.raises(LlmrecError, match='do not belong'):
+        rank_candidates([[1.0]], [[1, 2]])
 
 
 def test_two_rounds():
     many = np.stack([np.random.default_rng(u).permutation(50) for u in range(3)])
-    knows, indifferent = (lambda shown: -shown), (lambda shown: shown * 0.)
+    knows, indifferent = (lambda shown: -shown), (lambda shown: shown * 0.0)
     assert in_two_rounds(many, knows, 10)[:, :2].tolist() == [[0, 1]] * 3
     assert np.sort(in_two_rounds(many, indifferent, 20)).tolist() == [list(range(50))] * 3
     assert (in_two_rounds(many[:, :8], knows, 10) == np.sort(many[:, :8])).all()
-    with pytest.raises(LlmrecError, match='too many for a second round'): in_two_rounds(many, knows, 5)
+    with pytest.raises(LlmrecError, match='too many for a second round'):
+        in_two_rounds(many, knows, 5)

@@ -1,4 +1,5 @@
 "SASRec: rectangles, the padded form and the formulas agree in value and gradient; the losses are what they say."
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,13 @@ from llmrec.paths import LlmrecError
 from llmrec.sequential import sasrec
 from llmrec.sequential.narm import cross_entropy, padded_batch, padded_cross_entropy, score
 from llmrec.sequential.sampled_losses import (
-    bce, calibration, chosen_scores, draw_negatives, gbce, pointwise, sampled_cross_entropy,
+    bce,
+    calibration,
+    chosen_scores,
+    draw_negatives,
+    gbce,
+    pointwise,
+    sampled_cross_entropy,
 )
 from llmrec.sequential.sasrec import SPARE, SASRecConfig
 
@@ -24,6 +31,7 @@ def test_the_published_settings():
 
 
 # --- attention
+
 
 def test_what_is_visible():
     row = torch.tensor([[False, True, True]])
@@ -43,7 +51,8 @@ def test_rectangles_are_joined_while_that_is_cheap():
 
 
 def test_what_was_first_asked_for_in_inference_does_for_training():
-    with torch.inference_mode(): place = sasrec.rectangles(((1, 7), (2, 3)))[2]
+    with torch.inference_mode():
+        place = sasrec.rectangles(((1, 7), (2, 3)))[2]
     assert not place.is_inference()
 
 
@@ -53,7 +62,7 @@ def by_hand(q, k, v, heads, causal):
     for s in torch.arange(q.shape[1]).chunk(heads):
         for t in range(len(q)):
             seen = slice(0, t + 1) if causal else slice(None)
-            w = torch.stack([q[t, s] @ key for key in k[seen][:, s]]).div(len(s) ** .5).exp()
+            w = torch.stack([q[t, s] @ key for key in k[seen][:, s]]).div(len(s) ** 0.5).exp()
             out[t, s] = (w / w.sum()) @ v[seen][:, s]
     return out
 
@@ -64,7 +73,9 @@ def test_attention_is_the_formula_however_rectangles_are_joined(causal, spare):
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 8, 4)
     alone = torch.cat([by_hand(*x, 2, causal) for x in zip(*(y.split([4, 2, 2]) for y in (q, k, v)))])
-    close(sasrec.attention((q, k, v), [(1, 4), (2, 2)], sasrec.Heads(2, causal), spare=spare), alone, eps=1e-6)
+    close(
+        sasrec.attention((q, k, v), [(1, 4), (2, 2)], sasrec.Heads(2, causal), spare=spare), alone, eps=1e-6
+    )
 
 
 def test_positions_from_either_side():
@@ -73,6 +84,7 @@ def test_positions_from_either_side():
 
 
 # --- losses
+
 
 @pytest.fixture
 def drawn():
@@ -85,7 +97,11 @@ def drawn():
 def test_negatives_are_uniform_over_all_but_the_target():
     torch.manual_seed(0)
     n = draw_negatives(torch.full((20_000,), 3), 5, 2)
-    close(torch.bincount(n.flatten(), minlength=6) / n.numel(), torch.tensor([0, .25, .25, 0, .25, .25]), eps=.01)
+    close(
+        torch.bincount(n.flatten(), minlength=6) / n.numel(),
+        torch.tensor([0, 0.25, 0.25, 0, 0.25, 0.25]),
+        eps=0.01,
+    )
 
 
 @pytest.mark.parametrize('k', [1, 7])
@@ -97,17 +113,19 @@ def test_scores_looked_up_and_found_among_all(k):
 
 def test_binary_cross_entropy_is_the_formula(drawn):
     states, weight, targets, negatives = drawn
-    loops = 0.
+    loops = 0.0
     for z, y, others in zip(states, targets, negatives):
-        loops -= torch.sigmoid(z @ weight[y]).log() + sum((1 - torch.sigmoid(z @ weight[j])).log() for j in others)
+        loops -= torch.sigmoid(z @ weight[y]).log() + sum(
+            (1 - torch.sigmoid(z @ weight[j])).log() for j in others
+        )
     close(bce(states, weight, targets, negatives), loops / 4, eps=1e-6)
     one = negatives[:, :1]
     close(bce(states, weight, targets, one, prior=True), bce(states, weight, targets, one), eps=1e-6)
     start = bce(0 * states, weight, targets, negatives, prior=True)
-    close(start, np.log(3) + 2 * np.log(3 / 2), eps=1e-6)    # one in three, before anything is known
+    close(start, np.log(3) + 2 * np.log(3 / 2), eps=1e-6)  # one in three, before anything is known
 
 
-@pytest.mark.parametrize('k, n, t', [(1, 100, .75), (256, 12_000, 1.), (5, 6, .3)])
+@pytest.mark.parametrize('k, n, t', [(1, 100, 0.75), (256, 12_000, 1.0), (5, 6, 0.3)])
 def test_calibration_is_the_formula(k, n, t):
     alpha = k / (n - 1)
     close(calibration(k, n, t), alpha * (t * (1 - 1 / alpha) + 1 / alpha), eps=1e-9)
@@ -115,7 +133,7 @@ def test_calibration_is_the_formula(k, n, t):
 
 def test_generalised_binary_cross_entropy(drawn):
     close(3 * gbce(*drawn, calibration(2, 5, 0)), bce(*drawn), eps=1e-6)
-    plain, positive = (pointwise(*drawn, beta).mean() for beta in (0., 1.))
+    plain, positive = (pointwise(*drawn, beta).mean() for beta in (0.0, 1.0))
     close(3 * gbce(*drawn, calibration(2, 5, 1)), plain + 2 / 4 * (positive - plain), eps=1e-6)
 
 
@@ -124,7 +142,7 @@ def test_sampled_cross_entropy(drawn):
     full = F.cross_entropy((states @ weight.T)[:, 1:], targets - 1)
     close(cross_entropy(states, weight, targets), full, eps=1e-6)
     close(sampled_cross_entropy(states, weight, targets, torch.arange(1, 6)), full, eps=1e-6)
-    two, loops = torch.tensor([3, 4]), 0.
+    two, loops = torch.tensor([3, 4]), 0.0
     for z, y in zip(states, targets.tolist()):
         among = [y, *(j for j in two.tolist() if j != y)]
         loops -= (z @ weight[among].T).softmax(0)[0].log() / 4
@@ -133,10 +151,11 @@ def test_sampled_cross_entropy(drawn):
 
 # --- the model
 
+
 def oracle(model, row):
     "States (length, hidden) of one row, 0 = padding on the left; rows of padding are not meaningful."
     real, d = row > 0, model.cfg.hidden
-    x = model.embedding.weight[row] * d ** .5 + model.positions.weight[torch.arange(len(row) - 1, -1, -1)]
+    x = model.embedding.weight[row] * d**0.5 + model.positions.weight[torch.arange(len(row) - 1, -1, -1)]
     for b in model.blocks:
         q = b.layer_norm_1(x)
         source = x if model.cfg.block == 'code' else q
@@ -158,7 +177,8 @@ def large(cfg):
     "A model with larger weights, so that a mistake would show."
     torch.manual_seed(0)
     model = sasrec.build(9, cfg).eval()
-    for p in model.parameters(): p.data.mul_(5)
+    for p in model.parameters():
+        p.data.mul_(5)
     return model
 
 
@@ -170,8 +190,11 @@ def test_rectangles_padding_and_formulas_agree(block):
     plain = torch.stack([oracle(model, row) for row in tokens])
     ours = model(torch.tensor([1, 4, 1, 5, 9, 2, 9]), [(1, 4), (1, 2), (1, 1)])
     close(ours.detach(), plain[tokens > 0].detach(), eps=1e-5)
-    losses = [sasrec.make_loss(TRAIN, cfg)(model, SPANS), sasrec.padded_loss(TRAIN, cfg)(model, SPANS),
-              padded_cross_entropy(plain.flatten(0, 1), model.embedding.weight, labels)]
+    losses = [
+        sasrec.make_loss(TRAIN, cfg)(model, SPANS),
+        sasrec.padded_loss(TRAIN, cfg)(model, SPANS),
+        padded_cross_entropy(plain.flatten(0, 1), model.embedding.weight, labels),
+    ]
     g = [gradients(x, model) for x in losses]
     close(losses[0].item(), losses[2].item(), eps=1e-5)
     close(losses[1].item(), losses[2].item(), eps=1e-5)
@@ -180,12 +203,16 @@ def test_rectangles_padding_and_formulas_agree(block):
     s = score(model, [[1, 4, 1, 5], [], [3, 1, 4, 1, 5]])
     eq(s.shape, (3, 10))
     close(s[0], (plain[0, -1] @ model.embedding.weight.T).detach(), eps=1e-4)
-    close(s[2], s[0], eps=1e-5)    # only the latest four items are seen
+    close(s[2], s[0], eps=1e-5)  # only the latest four items are seen
 
 
 @pytest.mark.parametrize('block', ['code', 'paper'])
 def test_the_binary_loss_with_the_same_negatives_in_both_forms(block):
-    cfg, shuffled, both = SASRecConfig(hidden=8, max_length=4, block=block, loss='bce'), SPANS[[2, 0, 3, 1]], []
+    cfg, shuffled, both = (
+        SASRecConfig(hidden=8, max_length=4, block=block, loss='bce'),
+        SPANS[[2, 0, 3, 1]],
+        [],
+    )
     model = large(cfg)
     for form in (sasrec.make_loss, sasrec.padded_loss):
         torch.manual_seed(1)
@@ -195,9 +222,14 @@ def test_the_binary_loss_with_the_same_negatives_in_both_forms(block):
     close(both[0][1], both[1][1], eps=1e-4)
 
 
-@pytest.mark.parametrize('call, said', [
-    (lambda: sasrec.build(9, SASRecConfig(heads=3)), '3 heads do not divide'),
-    (lambda: sasrec.make_loss(TRAIN, SASRecConfig(loss='softmax')), 'softmax'),
-    (lambda: sasrec.padded_loss(TRAIN, SASRecConfig(loss='gbce')), 'gbce')])
+@pytest.mark.parametrize(
+    'call, said',
+    [
+        (lambda: sasrec.build(9, SASRecConfig(heads=3)), '3 heads do not divide'),
+        (lambda: sasrec.make_loss(TRAIN, SASRecConfig(loss='softmax')), 'softmax'),
+        (lambda: sasrec.padded_loss(TRAIN, SASRecConfig(loss='gbce')), 'gbce'),
+    ],
+)
 def test_what_cannot_be_is_one_sentence(call, said):
-    with pytest.raises(LlmrecError, match=said): call()
+    with pytest.raises(LlmrecError, match=said):
+        call()

@@ -1,11 +1,13 @@
 "The counting recommenders against loops over a small random world."
+
 import numpy as np
 
 from llmrec.data.interactions import from_lists
 from llmrec.sequential.simple import item_knn, markov, neighbours, ownership, popularity, transitions
 
 
-def close(a, b): return np.abs(np.asarray(a) - np.asarray(b)).max() < 1e-5
+def close(a, b):
+    return np.abs(np.asarray(a) - np.asarray(b)).max() < 1e-5
 
 
 def test_popularity_is_a_count():
@@ -19,7 +21,7 @@ def test_item_knn_with_loops():
     users = [{u for u in range(12) if i in toy[u]} for i in range(9)]
 
     def cosine(i, j):
-        return len(users[i] & users[j]) / max(1, len(users[i]) * len(users[j])) ** .5 if i != j else 0.
+        return len(users[i] & users[j]) / max(1, len(users[i]) * len(users[j])) ** 0.5 if i != j else 0.0
 
     histories = [[1, 2, 2], [], [5]]
     for k in (2, 8):
@@ -38,6 +40,6 @@ def test_transitions_by_hand():
 
 
 def test_the_chain_by_hand():
-    score = markov(from_lists([[1, 2, 1, 2], [1, 3]], 4), smoothing=.5)
-    assert close(score([[4, 1]])[0], (np.array([0, 0, 2, 1, 0]) + .5 * np.array([0, 3, 2, 1, 0]) / 6) / 3.5)
+    score = markov(from_lists([[1, 2, 1, 2], [1, 3]], 4), smoothing=0.5)
+    assert close(score([[4, 1]])[0], (np.array([0, 0, 2, 1, 0]) + 0.5 * np.array([0, 3, 2, 1, 0]) / 6) / 3.5)
     assert close(score([[], [3]]), np.tile(np.array([0, 3, 2, 1, 0]) / 6, (2, 1)))

@@ -1,4 +1,5 @@
 "SmolLM2, fetched by its name: it reads, its scores do not depend on how a pass is cut, and a killed tuning ends in the same bytes."
+
 import os
 import signal
 import subprocess
@@ -43,16 +44,21 @@ def place(tmp_path_factory):
     before = os.environ.get('LLMREC_OUT')
     os.environ['LLMREC_OUT'] = str(folder)
     try:
-        try: pretrained_folder('smollm2')
-        except LlmrecError as e: pytest.skip(str(e))
+        try:
+            pretrained_folder('smollm2')
+        except LlmrecError as e:
+            pytest.skip(str(e))
         yield folder
     finally:
-        if before is None: del os.environ['LLMREC_OUT']
-        else: os.environ['LLMREC_OUT'] = before
+        if before is None:
+            del os.environ['LLMREC_OUT']
+        else:
+            os.environ['LLMREC_OUT'] = before
 
 
 @pytest.fixture(scope='module')
-def model(): return load_backbone(BackboneConfig('smollm2'))
+def model():
+    return load_backbone(BackboneConfig('smollm2'))
 
 
 @pytest.fixture(scope='module')
@@ -63,14 +69,16 @@ def prompts(model):
 
 def test_it_is_a_language_model(model):
     ids = model.tokenizer('The capital of France is', return_tensors='pt')
-    with torch.no_grad(): new = model.model.generate(**ids, max_new_tokens=3, do_sample=False)
+    with torch.no_grad():
+        new = model.model.generate(**ids, max_new_tokens=3, do_sample=False)
     assert 'Paris' in model.tokenizer.decode(new[0])
 
 
 def test_scores_with_the_common_start_are_those_of_one_plain_pass(model, prompts):
     yes, no = yesno_ids(model.tokenizer)
     assert common_start(prompts) > 60
-    with torch.no_grad(): logits = torch.stack([model.model(torch.tensor([p])).logits[0, -1] for p in prompts])
+    with torch.no_grad():
+        logits = torch.stack([model.model(torch.tensor([p])).logits[0, -1] for p in prompts])
     plain = (logits[:, yes] - logits[:, no]).numpy()
     assert np.abs(score_answers(model, prompts, (yes, no)) - plain).max() < 1e-4
 
@@ -80,11 +88,13 @@ def test_no_two_rows_tie_in_bfloat16(model, prompts):
     ids = yesno_ids(model.tokenizer)
     found, exact = score_answers(half, prompts, ids), score_answers(model, prompts, ids)
     assert len(set(found.tolist())) == len(prompts)
-    assert np.abs(found - exact).max() < .2
+    assert np.abs(found - exact).max() < 0.2
 
 
 def tune(folder, kill_at=-1):
-    return subprocess.run([sys.executable, '-c', TUNE, str(folder), str(kill_at)], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, '-c', TUNE, str(folder), str(kill_at)], capture_output=True, text=True
+    )
 
 
 def test_a_tuning_that_was_killed_ends_in_the_same_bytes(tmp_path):

@@ -1,4 +1,5 @@
 "Which tokens the letters are: as trained, as published, and both."
+
 import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -11,11 +12,13 @@ NAMES = dict(unk_token='<unk>', bos_token='<s>', eos_token='</s>')
 
 
 @pytest.fixture
-def byte(): return PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer(default_texts()), **NAMES)
+def byte():
+    return PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer(default_texts()), **NAMES)
 
 
 @pytest.fixture
-def meta(): return PreTrainedTokenizerFast(tokenizer_object=metaspace_tokenizer(default_texts()), **NAMES)
+def meta():
+    return PreTrainedTokenizerFast(tokenizer_object=metaspace_tokenizer(default_texts()), **NAMES)
 
 
 def test_in_llama_style_all_twenty_differ(meta):
@@ -33,13 +36,15 @@ def test_in_byte_level_style_they_are_the_same(byte):
 
 def test_too_many_candidates(byte):
     assert len(letter_ids(byte, 52)) == 52
-    with pytest.raises(LlmrecError, match='60 candidates'): letter_ids(byte, 60)
+    with pytest.raises(LlmrecError, match='60 candidates'):
+        letter_ids(byte, 60)
 
 
 def test_letters_that_share_a_piece():
     few = PreTrainedTokenizerFast(tokenizer_object=metaspace_tokenizer(['A B C cab'] * 9), **NAMES)
     assert len(letter_ids(few, 3, 'as_published')) == 3
-    with pytest.raises(LlmrecError, match='has only 4 distinct single-token labels'): letter_ids(few, 6, 'as_published')
+    with pytest.raises(LlmrecError, match='has only 4 distinct single-token labels'):
+        letter_ids(few, 6, 'as_published')
 
 
 def test_the_log_sum(meta):

@@ -1,4 +1,5 @@
 "The wheel, installed in an environment of its own and used away from the checkout."
+
 import hashlib
 import os
 import subprocess
@@ -44,17 +45,48 @@ def contents(folder):
 def away(tmp_path_factory):
     "A folder with an environment that holds the wheel, and sees the other packages of this one without its llmrec."
     folder = tmp_path_factory.mktemp('away')
-    outside = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}    # else pip finds the checkout's llmrec and installs nothing
-    def do(*command): subprocess.run([str(c) for c in command], check=True, capture_output=True, cwd=folder, env=outside)
+    outside = {
+        k: v for k, v in os.environ.items() if k != 'PYTHONPATH'
+    }  # else pip finds the checkout's llmrec and installs nothing
+
+    def do(*command):
+        subprocess.run([str(c) for c in command], check=True, capture_output=True, cwd=folder, env=outside)
+
     source = folder / 'source'
     do('git', 'clone', '-q', '--no-hardlinks', '--depth', '1', f'file://{ROOT}', source)
-    for name in ('settings.ini', 'setup.py'): (source / name).write_bytes((ROOT / name).read_bytes())    # what is not committed yet, too
+    for name in ('settings.ini', 'setup.py'):
+        (source / name).write_bytes((ROOT / name).read_bytes())  # what is not committed yet, too
     do('cp', '-r', ROOT / 'llmrec', source)
-    do(sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-index', '--no-build-isolation', '-w', folder, source)
+    do(
+        sys.executable,
+        '-m',
+        'pip',
+        'wheel',
+        '-q',
+        '--no-deps',
+        '--no-index',
+        '--no-build-isolation',
+        '-w',
+        folder,
+        source,
+    )
     do(sys.executable, '-m', 'venv', '--without-pip', folder / 'env')
-    do(sys.executable, '-m', 'pip', '-q', '--python', folder / 'env/bin/python', 'install', '--no-deps', '--no-index', *folder.glob('*.whl'))
-    site, = folder.glob('env/lib/python*/site-packages')
-    (site / 'others.pth').write_text(sysconfig.get_path('purelib') + '\n')    # a path only; .pth files in there are not read
+    do(
+        sys.executable,
+        '-m',
+        'pip',
+        '-q',
+        '--python',
+        folder / 'env/bin/python',
+        'install',
+        '--no-deps',
+        '--no-index',
+        *folder.glob('*.whl'),
+    )
+    (site,) = folder.glob('env/lib/python*/site-packages')
+    (site / 'others.pth').write_text(
+        sysconfig.get_path('purelib') + '\n'
+    )  # a path only; .pth files in there are not read
     do('rm', '-rf', source)
     return folder
 
@@ -62,31 +94,49 @@ def away(tmp_path_factory):
 def run(away, *command):
     "The finished command, run in the folder with nothing of this checkout in its environment."
     env = {k: v for k, v in os.environ.items() if not k.startswith(('LLMREC', 'PYTHONPATH'))}
-    env |= dict(PYTHONDONTWRITEBYTECODE='1', XDG_CACHE_HOME=str(away / 'cache'), HF_HUB_OFFLINE='1', PATH=f"{away}/env/bin:{env['PATH']}")
+    env |= dict(
+        PYTHONDONTWRITEBYTECODE='1',
+        XDG_CACHE_HOME=str(away / 'cache'),
+        HF_HUB_OFFLINE='1',
+        PATH=f"{away}/env/bin:{env['PATH']}",
+    )
     return subprocess.run([str(c) for c in command], cwd=away, env=env, capture_output=True, text=True)
 
 
 def test_fit_save_move_and_load_away_from_the_checkout(away):
-    site, = away.glob('env/lib/python*/site-packages')
+    (site,) = away.glob('env/lib/python*/site-packages')
     before = contents(site)
-    assert any(p.name == 'model.safetensors' for p in before)    # the miniature Llama came along
+    assert any(p.name == 'model.safetensors' for p in before)  # the miniature Llama came along
     first = run(away, 'python', '-c', USE)
     assert first.returncode == 0 and len(first.stdout.splitlines()) == 11, first.stderr
     (away / 'mine').rename(away / 'moved')
     again = run(away, 'python', '-c', LOAD)
     assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
-    asked = run(away, 'llmrec_recommend', 'moved', '--all', '-k', '1', '--retriever-only', '--out', 'lists.csv')
+    asked = run(
+        away, 'llmrec_recommend', 'moved', '--all', '-k', '1', '--retriever-only', '--out', 'lists.csv'
+    )
     assert asked.returncode == 0 and len((away / 'lists.csv').read_text().splitlines()) > 100, asked.stderr
     assert contents(site) == before
     assert sorted(p.name for p in away.iterdir() if p.is_dir()) == ['cache', 'env', 'moved', 'work']
 
 
-@pytest.mark.parametrize('command', [('llmrec_reproduce', 'llamarec/table2'), ('llmrec_verify',), ('llmrec_bundle',), ('llmrec_trace', 'table2.csv')],
-                         ids=lambda c: c[0])
+@pytest.mark.parametrize(
+    'command',
+    [
+        ('llmrec_reproduce', 'llamarec/table2'),
+        ('llmrec_verify',),
+        ('llmrec_bundle',),
+        ('llmrec_trace', 'table2.csv'),
+    ],
+    ids=lambda c: c[0],
+)
 def test_what_makes_the_tables_says_that_it_needs_the_repository(away, command):
     done = run(away, *command)
     assert done.returncode != 0 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert 'needs the repository' in done.stderr or command[0] in ('llmrec_trace', 'llmrec_verify')    # these miss artefacts
+    assert 'needs the repository' in done.stderr or command[0] in (
+        'llmrec_trace',
+        'llmrec_verify',
+    )  # these miss artefacts
 
 
 def test_the_commands_explain_themselves(away):

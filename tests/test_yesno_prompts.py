@@ -1,4 +1,5 @@
 "TALLRec's prompts: wrapper, wordings, the deciding token, lengths and labels, for every family of tokenizers."
+
 import re
 from types import SimpleNamespace
 
@@ -12,20 +13,48 @@ from llmrec.data.tallrec import TALLREC_ANSWERS
 from llmrec.llm.backbones import BackboneConfig, load_backbone
 from llmrec.llm.tiny import byte_tokenizer, default_texts, metaspace_tokenizer
 from llmrec.llm.prompts import prompt_ids
-from llmrec.llm.yesno import (COMMENT, PREAMBLE, YesNoPromptConfig, answer_form, context_of, encode_questions, paper_record,
-                              question, question_ids, question_limit, shortened, wrap, yesno_ids)
+from llmrec.llm.yesno import (
+    COMMENT,
+    PREAMBLE,
+    YesNoPromptConfig,
+    answer_form,
+    context_of,
+    encode_questions,
+    paper_record,
+    question,
+    question_ids,
+    question_limit,
+    shortened,
+    wrap,
+    yesno_ids,
+)
 from llmrec.llm.yesno_rows import AlpacaRows, YesNoRows, labelled_row
 from llmrec.paths import LlmrecError
 
 NAMES = dict(unk_token='<unk>', bos_token='<s>', eos_token='</s>', pad_token='<unk>')
 SPECIAL = dict(special_tokens=['<unk>', '<s>', '</s>'], show_progress=False)
-LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-          r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-FRAME = pl.DataFrame(dict(user=[1, 1, 2], history=[[1, 2, 3], [2, 3], [5]], history_labels=[[1, 0, 1], [0, 0], [1]],
-                          item=[4, 1, 2], label=[1, 0, 0]))
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+FRAME = pl.DataFrame(
+    dict(
+        user=[1, 1, 2],
+        history=[[1, 2, 3], [2, 3], [5]],
+        history_labels=[[1, 0, 1], [0, 0], [1]],
+        item=[4, 1, 2],
+        label=[1, 0, 0],
+    )
+)
 TITLES = ['', 'Slow Boat (2004)', 'Tidewater (1990)', 'Owl, The (1987)', 'Io (1999)', 'No Harm (1971)']
-DATA = SimpleNamespace(name='toy', thing='movie', titles=TITLES, authors=[None] * 6, n_items=5,
-                       splits=dict(train=FRAME, valid=FRAME, test=FRAME))
+DATA = SimpleNamespace(
+    name='toy',
+    thing='movie',
+    titles=TITLES,
+    authors=[None] * 6,
+    n_items=5,
+    splits=dict(train=FRAME, valid=FRAME, test=FRAME),
+)
 SAMPLE = FRAME.row(0, named=True)
 TEXTS = default_texts() + [question(DATA, SAMPLE, YesNoPromptConfig()), 'Yes No'] * 9
 
@@ -35,8 +64,10 @@ def llama3():
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3), 'isolated'), level])
     tok.decoder = decoders.ByteLevel()
-    tok.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=2048, **SPECIAL,
-                                                       initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tok.train_from_iterator(
+        TEXTS,
+        trainers.BpeTrainer(vocab_size=2048, **SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
+    )
     return tok
 
 
@@ -56,26 +87,39 @@ def glueing():
 def poor():
     tok = Tokenizer(models.BPE(unk_token='<unk>'))
     tok.pre_tokenizer, tok.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    tok.train_from_iterator([t.replace('Y', '').replace('N', '') for t in TEXTS], trainers.BpeTrainer(**SPECIAL))
+    tok.train_from_iterator(
+        [t.replace('Y', '').replace('N', '') for t in TEXTS], trainers.BpeTrainer(**SPECIAL)
+    )
     return tok
 
 
-MAKE = dict(meta=lambda: metaspace_tokenizer(TEXTS), byte=lambda: byte_tokenizer(TEXTS), llama3=llama3, lower=lower,
-            spelling=lambda: byte_tokenizer(['the A'], vocab_size=270), glueing=glueing, poor=poor)
+MAKE = dict(
+    meta=lambda: metaspace_tokenizer(TEXTS),
+    byte=lambda: byte_tokenizer(TEXTS),
+    llama3=llama3,
+    lower=lower,
+    spelling=lambda: byte_tokenizer(['the A'], vocab_size=270),
+    glueing=glueing,
+    poor=poor,
+)
 
 
-def of_family(name): return PreTrainedTokenizerFast(tokenizer_object=MAKE[name](), **NAMES)
+def of_family(name):
+    return PreTrainedTokenizerFast(tokenizer_object=MAKE[name](), **NAMES)
 
 
 @pytest.fixture(scope='module')
-def meta(): return of_family('meta')
+def meta():
+    return of_family('meta')
 
 
 @pytest.fixture(scope='module')
-def row_length(meta): return len(encode_questions(meta, DATA, FRAME, YesNoPromptConfig())[0][0]) + 3
+def row_length(meta):
+    return len(encode_questions(meta, DATA, FRAME, YesNoPromptConfig())[0][0]) + 3
 
 
-def learnt(row): return [label for label in row['labels'] if label != -100]
+def learnt(row):
+    return [label for label in row['labels'] if label != -100]
 
 
 def test_presets():
@@ -94,20 +138,36 @@ def test_the_wrapper_and_its_stray_comment():
 
 def test_the_papers_wording():
     text = paper_record(['Slow Boat', 'Owl'], [1, 0], 'Io', 0)[INPUT]
-    assert text.split('\n') == ["User's liked items: Slow Boat.", "User's disliked items: Owl.", 'Target new movie: Io']
+    assert text.split('\n') == [
+        "User's liked items: Slow Boat.",
+        "User's disliked items: Owl.",
+        'Target new movie: Io',
+    ]
 
 
 def test_the_question_in_three_settings():
-    lists = ('User Preference: "Slow Boat (2004)", "Owl, The (1987)"\n'
-             'User Unpreference: "Tidewater (1990)"\nWhether')
+    lists = (
+        'User Preference: "Slow Boat (2004)", "Owl, The (1987)"\n'
+        'User Unpreference: "Tidewater (1990)"\nWhether'
+    )
     assert lists in question(DATA, SAMPLE, YesNoPromptConfig())
-    assert 'liked items: Slow Boat (2004), Owl, The (1987).' in question(DATA, SAMPLE, YesNoPromptConfig('paper'))
+    assert 'liked items: Slow Boat (2004), Owl, The (1987).' in question(
+        DATA, SAMPLE, YesNoPromptConfig('paper')
+    )
     assert COMMENT in question(DATA, SAMPLE, YesNoPromptConfig.as_published())
 
 
-@pytest.mark.parametrize('name, tokens', [('meta', ['Yes', 'No']), ('byte', ['Yes', 'No']), ('llama3', ['Yes', 'No']),
-                                          ('spelling', ['Y', 'N']), ('lower', ['yes', 'no']),
-                                          ('glueing', ['\nYes', '\nNo'])])
+@pytest.mark.parametrize(
+    'name, tokens',
+    [
+        ('meta', ['Yes', 'No']),
+        ('byte', ['Yes', 'No']),
+        ('llama3', ['Yes', 'No']),
+        ('spelling', ['Y', 'N']),
+        ('lower', ['yes', 'no']),
+        ('glueing', ['\nYes', '\nNo']),
+    ],
+)
 def test_the_deciding_tokens(name, tokens):
     tok = of_family(name)
     assert tok.convert_ids_to_tokens(yesno_ids(tok)) == tokens
@@ -131,7 +191,8 @@ def test_a_spelt_answer():
 
 def test_a_vocabulary_without_the_letters_is_refused():
     message = "splits the answers ambiguously: from where they differ they read 'es.' and 'o.'"
-    with pytest.raises(LlmrecError, match=re.escape(message)): yesno_ids(of_family('poor'))
+    with pytest.raises(LlmrecError, match=re.escape(message)):
+        yesno_ids(of_family('poor'))
 
 
 @pytest.mark.parametrize('name', ['meta', 'llama3', 'glueing'])
@@ -184,25 +245,31 @@ def test_rows_learn_answer_and_end_token(name):
         found = learnt(row)
         assert (found[0], found[-1]) == (want, tok.eos_token_id)
         assert tok.decode(found[:-1]) == answer
-        assert row['input_ids'][-len(found):] == found
-    asked = [r['input_ids'][:-len(learnt(r))] for r in rows]
+        assert row['input_ids'][-len(found) :] == found
+    asked = [r['input_ids'][: -len(learnt(r))] for r in rows]
     assert asked == encode_questions(tok, DATA, FRAME[[0, 2]], rows.cfg)[0]
 
 
 def test_the_published_cut_takes_the_answer(meta, row_length):
     def rows(limit, **kw):
         return YesNoRows(DATA, [0], meta, YesNoPromptConfig(max_tokens=limit, truncation='right', **kw))
+
     published, whole = rows(row_length - 3, loss='prompt+answer'), rows(row_length, loss='prompt+answer')
     assert (published.cut.tolist(), len(published[0]['input_ids'])) == ([True], row_length - 3)
     assert (whole.cut.tolist(), whole[0]['input_ids'][-1]) == ([False], meta.eos_token_id)
-    with pytest.raises(LlmrecError, match='Training row 0: cutting at'): rows(row_length - 3)
+    with pytest.raises(LlmrecError, match='Training row 0: cutting at'):
+        rows(row_length - 3)
 
 
 @pytest.mark.parametrize('name', ['meta', 'byte', 'llama3'])
 def test_general_instructions(name):
     tok = of_family(name)
-    records = pl.DataFrame([{INSTRUCTION: 'Name a colour.', INPUT: '', OUTPUT: 'Blue.'},
-                            {INSTRUCTION: 'Name it. ' * 99, INPUT: 'x', OUTPUT: 'No.'}])
+    records = pl.DataFrame(
+        [
+            {INSTRUCTION: 'Name a colour.', INPUT: '', OUTPUT: 'Blue.'},
+            {INSTRUCTION: 'Name it. ' * 99, INPUT: 'x', OUTPUT: 'No.'},
+        ]
+    )
     rows = AlpacaRows(records, tok, YesNoPromptConfig(max_tokens=256))
     assert (len(rows), rows.left_out) == (1, 1)
     assert tok.decode(learnt(rows[0])) == 'Blue.</s>'

@@ -7,6 +7,7 @@ SIGKILL comes after a random part of the processor time that the undisturbed run
 arrays, the adapter and the history of the tuning. Each run is a fork of a process that has done nothing but import;
 everything is written to a temporary folder. Exit status 1 when a single byte differs.
 """
+
 import argparse
 import os
 import random
@@ -28,7 +29,15 @@ from llmrec.experiments.tallrec import Rows, Stages, TallrecRun, make_run, run
 from llmrec.llm.backbones import BackboneConfig
 from llmrec.paths import root
 
-TUNING = dict(lr=1e-3, max_steps=4, eval_steps=2, warmup_steps=0, batch_size=1, accumulation=1, gradient_checkpointing=False)
+TUNING = dict(
+    lr=1e-3,
+    max_steps=4,
+    eval_steps=2,
+    warmup_steps=0,
+    batch_size=1,
+    accumulation=1,
+    gradient_checkpointing=False,
+)
 SUFFIXES = ('.json', '.npz', '.safetensors')
 
 
@@ -42,12 +51,16 @@ def small_run(backbone: str) -> TallrecRun:
 def start(cfg: TallrecRun, out: Path) -> int:
     "Fork; the child runs and writes below `out`. Returns its process id."
     pid = os.fork()
-    if pid: return pid
+    if pid:
+        return pid
     try:
-        os.environ |= dict(LLMREC_OUT=str(out), HF_HUB_DISABLE_PROGRESS_BARS='1', TOKENIZERS_PARALLELISM='false')
+        os.environ |= dict(
+            LLMREC_OUT=str(out), HF_HUB_DISABLE_PROGRESS_BARS='1', TOKENIZERS_PARALLELISM='false'
+        )
         os.environ.setdefault('LLMREC_MODELS', str(root() / 'data/models'))
         out.mkdir(exist_ok=True)
-        with open(out / 'said.txt', 'w') as said: os.dup2(said.fileno(), 2)
+        with open(out / 'said.txt', 'w') as said:
+            os.dup2(said.fileno(), 2)
         run(cfg, 'miniature', progress=False)
         os._exit(0)
     except BaseException:
@@ -57,34 +70,46 @@ def start(cfg: TallrecRun, out: Path) -> int:
 
 def wait(pid: int, most: float | None = None) -> tuple[int, float]:
     "(exit status, processor seconds) of a fork, which gets SIGKILL when it has used `most` seconds."
-    process, used = psutil.Process(pid), 0.
+    process, used = psutil.Process(pid), 0.0
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
-        if done: return os.waitstatus_to_exitcode(status), used
+        if done:
+            return os.waitstatus_to_exitcode(status), used
         used = sum(process.cpu_times()[:2])
-        if most is not None and used >= most: os.kill(pid, signal.SIGKILL)
-        time.sleep(.01)
+        if most is not None and used >= most:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
 
 
 def finish(cfg: TallrecRun, out: Path) -> float:
     "Run to the end; processor seconds."
     status, used = wait(start(cfg, out))
-    if status: sys.exit(f'the run ended with status {status}: {(out / "said.txt").read_text()[-3000:]}')
+    if status:
+        sys.exit(f'the run ended with status {status}: {(out / "said.txt").read_text()[-3000:]}')
     return used
 
 
 def made(out: Path) -> dict[str, bytes]:
     "Record, arrays, adapter and history; provenance holds times, and checkpoints are on the way only."
     every = [p for place in ('records', 'checkpoints') for p in (out / 'data' / place).rglob('*')]
-    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(every)
-            if p.suffix in SUFFIXES and 'provenance' not in p.name and 'work' not in p.parts}
+    return {
+        str(p.relative_to(out)): p.read_bytes()
+        for p in sorted(every)
+        if p.suffix in SUFFIXES and 'provenance' not in p.name and 'work' not in p.parts
+    }
 
 
 def reached(out: Path) -> str:
     "What lies on the disk of a run that was killed."
-    if list((out / 'data/records').rglob('*.json')): return 'a record'
-    if list((out / 'data/checkpoints').rglob('adapter/adapter_model.safetensors')): return 'the adapter'
-    steps = [p.name.removeprefix('checkpoint-') for p in (out / 'data/checkpoints').rglob('checkpoint-*') if p.is_dir()]
+    if list((out / 'data/records').rglob('*.json')):
+        return 'a record'
+    if list((out / 'data/checkpoints').rglob('adapter/adapter_model.safetensors')):
+        return 'the adapter'
+    steps = [
+        p.name.removeprefix('checkpoint-')
+        for p in (out / 'data/checkpoints').rglob('checkpoint-*')
+        if p.is_dir()
+    ]
     return f'the checkpoint of step {", ".join(sorted(steps))}' if steps else 'no checkpoint'
 
 
@@ -111,10 +136,14 @@ def main() -> int:
             found = made(out)
             wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
             differ += bool(wrong)
-            print(f'kill {killed}: after {moment:.1f} s, with {was}; '
-                  + (f'DIFFERENT: {", ".join(wrong)}' if wrong else 'started again, the same bytes'), flush=True)
+            print(
+                f'kill {killed}: after {moment:.1f} s, with {was}; '
+                + (f'DIFFERENT: {", ".join(wrong)}' if wrong else 'started again, the same bytes'),
+                flush=True,
+            )
     print(f'{killed - differ} of {killed} ended in the bytes of the undisturbed run')
     return int(differ > 0)
 
 
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__':
+    sys.exit(main())

@@ -7,6 +7,7 @@
 The settings are those of `llamarec/table1` in the profile; records go to data/records/<profile>. A run that was interrupted
 goes on from its last validation. $LLMREC_JOBS runs stand side by side, one thread each.
 """
+
 import argparse
 import os
 from dataclasses import fields, replace
@@ -28,18 +29,34 @@ def tell(found: list) -> None:
     "A line for every trial."
     best = longer.chosen(found)
     for t in found:
-        text = 'not run' if t.record is None else (
-            f"validation {t.valid:.4f}, test Recall@10 {t.record.metrics['test']['Recall@10']:.4f}, "
-            f"NDCG@10 {t.record.metrics['test']['NDCG@10']:.4f}")
+        text = (
+            'not run'
+            if t.record is None
+            else (
+                f"validation {t.valid:.4f}, test Recall@10 {t.record.metrics['test']['Recall@10']:.4f}, "
+                f"NDCG@10 {t.record.metrics['test']['NDCG@10']:.4f}"
+            )
+        )
         mark = ', chosen' if t is best.get((t.dataset, t.method)) else ''
         print(f'{t.dataset} {t.method} ({longer.said(t.setting)}): {text}{mark}', flush=True)
 
 
-def compute(s: LlamaRecStudy, search: longer.LongerSearch, dataset: str, method: str, which: list[int], seeds: list[int]) -> None:
+def compute(
+    s: LlamaRecStudy,
+    search: longer.LongerSearch,
+    dataset: str,
+    method: str,
+    which: list[int],
+    seeds: list[int],
+) -> None:
     "Some settings with some seeds."
     start = best_setting(s, dataset, method, search_records(replace(s, datasets=(dataset,)), (method,)))
     settings = longer.settings_of(search, method)
-    configs = [longer.longer_config(s, search, dataset, method, seed, start | settings[i]) for i in which for seed in seeds]
+    configs = [
+        longer.longer_config(s, search, dataset, method, seed, start | settings[i])
+        for i in which
+        for seed in seeds
+    ]
     run_all(retrieval.run, configs, s.profile, 'longer search')
 
 
@@ -47,8 +64,12 @@ def main() -> None:
     p = argparse.ArgumentParser('longer_search', description=__doc__.split('\n')[0])
     p.add_argument('dataset', nargs='?')
     p.add_argument('method', nargs='?')
-    p.add_argument('--settings', type=int, nargs='*', help='numbers of settings in the list of the method, from 0; all')
-    p.add_argument('--seeds', type=int, nargs='*', help='seeds; the first one, and the others for the chosen setting')
+    p.add_argument(
+        '--settings', type=int, nargs='*', help='numbers of settings in the list of the method, from 0; all'
+    )
+    p.add_argument(
+        '--seeds', type=int, nargs='*', help='seeds; the first one, and the others for the chosen setting'
+    )
     p.add_argument('--profile', default='real-cpu')
     p.add_argument('--list', action='store_true', help='print settings and records, and run nothing')
     args = p.parse_args()
@@ -56,17 +77,22 @@ def main() -> None:
     if args.list or not args.method:
         for d in [args.dataset] if args.dataset else searches:
             for m in longer.trained(s, d):
-                for i, setting in enumerate(longer.settings_of(searches[d], m)): print(d, m, i, longer.said(setting))
+                for i, setting in enumerate(longer.settings_of(searches[d], m)):
+                    print(d, m, i, longer.said(setting))
         return tell(longer.trials(s, searches))
-    if args.dataset not in searches: p.error(f"no longer search on {args.dataset!r}; there is one on {', '.join(searches)}")
+    if args.dataset not in searches:
+        p.error(f"no longer search on {args.dataset!r}; there is one on {', '.join(searches)}")
     search = searches[args.dataset]
-    if args.method not in longer.trained(s, args.dataset): p.error(f"unknown method {args.method!r}; trained: {', '.join(longer.trained(s, args.dataset))}")
+    if args.method not in longer.trained(s, args.dataset):
+        p.error(f"unknown method {args.method!r}; trained: {', '.join(longer.trained(s, args.dataset))}")
     settings = longer.settings_of(search, args.method)
     which = range(len(settings)) if args.settings is None else args.settings
-    if any(not 0 <= i < len(settings) for i in which): p.error(f'settings are numbered 0 to {len(settings) - 1}')
+    if any(not 0 <= i < len(settings) for i in which):
+        p.error(f'settings are numbered 0 to {len(settings) - 1}')
     compute(s, search, args.dataset, args.method, list(which), args.seeds or [s.seeds_of(args.dataset)[0]])
     found = longer.trials_of(s, search, args.dataset, args.method, False)
-    if args.settings is None: longer.longer_rows(s, found, compute=True)
+    if args.settings is None:
+        longer.longer_rows(s, found, compute=True)
     tell(found)
 
 

@@ -9,6 +9,7 @@ the records of `make reproduce`; the other notebooks run in an empty output fold
 and the code of the library that it uses) is kept in its metadata as `made_from`: outputs are current as long as that has
 not changed. Their bytes are not compared, since another processor may change the last digit.
 """
+
 import argparse
 import json
 import os
@@ -31,11 +32,21 @@ PROFILE = 'miniature'
 # What these measure is time or memory, which differs from run to run, so nothing of theirs is stored.
 MEASURED = {'77_llamarec_figure3', '82_speed', '85_yesno_speed', '86_memory_7b', '88_catalogue_size'}
 
-ENVIRONMENT = dict(TQDM_DISABLE='1', OMP_NUM_THREADS='1', TOKENIZERS_PARALLELISM='false', PYTHONWARNINGS='ignore',
-                   HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_OFFLINE='1', TRANSFORMERS_VERBOSITY='error', LLMREC_JOBS='1')
+ENVIRONMENT = dict(
+    TQDM_DISABLE='1',
+    OMP_NUM_THREADS='1',
+    TOKENIZERS_PARALLELISM='false',
+    PYTHONWARNINGS='ignore',
+    HF_HUB_DISABLE_TELEMETRY='1',
+    HF_HUB_OFFLINE='1',
+    TRANSFORMERS_VERBOSITY='error',
+    LLMREC_JOBS='1',
+)
 
 # A folder of this machine, the address of an object, and a time of day are different on every run.
-PRIVATE = re.compile(r'(?<![\w.)}\]])/(?:work|root|tmp|home)/\S*|\b0x[0-9a-f]{8,}|\b\d\d:\d\d:\d\d\b|\btmp[a-z0-9_]{8}\b|<progress\b')
+PRIVATE = re.compile(
+    r'(?<![\w.)}\]])/(?:work|root|tmp|home)/\S*|\b0x[0-9a-f]{8,}|\b\d\d:\d\d:\d\d\b|\btmp[a-z0-9_]{8}\b|<progress\b'
+)
 
 
 def notebooks() -> list[Path]:
@@ -91,21 +102,32 @@ def tidied(outputs: list) -> list:
     kept = []
     for o in outputs:
         if o.output_type == 'stream':
-            if o.name != 'stdout': continue
-            if kept and kept[-1].output_type == 'stream': kept[-1].text += o.text; continue
-        if o.output_type == 'execute_result': o.execution_count = None
-        if any('widget' in kind for kind in o.get('data', {})): continue    # a progress bar
-        if '<progress' in str(o.get('data', {}).get('text/html', '')): continue    # that of a Trainer
-        if o.output_type == 'stream' or o.get('data'): kept.append(o)
+            if o.name != 'stdout':
+                continue
+            if kept and kept[-1].output_type == 'stream':
+                kept[-1].text += o.text
+                continue
+        if o.output_type == 'execute_result':
+            o.execution_count = None
+        if any('widget' in kind for kind in o.get('data', {})):
+            continue  # a progress bar
+        if '<progress' in str(o.get('data', {}).get('text/html', '')):
+            continue  # that of a Trainer
+        if o.output_type == 'stream' or o.get('data'):
+            kept.append(o)
     return kept
 
 
 def private(outputs: list) -> str | None:
     "The first piece of text that would be different on another machine or in another run."
     for o in outputs:
-        texts = [o.get('text', ''), *(str(v) for k, v in o.get('data', {}).items() if not k.startswith('image/'))]
+        texts = [
+            o.get('text', ''),
+            *(str(v) for k, v in o.get('data', {}).items() if not k.startswith('image/')),
+        ]
         for text in texts:
-            if found := PRIVATE.search(text): return found[0]
+            if found := PRIVATE.search(text):
+                return found[0]
 
 
 def run(path: Path) -> None:
@@ -114,22 +136,31 @@ def run(path: Path) -> None:
     artefact = artefact_of(path)
     cells = [c for c in nb.cells if c.cell_type == 'code' and is_run(c)]
     for c in nb.cells:
-        if c.cell_type == 'code': c.outputs, c.execution_count = [], None
+        if c.cell_type == 'code':
+            c.outputs, c.execution_count = [], None
     values = parameters(artefact, PROFILE, {}) if artefact else {}
     probe = nbformat.v4.new_notebook(cells=with_parameters(cells, values), metadata=dict(nb.metadata))
     with tempfile.TemporaryDirectory() as empty:
-        env = {k: v for k, v in os.environ.items() if k not in ('LLMREC_DATA', 'LLMREC_MODELS', 'LLMREC_OUT')} | ENVIRONMENT
+        env = {
+            k: v for k, v in os.environ.items() if k not in ('LLMREC_DATA', 'LLMREC_MODELS', 'LLMREC_OUT')
+        } | ENVIRONMENT
         env['PYTHONPATH'] = f'{ROOT}{os.pathsep}{env.get("PYTHONPATH", "")}'
-        if not artefact: env['LLMREC_OUT'] = empty
-        client = NotebookClient(probe, kernel_name='python3', timeout=None, resources=dict(metadata=dict(path=str(ROOT / 'nbs'))))
+        if not artefact:
+            env['LLMREC_OUT'] = empty
+        client = NotebookClient(
+            probe, kernel_name='python3', timeout=None, resources=dict(metadata=dict(path=str(ROOT / 'nbs')))
+        )
         client.execute(env=env)
     for c in cells:
         c.outputs, c.execution_count = tidied(c.outputs), None
-        if what := private(c.outputs): sys.exit(f'{path.name}, cell {c.id}: {what!r} does not belong into a stored output.')
-    nb.metadata.pop('widgets', None)    # the state of progress bars, other in every run
+        if what := private(c.outputs):
+            sys.exit(f'{path.name}, cell {c.id}: {what!r} does not belong into a stored output.')
+    nb.metadata.pop('widgets', None)  # the state of progress bars, other in every run
     nb.metadata['made_from'] = made_from(nb, path)
     nbformat.write(nb, path)
-    subprocess.run([Path(sys.executable).with_name('nbdev_clean'), '--fname', str(path)], check=True, cwd=ROOT)
+    subprocess.run(
+        [Path(sys.executable).with_name('nbdev_clean'), '--fname', str(path)], check=True, cwd=ROOT
+    )
 
 
 def main(argv=None) -> int:
@@ -138,10 +169,14 @@ def main(argv=None) -> int:
     p.add_argument('--check', action='store_true', help='only say what is not current')
     args = p.parse_args(argv)
     os.chdir(ROOT)
-    chosen = [n for n in notebooks() if any(n.name.startswith(x) for x in args.names)] if args.names else \
-             [n for n in notebooks() if not is_current(n)]
+    chosen = (
+        [n for n in notebooks() if any(n.name.startswith(x) for x in args.names)]
+        if args.names
+        else [n for n in notebooks() if not is_current(n)]
+    )
     if args.check:
-        if chosen: print('Not current, run `make notebooks`:', *(f'  {n.name}' for n in chosen), sep='\n')
+        if chosen:
+            print('Not current, run `make notebooks`:', *(f'  {n.name}' for n in chosen), sep='\n')
         return int(bool(chosen))
     for i, path in enumerate(chosen, 1):
         print(f'{i}/{len(chosen)} {path.name}', flush=True)
@@ -149,4 +184,5 @@ def main(argv=None) -> int:
     return 0
 
 
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,9 +1,12 @@
 """Pack the records of profiles into the zips that are committed, one for each experiment.
 
+Three ways to call it:
+
     python tools/pack.py real-cpu miniature-full
     python tools/pack.py --check real-cpu        say which zips lack records that lie beside them, and exit with 1
     python tools/pack.py --seal real-cpu         give the oldest records in the zips the checksum that they lack
 """
+
 import argparse
 import hashlib
 import json
@@ -27,9 +30,13 @@ def experiments(folder) -> list[str]:
 def lacking(folder, experiment: str) -> list[str]:
     "Files of the experiment's records that are not in its zip, or differ there."
     path = folder / f'{experiment}.zip'
-    loose = {p.name: p for p in folder.glob(f'{experiment}-*')
-             if p.suffix in ('.json', '.npz') and experiment_of(p.name.split('.')[0]) == experiment}
-    if not path.exists(): return sorted(loose)
+    loose = {
+        p.name: p
+        for p in folder.glob(f'{experiment}-*')
+        if p.suffix in ('.json', '.npz') and experiment_of(p.name.split('.')[0]) == experiment
+    }
+    if not path.exists():
+        return sorted(loose)
     with zipfile.ZipFile(path) as z:
         names = set(z.namelist())
         return sorted(n for n, p in loose.items() if n not in names or z.read(n) != p.read_bytes())
@@ -39,7 +46,8 @@ def attested(profile: str) -> dict[str, set]:
     "Record -> checksums that the stamps of the profile's artefacts, and of its variants', have of it."
     out = defaultdict(set)
     for path in (output_root() / 'figures').glob(f'{profile}*/*/*.json'):
-        for name, sha in ((json_or_none(path) or {}).get('records') or {}).items(): out[name].add(sha)
+        for name, sha in ((json_or_none(path) or {}).get('records') or {}).items():
+            out[name].add(sha)
     return out
 
 
@@ -47,17 +55,26 @@ def seal(path: Path, known: dict[str, set]) -> tuple[int, list[str]]:
     "Note the checksum of each record in a zip that has none and is what the stamps say; (how many, the others)."
     done, others = 0, []
     with tempfile.TemporaryDirectory() as d, zipfile.ZipFile(path) as z:
-        sides = {name.removesuffix(SIDE): json.loads(z.read(name)) for name in z.namelist() if name.endswith(SIDE)}
-        if all(side.get('record_sha256') for side in sides.values()): return 0, []
+        sides = {
+            name.removesuffix(SIDE): json.loads(z.read(name)) for name in z.namelist() if name.endswith(SIDE)
+        }
+        if all(side.get('record_sha256') for side in sides.values()):
+            return 0, []
         z.extractall(d)
         for name, side in sides.items():
-            if side.get('record_sha256'): continue
+            if side.get('record_sha256'):
+                continue
             record = Path(d) / f'{name}.json'
             sha = hashlib.sha256(record.read_bytes()).hexdigest()
-            if known.get(name) != {sha} or list(check_record(record)): others.append(name); continue
-            (Path(d) / f'{name}{SIDE}').write_text(json.dumps(side | dict(record_sha256=sha), indent=1, sort_keys=True) + '\n')
+            if known.get(name) != {sha} or list(check_record(record)):
+                others.append(name)
+                continue
+            (Path(d) / f'{name}{SIDE}').write_text(
+                json.dumps(side | dict(record_sha256=sha), indent=1, sort_keys=True) + '\n'
+            )
             done += 1
-        if done: write_atomic(path, pack(Path(d), path.stem).read_bytes())
+        if done:
+            write_atomic(path, pack(Path(d), path.stem).read_bytes())
     return done, others
 
 
@@ -67,7 +84,10 @@ def sealed(profile: str) -> int:
     for path in sorted(records_dir(profile).glob('*.zip')):
         done, others = seal(path, known)
         left += len(others)
-        print(f'{profile}/{path.name}: {done} records have a checksum now' + (f'; no artefact says what these are: {", ".join(others)}' if others else ''))
+        print(
+            f'{profile}/{path.name}: {done} records have a checksum now'
+            + (f'; no artefact says what these are: {", ".join(others)}' if others else '')
+        )
     return int(left > 0)
 
 
@@ -77,8 +97,13 @@ def packed(profile: str, check: bool) -> int:
     for experiment in experiments(folder):
         missing = lacking(folder, experiment)
         behind += bool(missing)
-        if missing and not check: pack(folder, experiment)
-        print(f'{profile}/{experiment}.zip: {len(missing)} files behind' if missing else f'{profile}/{experiment}.zip is complete')
+        if missing and not check:
+            pack(folder, experiment)
+        print(
+            f'{profile}/{experiment}.zip: {len(missing)} files behind'
+            if missing
+            else f'{profile}/{experiment}.zip is complete'
+        )
     return int(behind > 0 and check)
 
 

@@ -3,6 +3,7 @@
 Usage: python tools/readme.py            writes README.md
        python tools/readme.py --check    changes nothing; exits with 1 when README.md is out of date
 """
+
 import csv
 import json
 import re
@@ -13,15 +14,34 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTERS = {'0': 'Start here', '1': 'Data processing', '2': 'Evaluation', '3': 'The language model', '4': 'Recommenders',
-            '5': 'Experiments', '6': "TALLRec's tables and figures", '7': "LlamaRec's tables and figures",
-            '8': 'Beyond the papers', '9': 'The workshop'}
+CHAPTERS = {
+    '0': 'Start here',
+    '1': 'Data processing',
+    '2': 'Evaluation',
+    '3': 'The language model',
+    '4': 'Recommenders',
+    '5': 'Experiments',
+    '6': "TALLRec's tables and figures",
+    '7': "LlamaRec's tables and figures",
+    '8': 'Beyond the papers',
+    '9': 'The workshop',
+}
 COLUMNS = ('dataset', 'method', 'metric', 'value', 'low', 'high', 'seeds', 'paper')
-BASELINES = ('GRU4Rec', 'Caser', 'SASRec', 'DROS', 'GRU-BERT', 'DROS-BERT')    # TALLRec's
+BASELINES = ('GRU4Rec', 'Caser', 'SASRec', 'DROS', 'GRU-BERT', 'DROS-BERT')  # TALLRec's
 TALLREC, LLAMAREC = 'real-cpu/tallrec/table3', 'real-cpu/llamarec/table1'
-SIMPLE = {'History like-rate': 'share of likes in the history, untrained', 'Matrix factorisation': 'matrix factorisation'}
-RANKED = {'Popularity': 'most popular items', 'SASRec': 'SASRec', 'SASRec-CE': 'SASRec, trained on all items', 'NARM': 'NARM',
-          'LRURec': 'LRURec, which proposes the candidates', 'Random order': 'its twenty candidates in a random order, expected', 'Retriever order': "the candidates in LRURec's order"}
+SIMPLE = {
+    'History like-rate': 'share of likes in the history, untrained',
+    'Matrix factorisation': 'matrix factorisation',
+}
+RANKED = {
+    'Popularity': 'most popular items',
+    'SASRec': 'SASRec',
+    'SASRec-CE': 'SASRec, trained on all items',
+    'NARM': 'NARM',
+    'LRURec': 'LRURec, which proposes the candidates',
+    'Random order': 'its twenty candidates in a random order, expected',
+    'Retriever order': "the candidates in LRURec's order",
+}
 DATASETS = {'ml-100k': 'MovieLens', 'beauty': 'Amazon Beauty', 'games': 'Amazon Games'}
 
 
@@ -36,7 +56,8 @@ def opening(path: Path) -> tuple[str, str]:
     cells = json.loads(path.read_text(encoding='utf-8'))['cells']
     text = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
     found = [re.search(rf'^{mark} (.+)$', text, flags=re.M) for mark in '#>']
-    if not all(found): sys.exit(f"nbs/{path.name} has no line '# title' or no line '> one sentence'; add it.")
+    if not all(found):
+        sys.exit(f"nbs/{path.name} has no line '# title' or no line '> one sentence'; add it.")
     return found[0][1].strip(), found[1][1].strip()
 
 
@@ -44,22 +65,30 @@ def notebook_map(root: Path) -> str:
     "All notebooks, one line per chapter."
     parts, notebooks = [], sorted((root / 'nbs').glob('[0-9]*.ipynb'))
     for tens, chapter in CHAPTERS.items():
-        names = [f"[{p.name.split('_')[0]}](nbs/{p.name}) {opening(p)[0].removeprefix('Beyond: ')}" for p in notebooks if p.name[0] == tens]
-        if names: parts.append(f"- **{chapter}**: {' · '.join(names)}")
+        names = [
+            f"[{p.name.split('_')[0]}](nbs/{p.name}) {opening(p)[0].removeprefix('Beyond: ')}"
+            for p in notebooks
+            if p.name[0] == tens
+        ]
+        if names:
+            parts.append(f"- **{chapter}**: {' · '.join(names)}")
     return '\n'.join(parts)
 
 
 def long_rows(path: Path) -> list[dict]:
     "The rows of a table in long form, with one value per row."
-    with path.open(encoding='utf-8', newline='') as f: rows = list(csv.DictReader(f))
+    with path.open(encoding='utf-8', newline='') as f:
+        rows = list(csv.DictReader(f))
     lacks = [c for c in COLUMNS if c not in (rows[0] if rows else ())]
-    if lacks: sys.exit(f"{path} has no column {', '.join(lacks)}; tools/readme.py reads {', '.join(COLUMNS)}.")
+    if lacks:
+        sys.exit(f"{path} has no column {', '.join(lacks)}; tools/readme.py reads {', '.join(COLUMNS)}.")
     return rows
 
 
 def cell(row: dict | None, spec: str) -> str:
     "'ours [low, high] / paper' of a row, with a dash where a number is missing."
-    if row is None: return '–'
+    if row is None:
+        return '–'
     text = lambda x: '–' if x in ('', None, 'NaN', 'nan') else format(float(x), spec)
     interval = f" [{text(row['low'])}, {text(row['high'])}]" if row['low'] and row['high'] else ''
     return f"{text(row['value'])}{interval} / {text(row['paper'])}"
@@ -74,32 +103,54 @@ def span(rows: list[dict], name: str) -> str:
 def tallrec(root: Path, dataset: str = 'movie') -> str:
     "AUC x 100 on one dataset over the number of training examples: the six baselines, two simple rows, the language models."
     path = root / 'figures' / f'{TALLREC}.long.csv'
-    if not path.exists(): return 'not yet computed'
+    if not path.exists():
+        return 'not yet computed'
     rows = [r for r in long_rows(path) if r['protocol'] == 'as_published' and r['dataset'] == dataset]
     settings = sorted({r['setting'] for r in rows} - {'K=0'}, key=lambda x: int(x[2:]))
     at = {(r['method'], r['setting']): r for r in rows}
     tuned = [m for m in dict.fromkeys(r['method'] for r in rows) if m.startswith('TALLRec')]
     of = lambda k: [r for r in rows if r['method'] in BASELINES and r['setting'] == k]
-    for m, k in [(m, k) for m in tuned[:1] for k in settings if (m, k) not in at]:    # not run here, but printed in the paper
+    for m, k in [
+        (m, k) for m in tuned[:1] for k in settings if (m, k) not in at
+    ]:  # not run here, but printed in the paper
         theirs = published(root, 'tallrec', artefact='table3', dataset=dataset, method='TALLRec', setting=k)
-        if theirs: at[m, k] = dict(value='', low='', high='', paper=theirs[0])
-    lines = [['six sequential recommenders, lowest to highest', *(f"{span(of(k), 'value')} / {span(of(k), 'paper')}" for k in settings)]]
-    lines += [[SIMPLE.get(m, m), *(cell(at.get((m, k)), '.1f') for k in settings)] for m in (*SIMPLE, *tuned) if any((m, k) in at for k in settings)]
+        if theirs:
+            at[m, k] = dict(value='', low='', high='', paper=theirs[0])
+    lines = [
+        [
+            'six sequential recommenders, lowest to highest',
+            *(f"{span(of(k), 'value')} / {span(of(k), 'paper')}" for k in settings),
+        ]
+    ]
+    lines += [
+        [SIMPLE.get(m, m), *(cell(at.get((m, k)), '.1f') for k in settings)]
+        for m in (*SIMPLE, *tuned)
+        if any((m, k) in at for k in settings)
+    ]
     return table(['', *(f'{k[2:]} examples' for k in settings)], lines)
 
 
 def llamarec(root: Path) -> str:
     "NDCG@10 by dataset: the retrievers, and the language model that ranks the candidates of one of them."
     path = root / 'figures' / f'{LLAMAREC}.long.csv'
-    if not path.exists(): return 'not yet computed'
+    if not path.exists():
+        return 'not yet computed'
     rows = [r for r in long_rows(path) if r['metric'] == 'NDCG@10']
     at = {(r['method'], r['dataset']): r for r in rows}
     datasets = [d for d in dict.fromkeys(r['dataset'] for r in rows)]
     models = [m for m in dict.fromkeys(r['method'] for r in rows) if m.startswith('LlamaRec')]
-    for m, d in [(m, d) for m in models for d in datasets if (m, d) in at]:    # the paper's LlamaRec is a different model with the same name
-        theirs = published(root, 'llamarec', artefact='table1', dataset=d, method='LlamaRec', metric='NDCG@10')
+    for m, d in [
+        (m, d) for m in models for d in datasets if (m, d) in at
+    ]:  # the paper's LlamaRec is a different model with the same name
+        theirs = published(
+            root, 'llamarec', artefact='table1', dataset=d, method='LlamaRec', metric='NDCG@10'
+        )
         at[m, d] = at[m, d] | dict(paper=at[m, d]['paper'] or (theirs[0] if theirs else ''))
-    lines = [[RANKED.get(m, m), *(cell(at.get((m, d)), '.3f') for d in datasets)] for m in (*RANKED, *models) if any((m, d) in at for d in datasets)]
+    lines = [
+        [RANKED.get(m, m), *(cell(at.get((m, d)), '.3f') for d in datasets)]
+        for m in (*RANKED, *models)
+        if any((m, d) in at for d in datasets)
+    ]
     return table(['', *(DATASETS.get(d, d) for d in datasets)], lines)
 
 
@@ -113,27 +164,39 @@ def on_books(rows: list[dict]) -> str:
     asked = [r for r in rows if r['protocol'] == 'as_published' and r['dataset'] == 'book']
     tuned = [r for r in asked if r['method'].startswith('TALLRec') and r['value'] not in ('', 'NaN', 'nan')]
     counter = next((r for r in asked if r['method'] == 'History like-rate'), None)
-    if not tuned or counter is None: return ''
+    if not tuned or counter is None:
+        return ''
     last = max(tuned, key=lambda r: int(r['setting'][2:]))
     paper = f", where the paper has {float(last['paper']):.1f}" if last['paper'] else ''
-    return (f" On books it has {bounds(last, '.1f')} after {last['setting'][2:]} examples{paper},"
-            f" and the share of likes has {bounds(counter, '.1f')}.")
+    return (
+        f" On books it has {bounds(last, '.1f')} after {last['setting'][2:]} examples{paper},"
+        f" and the share of likes has {bounds(counter, '.1f')}."
+    )
 
 
 def on_later_films(rows: list[dict]) -> str:
     "A sentence on the language model where the films are split by time, '' where none was tuned there."
     asked = [r for r in rows if r['protocol'] == 'corrected' and r['dataset'] == 'movie']
-    tuned = [r for r in asked if re.match(r'(TALLRec|RT)\b', r['method']) and r['value'] not in ('', 'NaN', 'nan')]
-    if not tuned: return ''
+    tuned = [
+        r for r in asked if re.match(r'(TALLRec|RT)\b', r['method']) and r['value'] not in ('', 'NaN', 'nan')
+    ]
+    if not tuned:
+        return ''
     last = max(tuned, key=lambda r: int(r['setting'][2:]))
     here = [r for r in asked if r['setting'] == last['setting']]
     base = [float(r['value']) for r in here if r['method'] in BASELINES]
     counter = next(r for r in here if r['method'] == 'History like-rate')
     stage = ' without the first stage' if last['method'].startswith('RT') else ''
-    published = [float(r['value']) for r in rows if (r['protocol'], r['dataset']) == ('as_published', 'movie') and r['method'] in BASELINES]
-    return (f" In the published setting those six are close to guessing ({min(published):.1f} to {max(published):.1f}). With films split by time and"
-            f" scores from shared item embeddings (protocol `corrected`), they have {min(base):.1f} to {max(base):.1f} after {last['setting'][2:]}"
-            f" examples; a model tuned here{stage} has {bounds(last, '.1f')}, and the share of likes has {bounds(counter, '.1f')}.")
+    published = [
+        float(r['value'])
+        for r in rows
+        if (r['protocol'], r['dataset']) == ('as_published', 'movie') and r['method'] in BASELINES
+    ]
+    return (
+        f" In the published setting those six are close to guessing ({min(published):.1f} to {max(published):.1f}). With films split by time and"
+        f" scores from shared item embeddings (protocol `corrected`), they have {min(base):.1f} to {max(base):.1f} after {last['setting'][2:]}"
+        f" examples; a model tuned here{stage} has {bounds(last, '.1f')}, and the share of likes has {bounds(counter, '.1f')}."
+    )
 
 
 def liked(root: Path) -> list[str]:
@@ -142,17 +205,25 @@ def liked(root: Path) -> list[str]:
     every = long_rows(path) if path.exists() else []
     rows = [r for r in every if r['protocol'] == 'as_published' and r['dataset'] == 'movie']
     counter = next((r for r in rows if r['method'] == 'History like-rate'), None)
-    if counter is None: return []
+    if counter is None:
+        return []
     base = [r for r in rows if r['method'] in BASELINES and r['paper']]
     tuned = [r for r in rows if r['method'].startswith('TALLRec')]
     theirs = published(root, 'tallrec', artefact='table3', dataset='movie', method='TALLRec')
     said = f"The share of likes among a person's earlier verdicts, a rule that reads no title and learns nothing, has an AUC of {bounds(counter, '.1f')}"
-    if theirs: said += f'; the published TALLRec has {min(theirs):.1f} to {max(theirs):.1f}'
+    if theirs:
+        said += f'; the published TALLRec has {min(theirs):.1f} to {max(theirs):.1f}'
     said += '.'
-    if base: said += f" Of the {len(base)} numbers published for six recommenders that learn from item ids, {sum(r['covered'] == 'true' for r in base)} lie within our intervals."
+    if base:
+        said += f" Of the {len(base)} numbers published for six recommenders that learn from item ids, {sum(r['covered'] == 'true' for r in base)} lie within our intervals."
     most = max((int(r['setting'][2:]) for r in tuned), default=0)
-    last = [f"{bounds(r, '.1f')} with {r['method'].partition(' (')[2].removesuffix(')') or 'the model'}" for r in tuned if r['setting'] == f'K={most}']
-    if last: said += f" Tuned here on {most} examples, TALLRec has {', '.join(last)}."
+    last = [
+        f"{bounds(r, '.1f')} with {r['method'].partition(' (')[2].removesuffix(')') or 'the model'}"
+        for r in tuned
+        if r['setting'] == f'K={most}'
+    ]
+    if last:
+        said += f" Tuned here on {most} examples, TALLRec has {', '.join(last)}."
     return [said + on_books(every) + on_later_films(every)]
 
 
@@ -166,41 +237,84 @@ def samples(root: Path) -> dict[str, int]:
 def ordered(root: Path) -> list[str]:
     "What LlamaRec's table says, in plain words."
     path = root / 'figures' / f'{LLAMAREC}.long.csv'
-    at = {(r['method'], r['dataset']): r for r in long_rows(path) if r['metric'] == 'NDCG@10'} if path.exists() else {}
-    pairs = [(m, d, at['Retriever order', d], r) for (m, d), r in at.items() if m.startswith('LlamaRec') and ('Retriever order', d) in at]
-    if not pairs: return []
-    chance = {d: f", where a random order is expected to have {float(at['Random order', d]['value']):.3f}" if ('Random order', d) in at else '' for _, d, _, _ in pairs}
+    at = (
+        {(r['method'], r['dataset']): r for r in long_rows(path) if r['metric'] == 'NDCG@10'}
+        if path.exists()
+        else {}
+    )
+    pairs = [
+        (m, d, at['Retriever order', d], r)
+        for (m, d), r in at.items()
+        if m.startswith('LlamaRec') and ('Retriever order', d) in at
+    ]
+    if not pairs:
+        return []
+    chance = {
+        d: f", where a random order is expected to have {float(at['Random order', d]['value']):.3f}"
+        if ('Random order', d) in at
+        else ''
+        for _, d, _, _ in pairs
+    }
     few = {d: f' ({n:,} people)' for d, n in samples(root).items()}
-    said = ', and '.join(f"from {float(a['value']):.3f} to {bounds(b, '.3f')} on {DATASETS.get(d, d)}{few.get(d, '')}{chance[d]}" for _, d, a, b in pairs)
+    said = ', and '.join(
+        f"from {float(a['value']):.3f} to {bounds(b, '.3f')} on {DATASETS.get(d, d)}{few.get(d, '')}{chance[d]}"
+        for _, d, a, b in pairs
+    )
     name = pairs[0][0].partition(' (')[2].removesuffix(')') or 'the model'
     profile = root / 'profiles/real-cpu.yaml'
-    steps = re.search(r'^  tuning: .*max_steps: (\d+)', profile.read_text(encoding='utf-8'), re.M) if profile.exists() else None
+    steps = (
+        re.search(r'^  tuning: .*max_steps: (\d+)', profile.read_text(encoding='utf-8'), re.M)
+        if profile.exists()
+        else None
+    )
     after = f', tuned for {steps[1]} steps,' if steps else ''
-    return [f'In LlamaRec a language model ranks the twenty candidates of a small recommender: here that model is {name}{after} and the score of the list (NDCG@10, 1 is best) goes {said}.']
+    return [
+        f'In LlamaRec a language model ranks the twenty candidates of a small recommender: here that model is {name}{after} and the score of the list (NDCG@10, 1 is best) goes {said}.'
+    ]
 
 
 def reads(root: Path) -> list[str]:
     "What the tuned model reads, in the first sentence of that artefact's finding."
-    path, numbers = (root / f'figures/real-cpu/beyond/what-is-read.{end}' for end in ('caption.md', 'long.csv'))
-    said = path.read_text(encoding='utf-8').partition('\n\n')[0].partition(' Over pairs')[0] if path.exists() else ''
-    if not said or not numbers.exists(): return [said] if said else []
-    with numbers.open(encoding='utf-8', newline='') as f: rows = next(csv.DictReader(f))['rows']
-    with numbers.open(encoding='utf-8', newline='') as f: books = [r for r in csv.DictReader(f) if r['dataset'] == 'book' and r['protocol'] == 'as_published']
-    at = {r['change']: f"{float(r['AUC']):.1f} [{float(r['AUC_low']):.1f}, {float(r['AUC_high']):.1f}]" for r in books if r['model'].startswith('TALLRec')}
+    path, numbers = (
+        root / f'figures/real-cpu/beyond/what-is-read.{end}' for end in ('caption.md', 'long.csv')
+    )
+    said = (
+        path.read_text(encoding='utf-8').partition('\n\n')[0].partition(' Over pairs')[0]
+        if path.exists()
+        else ''
+    )
+    if not said or not numbers.exists():
+        return [said] if said else []
+    with numbers.open(encoding='utf-8', newline='') as f:
+        rows = next(csv.DictReader(f))['rows']
+    with numbers.open(encoding='utf-8', newline='') as f:
+        books = [r for r in csv.DictReader(f) if r['dataset'] == 'book' and r['protocol'] == 'as_published']
+    at = {
+        r['change']: f"{float(r['AUC']):.1f} [{float(r['AUC_low']):.1f}, {float(r['AUC_high']):.1f}]"
+        for r in books
+        if r['model'].startswith('TALLRec')
+    }
     shown = [at.get(change) for change in ('as they are', 'titles numbered', 'titles exchanged')]
-    if all(shown): said += f" On books it has {shown[0]}, {shown[1]} with numbers for titles, and {shown[2]} with titles exchanged; the like-rate has {float(books[0]['AUC']):.1f}."
-    return [f'What does the tuned model read? On {rows} of the test rows: {said}']    # fewer than in the table, hence other numbers
+    if all(shown):
+        said += f" On books it has {shown[0]}, {shown[1]} with numbers for titles, and {shown[2]} with titles exchanged; the like-rate has {float(books[0]['AUC']):.1f}."
+    return [
+        f'What does the tuned model read? On {rows} of the test rows: {said}'
+    ]  # fewer than in the table, hence other numbers
 
 
 def findings(root: Path) -> str:
     "What was found on the real data, in plain sentences."
-    return '\n'.join(f'* {said}' for said in liked(root) + reads(root) + ordered(root)) or 'Nothing has been computed yet.'
+    return (
+        '\n'.join(f'* {said}' for said in liked(root) + reads(root) + ordered(root))
+        or 'Nothing has been computed yet.'
+    )
 
 
 def published(root: Path, paper: str, **wanted) -> list[float]:
     "The numbers that a paper prints in the rows with these values."
     path = root / 'data' / 'paper_numbers' / f'{paper}.csv'
-    if not path.exists(): return []
+    if not path.exists():
+        return []
     with path.open(encoding='utf-8', newline='') as f:
         return [float(r['value']) for r in csv.DictReader(f) if all(r[k] == v for k, v in wanted.items())]
 
@@ -208,39 +322,88 @@ def published(root: Path, paper: str, **wanted) -> list[float]:
 def expected_numbers(root: Path) -> str:
     "The tables, each with its measure and the file from which it was read; books where a model was tuned on them."
     path = root / 'figures' / f'{TALLREC}.long.csv'
-    books = ['The same on the books that it published, whose training rows are lost and were rebuilt:', tallrec(root, 'book')] if path.exists() and on_books(long_rows(path)) else []
-    return '\n\n'.join((
-        f'**Will this person like this film?** AUC x 100 (50 is guessing) on the films that TALLRec published, from `figures/{TALLREC}.csv`. ' +
-        'The brackets after TALLRec name the language model tuned here; *loss on the answer* means that it is trained on the answer alone, as in the equations of the paper, where the public code trains on the prompt as well.', tallrec(root), *books,
-        f'**What comes next?** Everybody\'s last item is hidden and has to be found among all items. NDCG@10 is 1 when it is ranked first, less at each later place, and 0 from ' +
-        f'the eleventh place on. From `figures/{LLAMAREC}.csv`.', llamarec(root),
-        *(f'The last three rows on {DATASETS.get(d, d)} are about a fixed sample of {n:,} people.' for d, n in samples(root).items())))
+    books = (
+        [
+            'The same on the books that it published, whose training rows are lost and were rebuilt:',
+            tallrec(root, 'book'),
+        ]
+        if path.exists() and on_books(long_rows(path))
+        else []
+    )
+    return '\n\n'.join(
+        (
+            f'**Will this person like this film?** AUC x 100 (50 is guessing) on the films that TALLRec published, from `figures/{TALLREC}.csv`. '
+            + 'The brackets after TALLRec name the language model tuned here; *loss on the answer* means that it is trained on the answer alone, as in the equations of the paper, where the public code trains on the prompt as well.',
+            tallrec(root),
+            *books,
+            f'**What comes next?** Everybody\'s last item is hidden and has to be found among all items. NDCG@10 is 1 when it is ranked first, less at each later place, and 0 from '
+            + f'the eleventh place on. From `figures/{LLAMAREC}.csv`.',
+            llamarec(root),
+            *(
+                f'The last three rows on {DATASETS.get(d, d)} are about a fixed sample of {n:,} people.'
+                for d, n in samples(root).items()
+            ),
+        )
+    )
 
 
 def hours(root: Path, profile: str) -> str:
     "How long the runs of a profile took together, from its records."
-    seconds = 0.
+    seconds = 0.0
     for path in sorted((root / 'data' / 'records' / profile).glob('*.zip')):
         with zipfile.ZipFile(path) as z:
-            seconds += sum(json.loads(z.read(n))['seconds'].get('total', 0) for n in z.namelist() if n.endswith('.provenance.json'))
-    return f'{seconds / 3600:,.0f} hours on one core of an x86 server; the records are in the repository, so the figures take minutes' if seconds else ''
+            seconds += sum(
+                json.loads(z.read(n))['seconds'].get('total', 0)
+                for n in z.namelist()
+                if n.endswith('.provenance.json')
+            )
+    return (
+        f'{seconds / 3600:,.0f} hours on one core of an x86 server; the records are in the repository, so the figures take minutes'
+        if seconds
+        else ''
+    )
 
 
 def times(root: Path) -> str:
     "The profiles: data, language model, time."
-    return table(['profile', 'data', 'language model', 'how long'], [
-        ['`miniature` (default)', 'the invented world', 'the miniature Llama', 'minutes on two CPU cores'],
-        ['`miniature-full`', 'the same, five seeds', 'the same', hours(root, 'miniature-full') or 'hours on a CPU'],
-        ['`real-cpu`', 'the real datasets', 'a small one, named in every caption', hours(root, 'real-cpu') or 'days on a CPU'],
-        ['`paper`', 'the real datasets', 'Llama-2-7b in 4 bits', 'not run here; one GPU with 24 GB']])
+    return table(
+        ['profile', 'data', 'language model', 'how long'],
+        [
+            [
+                '`miniature` (default)',
+                'the invented world',
+                'the miniature Llama',
+                'minutes on two CPU cores',
+            ],
+            [
+                '`miniature-full`',
+                'the same, five seeds',
+                'the same',
+                hours(root, 'miniature-full') or 'hours on a CPU',
+            ],
+            [
+                '`real-cpu`',
+                'the real datasets',
+                'a small one, named in every caption',
+                hours(root, 'real-cpu') or 'days on a CPU',
+            ],
+            ['`paper`', 'the real datasets', 'Llama-2-7b in 4 bits', 'not run here; one GPU with 24 GB'],
+        ],
+    )
 
 
 def filled(root: Path) -> str:
     "README.md with its generated parts renewed."
     text = (root / 'README.md').read_text(encoding='utf-8')
-    for name, fill in {'findings': findings, 'expected-numbers': expected_numbers, 'times': times, 'notebook-map': notebook_map}.items():
+    for name, fill in {
+        'findings': findings,
+        'expected-numbers': expected_numbers,
+        'times': times,
+        'notebook-map': notebook_map,
+    }.items():
         between = re.compile(rf'(<!-- {name} -->\n).*?(<!-- /{name} -->)', flags=re.S)
-        if len(between.findall(text)) != 1: sys.exit(f'README.md needs the markers <!-- {name} --> and <!-- /{name} --> exactly once.')
+        if len(between.findall(text)) != 1:
+            sys.exit(f'README.md needs the markers <!-- {name} --> and <!-- /{name} --> exactly once.')
         body = fill(root)
         text = between.sub(lambda m: f'{m[1]}\n{body}\n\n{m[2]}', text)
     return text
@@ -248,7 +411,8 @@ def filled(root: Path) -> str:
 
 def main(argv: list[str]) -> int:
     path, text = ROOT / 'README.md', filled(ROOT)
-    if path.read_text(encoding='utf-8') == text: return 0
+    if path.read_text(encoding='utf-8') == text:
+        return 0
     if '--check' in argv:
         print('README.md is out of date: run make readme and commit it.')
         return 1
@@ -257,4 +421,5 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-if __name__ == '__main__': sys.exit(main(sys.argv[1:]))
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

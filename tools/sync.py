@@ -3,6 +3,7 @@
 The notebooks are copied aside, cleaned and exported into an empty library there, and the result is compared with the
 files here, so nothing in the project changes, and neither git nor a clean working tree is needed.
 """
+
 import hashlib
 import shutil
 import subprocess
@@ -28,27 +29,44 @@ def rebuilt(root: Path, aside: Path) -> dict[str, str]:
     shutil.copy(root / 'settings.ini', aside)
     (aside / 'llmrec').mkdir()
     for command in ('nbdev_export', 'nbdev_clean'):
-        done = subprocess.run([Path(sys.executable).with_name(command)], cwd=aside, capture_output=True, text=True)
-        if done.returncode: sys.exit(f'{command} failed:\n{done.stdout}{done.stderr}')
+        done = subprocess.run(
+            [Path(sys.executable).with_name(command)], cwd=aside, capture_output=True, text=True
+        )
+        if done.returncode:
+            sys.exit(f'{command} failed:\n{done.stdout}{done.stderr}')
     return hashes(aside)
 
 
 def verdict(path: str, here: dict, there: dict) -> str:
     "What is wrong with the file at `path`, '' when nothing is."
-    if here.get(path) == there.get(path): return ''
-    if path not in there: return 'is exported by no notebook'
-    if path not in here: return 'is missing'
-    return 'is not as nbdev_clean leaves it' if path.endswith('.ipynb') else 'differs from what the notebooks export'
+    if here.get(path) == there.get(path):
+        return ''
+    if path not in there:
+        return 'is exported by no notebook'
+    if path not in here:
+        return 'is missing'
+    return (
+        'is not as nbdev_clean leaves it'
+        if path.endswith('.ipynb')
+        else 'differs from what the notebooks export'
+    )
 
 
 def main(root: Path = ROOT) -> int:
-    with tempfile.TemporaryDirectory() as aside: there = rebuilt(root, Path(aside))
+    with tempfile.TemporaryDirectory() as aside:
+        there = rebuilt(root, Path(aside))
     here = hashes(root)
     wrong = [f'  {path} {what}' for path in sorted({*here, *there}) if (what := verdict(path, here, there))]
     if wrong:
-        print('The library and the notebooks are out of step:', *wrong, 'Change the notebooks, never llmrec/; then run '
-              '.venv/bin/nbdev_export and .venv/bin/nbdev_clean, and commit both.', sep='\n')
+        print(
+            'The library and the notebooks are out of step:',
+            *wrong,
+            'Change the notebooks, never llmrec/; then run '
+            '.venv/bin/nbdev_export and .venv/bin/nbdev_clean, and commit both.',
+            sep='\n',
+        )
     return int(bool(wrong))
 
 
-if __name__ == '__main__': sys.exit(main(*map(Path, sys.argv[1:])))
+if __name__ == '__main__':
+    sys.exit(main(*map(Path, sys.argv[1:])))
