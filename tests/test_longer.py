@@ -239,8 +239,8 @@ def test_a_wrong_list_is_refused_before_anything_runs(s, values, named):
 def test_a_caption_names_patience_and_heads_that_are_not_the_presets(s):
     said = longer.beside_preset(s)
     assert (
-        'Patience is 5, in the preset 20.' in said
-        and 'SASRec: 2, in the preset 1.' in said
+        'Patience is 5 (20 in the preset).' in said
+        and 'SASRec have 2 attention heads (1 in the preset).' in said
         and 'NARM' not in said
     )
     assert longer.beside_preset(st.study(methods=['LRURec'], ranker_datasets=[])) == ''

@@ -5,6 +5,7 @@ Usage: python tools/readme.py            writes README.md
 """
 
 import csv
+import itertools
 import json
 import re
 import sys
@@ -139,13 +140,14 @@ def llamarec(root: Path) -> str:
     at = {(r['method'], r['dataset']): r for r in rows}
     datasets = [d for d in dict.fromkeys(r['dataset'] for r in rows)]
     models = [m for m in dict.fromkeys(r['method'] for r in rows) if m.startswith('LlamaRec')]
-    for m, d in [
-        (m, d) for m in models for d in datasets if (m, d) in at
-    ]:  # the paper's LlamaRec is a different model with the same name
+    nothing = dict(value='', low='', high='', paper='')
+    for m, d in itertools.product(models, datasets):  # the paper's LlamaRec is another model of that name
         theirs = published(
             root, 'llamarec', artefact='table1', dataset=d, method='LlamaRec', metric='NDCG@10'
         )
-        at[m, d] = at[m, d] | dict(paper=at[m, d]['paper'] or (theirs[0] if theirs else ''))
+        own = at.get((m, d), nothing)
+        if own is not nothing or theirs:
+            at[m, d] = own | dict(paper=own['paper'] or (theirs[0] if theirs else ''))
     lines = [
         [RANKED.get(m, m), *(cell(at.get((m, d)), '.3f') for d in datasets)]
         for m in (*RANKED, *models)
@@ -193,9 +195,11 @@ def on_later_films(rows: list[dict]) -> str:
         if (r['protocol'], r['dataset']) == ('as_published', 'movie') and r['method'] in BASELINES
     ]
     return (
-        f" In the published setting those six are close to guessing ({min(published):.1f} to {max(published):.1f}). With films split by time and"
-        f" scores from shared item embeddings (protocol `corrected`), they have {min(base):.1f} to {max(base):.1f} after {last['setting'][2:]}"
-        f" examples; a model tuned here{stage} has {bounds(last, '.1f')}, and the share of likes has {bounds(counter, '.1f')}."
+        f' In the published setting those six are close to guessing on films ({min(published):.1f} to'
+        f' {max(published):.1f}). With films split by time and scores from shared item embeddings (protocol'
+        f' `corrected`), they have {min(base):.1f} to {max(base):.1f} after {last["setting"][2:]} examples; a'
+        f" model tuned here{stage} has {bounds(last, '.1f')}, and the share of likes has"
+        f" {bounds(counter, '.1f')}."
     )
 
 
@@ -208,14 +212,21 @@ def liked(root: Path) -> list[str]:
     if counter is None:
         return []
     base = [r for r in rows if r['method'] in BASELINES and r['paper']]
+    held = sum(r['covered'] == 'true' for r in base)
     tuned = [r for r in rows if r['method'].startswith('TALLRec')]
     theirs = published(root, 'tallrec', artefact='table3', dataset='movie', method='TALLRec')
-    said = f"The share of likes among a person's earlier verdicts, a rule that reads no title and learns nothing, has an AUC of {bounds(counter, '.1f')}"
+    said = (
+        "On films the share of likes among a person's earlier verdicts, a rule that reads no title and learns"
+        f" nothing, has an AUC of {bounds(counter, '.1f')}"
+    )
     if theirs:
         said += f'; the published TALLRec has {min(theirs):.1f} to {max(theirs):.1f}'
     said += '.'
     if base:
-        said += f" Of the {len(base)} numbers published for six recommenders that learn from item ids, {sum(r['covered'] == 'true' for r in base)} lie within our intervals."
+        said += (
+            f' Of the {len(base)} numbers published for six sequential recommenders, {held} lie within our'
+            ' intervals.'
+        )
     most = max((int(r['setting'][2:]) for r in tuned), default=0)
     last = [
         f"{bounds(r, '.1f')} with {r['method'].partition(' (')[2].removesuffix(')') or 'the model'}"
@@ -296,10 +307,13 @@ def reads(root: Path) -> list[str]:
     }
     shown = [at.get(change) for change in ('as they are', 'titles numbered', 'titles exchanged')]
     if all(shown):
-        said += f" On books it has {shown[0]}, {shown[1]} with numbers for titles, and {shown[2]} with titles exchanged; the like-rate has {float(books[0]['AUC']):.1f}."
-    return [
-        f'What does the tuned model read? On {rows} of the test rows: {said}'
-    ]  # fewer than in the table, hence other numbers
+        k = next(r['setting'] for r in books if r['model'].startswith('TALLRec')).removeprefix('K=')
+        said += (
+            f' On books, tuned on {k} rows, it has {shown[0]}, {shown[1]} with numbers for titles, and'
+            f" {shown[2]} with titles exchanged; the like-rate has {float(books[0]['AUC']):.1f}."
+        )
+    # fewer rows than in the table, hence other numbers
+    return [f'What does the tuned model read? On {rows} of the test rows: {said}']
 
 
 def findings(root: Path) -> str:

@@ -121,6 +121,8 @@ def answers_note(asked: dict[str, list[Asked]]) -> str:
     coarse = sorted({a.name for a in every if a.record.metrics['source'] == 'text'})
     parts = [f"Not asked: {', '.join(missing)}." if missing else '',
              f"AUC from texts alone, hence coarse: {', '.join(coarse)}." if coarse else '',
+             'Elsewhere the score is the logit of Yes less that of No. A server puts the chat template of its'
+             ' model around the prompt.' if coarse else 'The score is the logit of Yes less that of No.',
              'Dotted: share of rows that the users liked. AUC with 95 % intervals over users, over rows'
              ' answered yes or no and over all rows (one without a score counts as undecided).']
     return ' '.join(part for part in parts if part)

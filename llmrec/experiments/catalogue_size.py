@@ -199,7 +199,7 @@ NAMES = dict(plain='an update that visits every item', large='one that visits on
 
 # %% ../../nbs/51b_catalogue_size.ipynb #9233e497
 COLOURS = dict(plain=PALETTE[0], large=PALETTE[1])
-LABELS = dict(plain='all rows, all scores', large='rows read, blocks')
+LABELS = dict(plain='plain: all rows, all scores', large='large: rows that are read, blocks')
 
 def curves(ax, table: pl.DataFrame, title: str, unit: str, column: str, arithmetic: str = '') -> None:
     "Measured curves with points, one for each way, and arithmetic dashed, over the size of the catalogue."

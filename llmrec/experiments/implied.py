@@ -102,8 +102,9 @@ def implied_finding(long: pl.DataFrame) -> str:
     known = long.drop_nulls('paper')
     if len(known):
         covered, apart = known['covered'].sum(), known['difference']
-        return (f"Our intervals cover the Recall@20 that the paper's tables imply in {covered} of "
-                f'{len(known)} cases; the difference lies between {apart.min():+.4f} and {apart.max():+.4f}.')
+        return ("Our intervals cover the Recall@20 that the paper's rows of LlamaRec imply in "
+                f'{covered} of {len(known)} cases; the difference lies between {apart.min():+.4f} and '
+                f'{apart.max():+.4f}.')
     low, high = (f'{x:.4f}' for x in (long['value'].min(), long['value'].max()))
     ours = low if low == high else f'{low} to {high}, depending on the dataset'
     return f'The paper has none of these datasets; no ranker can lift Recall above our Recall@20 ({ours}).'

@@ -209,12 +209,12 @@ def beside_preset(s: LlamaRecStudy) -> str:
     preset = getattr(TrainingConfig, s.preset)().patience
     patience, told, heads = s.training.get('patience', preset), [], {}
     if patience != preset:
-        told.append(f'Patience is {patience}, in the preset {preset}.')
+        told.append(f'Patience is {patience} ({preset} in the preset).')
     for m in dict.fromkeys(m for d in s.datasets for m in trained(s, d)):
         cfg = retrieval_config(s, s.datasets[0], m, 0).architecture
         make = getattr(type(cfg), s.preset, None)
         if make and hasattr(cfg, 'heads') and make().heads != cfg.heads:
             heads.setdefault((cfg.heads, make().heads), []).append(m)
-    told += [f"Attention heads of {', '.join(names)}: {own}, in the preset {theirs}."
+    told += [f"{', '.join(names)} have {own} attention heads ({theirs} in the preset)."
              for (own, theirs), names in heads.items()]
     return ' '.join(told)

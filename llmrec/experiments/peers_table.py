@@ -62,7 +62,7 @@ def sooner_said(table: pl.DataFrame) -> str:
 def race_found(table: pl.DataFrame) -> str:
     "The finding."
     return (f'An epoch of {epochs_said(table)}. Ours reached the NDCG@10 at which a peer stopped,'
-            f" after at most {100 * table['epochs run'].max():.0f} % of its epoch,"
+            f" after at most {100 * table['epochs run'].max():.1f} % of its epoch,"
             f' {sooner_said(table)}; accuracy after full training is not compared.')
 
 # %% ../../nbs/53m_peers_table.ipynb #87c48fd8
@@ -84,8 +84,9 @@ def race_note(cfg: PeersConfig, record: Record, table: pl.DataFrame) -> str:
     shares = ', '.join(f"{r['peer']} {r['epochs run']:.2f}" for r in table.iter_rows(named=True))
     return (
         f"Processor seconds on one thread of {machine.get('platform', 'unknown')}, torch"
-        f" {versions.get('torch', 'unknown')} for ours; each peer trained for at most {cfg.seconds:.0f} s,"
-        f' and the seconds of an epoch are extrapolated from the share of one that was run ({shares}).'
+        f" {versions.get('torch', 'unknown')} for ours; each peer was stopped after its first step past"
+        f' {cfg.seconds:.0f} s, and the seconds of an epoch are extrapolated from the share of one that was'
+        f' run ({shares}).'
         ' A row of RecBole is one prefix, elsewhere a window.'
         ' Qualities are those of a race that has hardly begun: the NDCG@10 of peers'
         f' rests on {hits.min()} to {hits.max()} hits of {users:,}.'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARK', 'MARKED', 'narrowed', 'beside_sources', 'marked', 'records_behind', 'protocol_note', 'Asked',
-           'with_numberings', 'with_systems', 'quoted_finding', 'systems_note', 'costs_of', 'sentences',
+           'with_numberings', 'with_systems', 'quoted_finding', 'models_said', 'systems_note', 'costs_of', 'sentences',
            'numbering_lines', 'values_said']
 
 # %% ../../nbs/53l_quoted.ipynb #67fa4422
@@ -16,6 +16,7 @@ import polars as pl
 
 from ..data.datasets import DATASETS
 from .study import BY_DATASET
+from ..llm.backbones import backbone_label
 from llmrec.experiments.systems import (
     SYSTEMS, CostRun, against, allowed, cost_name, costs, numbered, sentence, system_rows,
 )
@@ -156,13 +157,24 @@ def people_said(a: Asked) -> str:
     return f'On {DATASETS[a.dataset].label} one run each, of a fixed sample: {people}.' if people else ''
 
 # %% ../../nbs/53l_quoted.ipynb #8d0f1dfd
+def models_said(a: Asked) -> str:
+    "Which language model answered for which systems; P5 and POD train a model of their own."
+    by_model = {}
+    for name, cfg in a.runs.items():
+        if name in a.found and cfg.backbone:
+            by_model.setdefault(backbone_label(cfg.backbone), []).append(name)
+    return ' '.join(f"{listed(names)} {'use' if len(names) > 1 else 'uses'} {model}."
+                    for model, names in by_model.items())
+
 def systems_note(a: Asked) -> list[str]:
     "For a caption: the sentences on the systems of one dataset."
-    note = [people_said(a), *(f'{name}: {allowed(a.runs[name])}' for name in SYSTEMS if name in a.found)]
+    given = [f'{name}: {allowed(a.runs[name])}' for name in SYSTEMS if name in a.found]
+    note = [people_said(a), models_said(a), *given]
     if a.spent and not a.cost.tuned:
         note.append(f"{cost_name(a.cost)} is measured for its cost only; its answers are not used.")
     if lacking := [name for name in a.runs if name not in a.found]:
-        note.append(f'Not run on {DATASETS[a.dataset].label} in this profile: {", ".join(lacking)}.')
+        names = ', '.join(map(in_brackets, lacking))
+        note.append(f'Not run on {DATASETS[a.dataset].label} in this profile: {names}.')
     return [x for x in note if x]
 
 # %% ../../nbs/53l_quoted.ipynb #1fc96e4b

@@ -310,8 +310,8 @@ def measured_note(t: Timed, repeats: int) -> str:
     return (
         f"Times depend on the machine, here {t.record.metrics['gpu'] or where}, torch"
         f" {versions.get('torch', 'unknown')}; the fastest of {repeats}. The prediction has two"
-        f" constants, both fitted at {t.calibrate} tokens; the model has {model['blocks']:,} weights in"
-        f" {model['layers']} blocks."
+        f" constants, both fitted at {t.calibrate} tokens; the {model['layers']} blocks of {t.name} hold"
+        f" {model['blocks']:,} weights."
     )
 
 # %% ../../nbs/53f_ranking_time.ipynb #172e6578

@@ -350,7 +350,8 @@ def save_long(long: pl.DataFrame, s: LlamaRecStudy, artefact: str) -> None:
 
 # %% ../../nbs/53_llamarec_study.ipynb #5f262351
 PROTOCOL = ('leave-one-out, all items ranked, whole history hidden in test, ties by item id, '
-            'means over users and seeds, 95 % bootstrap intervals over users')
+            'means over users and seeds, 95 % bootstrap intervals over users (Wilson\'s where all have the '
+            'same value)')
 
 def plain(name: str) -> str:
     "A setting's name as words."
@@ -422,7 +423,7 @@ def afterwards(s: LlamaRecStudy) -> str:
     late = [m for m in retrieval.AFTERWARDS if any(m in s.methods_of(d) for d in s.datasets)]
     if not late:
         return ''
-    return f"Chosen after test results of such settings on the real data were known: {', '.join(late)}."
+    return f"{', '.join(late)} was added after test results of such settings on the real data were known."
 
 # %% ../../nbs/53_llamarec_study.ipynb #ebf451a5
 def study_caption(s: LlamaRecStudy, note: str = '', protocol: str = PROTOCOL, finding: str = '') -> str:

@@ -161,7 +161,7 @@ def asked_said(
     above = asked.filter(pl.col('low') > 50)
     beyond = [d for d, value in asked.select('dataset', 'value').iter_rows() if value > rates[d]]
     have, are = 'has' if len(above) == 1 else 'have', 'is' if len(beyond) == 1 else 'are'
-    return (f'Of the {len(asked)} AUCs of models that were asked without tuning, {len(above)} {have} an'
+    return (f'Of the {len(asked)} AUCs of models that were not rec-tuned, {len(above)} {have} an'
             f' interval above 50, and {len(beyond)} {are} higher than that of the history like-rate.')
 
 # %% ../../nbs/58c_tallrec_figures.ipynb #e7b1a4c5

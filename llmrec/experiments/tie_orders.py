@@ -334,10 +334,9 @@ def one_more(values) -> str:
 
 def spread_said(
     part: pl.DataFrame,  # a method's rows under a rule
-    error: float,        # standard error over users
 ) -> str:
     "Mean, standard deviation and range of a method over the orders of a rule."
-    values = part['value']
+    values, error = part['value'], part['standard_error'][0]
     sd = values.std() or 0
     return (f'{values.mean():.4f} (SD {sd:.4f}, that is {sd / error:.1f} standard errors; '
             f'{values.min():.4f} to {values.max():.4f}; one more order {one_more(values)}; '
@@ -371,19 +370,17 @@ def spread(t: TieStudy, d: str, counted: Counted, parts: dict) -> Spread:
 # %% ../../nbs/53e_tie_orders.ipynb #ea388cc9
 def ratios(s: Spread) -> dict[tuple, float]:
     "(dataset, method, rule) -> SD over orders in standard errors over users, where there are several orders."
-    errors = {m: rules[ITEM_RULE]['standard_error'][0]
-              for m, rules in s.methods.items() if ITEM_RULE in rules}
-    return {(s.dataset, m, rule): part['value'].std() / errors[m]
-            for m, rules in s.methods.items() if errors.get(m)
-            for rule, part in rules.items() if len(part) > 1}
+    return {(s.dataset, m, rule): part['value'].std() / part['standard_error'][0]
+            for m, rules in s.methods.items() for rule, part in rules.items()
+            if len(part) > 1 and part['standard_error'][0]}
 
 def orders_found(every: list[Spread]) -> str:
     "The finding: the largest spread over orders, and on how many datasets the rules rank differently."
     found = {key: ratio for s in every for key, ratio in ratios(s).items()}
     if not found: return 'No last item is tied, so no order changes anything.'
     (d, m, rule), most = max(found.items(), key=lambda pair: pair[1])
-    return (f'The standard deviation over orders is at most {most:.1f} standard errors over users ({m} on'
-            f' {DATASETS[d].label}, {RULES[rule]}), and the rules rank the methods differently on'
+    return (f'In Recall@10 the standard deviation over orders is at most {most:.1f} standard errors over'
+            f' users ({m} on {DATASETS[d].label}, {RULES[rule]}), and the rules rank the methods differently on'
             f' {sum(s.reordered for s in every)} of {len(every)} datasets.')
 
 # %% ../../nbs/53e_tie_orders.ipynb #71323e20
@@ -394,8 +391,7 @@ def method_said(s: Spread, m: str) -> list[str]:
     said = (f"{DATASETS[s.dataset].label}, {m}, Recall@10: {rule_name(s.dataset, ITEM_RULE)}"
             f" {item['value']:.4f}"
             f" [{item['low']:.4f}, {item['high']:.4f}], standard error {item['standard_error']:.4f}")
-    return [said, *(f"    {RULES[rule]} {spread_said(part, item['standard_error'])}"
-                    for rule, part in rules.items())]
+    return [said, *(f'    {RULES[rule]} {spread_said(part)}' for rule, part in rules.items())]
 
 def ranking_said(s: Spread, rule: str) -> str:
     "The methods under a rule, and how often the step that is asked for was taken in training."

@@ -127,8 +127,9 @@ def translation_said(
     if not tasks:
         return (f"The paper's sample is a translation, and none of {SOURCES[source]} is: they ask about the"
                 " world's own films and books.")
-    return (f'The paper illustrates the stage with a task that {tasks:,} of {counts["records"]:,} records set'
-            f" ({share:.2%}); {counts['translation tasks with an input']} of the {tasks} have the three"
+    return (f'The paper illustrates the stage with a translation, a task found in {tasks:,} of'
+            f" {counts['records']:,} records ({share:.2%});"
+            f" {counts['translation tasks with an input']} of the {tasks} have the three"
             " parts of the paper's table, the others carry the sentence within the instruction.")
 
 # %% ../../nbs/58a_tuning_samples.ipynb #8ea39181

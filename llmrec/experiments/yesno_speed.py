@@ -274,8 +274,8 @@ def speed_found(cfg: YesNoSpeedConfig, record: Record) -> str:
     s = {name: wall for name, (wall, _) in seconds_of(cfg, record).items()}
     steps = {loss: s[f'{loss}_plain'] / s[f'{loss}_ours'] for loss in LOSSES}
     return (
-        f"To score {record.metrics['prompts']:,} prompts, generating {cfg.new_tokens} tokens as published"
-        f" takes {s['published'] / s['ours']:.1f} times as long as one pass with the common start"
+        f"To score {record.metrics['prompts']:,} prompts, generating up to {cfg.new_tokens} tokens as"
+        f" published takes {s['published'] / s['ours']:.1f} times as long as one pass with the common start"
         f" computed once, and a plain pass {s['plain'] / s['ours']:.2f} times as long; a tuning step is"
         f" {steps['answer']:.1f} times faster than with a plain Trainer where the loss is on the answer,"
         f" {steps['prompt+answer']:.1f} times where it is on prompt and answer."
