@@ -250,7 +250,7 @@ def test_readme_spreads_tallrec_over_k_and_leaves_other_protocols_out(project):
         + '\n',
     )
     assert (
-        'close to guessing (50.0 to 52.0). With films split by time and scores from shared item embeddings (protocol `corrected`), they have'
+        'close to guessing on films (50.0 to 52.0). With films split by time and scores from shared item embeddings (protocol `corrected`), they have'
         ' 70.0 to 70.0 after 16 examples; a model tuned here without the first stage has 68.0 [57.9, 76.2]'
     ) in filled(project)
 

@@ -159,7 +159,7 @@ def test_what_cannot_be_read_is_said_in_a_sentence(log, change, said):
     [
         (b'user,item\n1,2,3\n', 'cannot be read'),
         (b'', 'cannot be read'),
-        (b'user,user\n1,2\n', 'column'),
+        (b'user,user\n1,2\n', 'names that differ'),
         (b'user,item\n\xff\xfe,2\n', 'cannot be read'),
     ],
     ids=['fields', 'empty', 'names', 'bytes'],

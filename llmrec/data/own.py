@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['TAKEN', 'NOT_READ', 'read_table', 'OwnData', 'check_own', 'column', 'ids', 'Report', 'read_interactions',
-           'read_titles', 'Dataset', 'own_checksum', 'titled', 'load_own']
+           'read_titles', 'Dataset', 'own_checksum', 'some_of', 'titled', 'load_own']
 
 # %% ../../nbs/18a_own_data.ipynb #e29ac158
 import hashlib
 import io
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -66,12 +67,13 @@ def unzipped(path: Path) -> bytes:
 # %% ../../nbs/18a_own_data.ipynb #9bc0fe74
 def check_names(columns: list[str]) -> None:
     "Raise a polars error unless every column has a name and no two are the same."
-    if len(set(columns)) < len(columns) or not all(c.strip() for c in columns):
-        raise pl.exceptions.SchemaError(f'its first line is not a line of names: {columns}')
+    told = [re.sub(r'_duplicated_\d+$', '', c) for c in columns]    # polars adds this to the second of a name
+    if len(set(told)) < len(columns) or not all(c.strip() for c in columns):
+        raise pl.exceptions.SchemaError(f'its first line is not a line of column names that differ: {told}')
 
 # %% ../../nbs/18a_own_data.ipynb #64270274
 def read_separated(path: Path, separator: str) -> pl.DataFrame:
-    "A table with a header line, every field as text; a line with too many or too few fields is an error."
+    "A table with a header line, every field as text; too many fields are an error, missing ones are null."
     content = unzipped(path)
     content.decode()    # says where it is not UTF-8
     quote = None if path.name.removesuffix('.gz').endswith(('.inter', '.item')) else '"'  # RecBole
@@ -84,7 +86,8 @@ def read_separated(path: Path, separator: str) -> pl.DataFrame:
 def as_text(frame: pl.DataFrame) -> pl.DataFrame:
     "Plain columns as text, empty ones as null; lists and structures are left out."
     nested = [c for c, kind in frame.schema.items() if kind.is_nested()]
-    text = frame.drop(nested).select(pl.all().cast(pl.String))
+    plain = frame.drop(nested).with_columns(pl.selectors.float().fill_nan(None))
+    text = plain.select(pl.all().cast(pl.String))
     return text.with_columns(pl.when(pl.all().str.strip_chars() != '').then(pl.all()))
 
 # %% ../../nbs/18a_own_data.ipynb #d1d19908
@@ -113,7 +116,7 @@ class OwnData:
     rating_range: tuple[float, ...] = ()  # (lowest, highest) possible rating; others are left out
     core: int = 5                 # minimum number of interactions per user and per item
     ties: Literal['item', 'items', 'file', 'random'] = 'file'  # of equal times, see `order_in_time`
-    max_length: int = 50          # items that a retriever sees
+    max_length: int = 50          # items that a retriever sees, in a profile and with llmrec_fit
     batch_size: int = 64          # batch size of a retriever's training in an experiment
     ranker_batch: int = 12        # batch size of a ranker's training
     like_from: float | None = None  # lowest rating that counts as a like, see `llmrec.data.own_ratings`
@@ -191,6 +194,7 @@ MILLISECONDS = 1e11  # larger numbers cannot be seconds: they would be later tha
 def parse_times(
     values: pl.Series,  # text without nulls
     where: str,         # file and column, for the error message
+    rows=None,          # of the file, from 1, where some are left out
 ) -> pl.Series:         # Float64, seconds since 1970
     "The times of a column in seconds."
     numbers = values.cast(pl.Float64, strict=False)
@@ -199,17 +203,19 @@ def parse_times(
     moments = iso_moments(values)
     if moments.null_count():
         bad = int(moments.is_null().arg_max())
-        raise LlmrecError(f'{where}, row {bad + 1}: {values[bad]!r} is not a time like the others; '
+        row = bad + 1 if rows is None else rows[bad]
+        raise LlmrecError(f'{where}, row {row}: {values[bad]!r} is not a time like the others; '
                           'use seconds or milliseconds since 1970, or ISO dates, the same in every row.')
     return moments.dt.timestamp('us') / 1e6
 
 # %% ../../nbs/18a_own_data.ipynb #35eadff2
-def parse_ratings(values: pl.Series, where: str) -> pl.Series:
-    "The ratings of a column as numbers; null where one is missing or not finite."
+def parse_ratings(values: pl.Series, where: str, rows=None) -> pl.Series:
+    "The ratings of a column as numbers; null where one is missing or not finite. `rows`: see `parse_times`."
     numbers = values.cast(pl.Float64, strict=False)
     bad = (values.is_not_null() & numbers.is_null()).arg_true()
     if len(bad):
-        raise LlmrecError(f'{where}, row {bad[0] + 1}: {values[bad[0]]!r} is not a number; repair it, or '
+        row = bad[0] + 1 if rows is None else rows[bad[0]]
+        raise LlmrecError(f'{where}, row {row}: {values[bad[0]]!r} is not a number; repair it, or '
                           'leave OwnData.rating out.')
     return pl.select(pl.when(numbers.is_finite()).then(numbers)).to_series()
 
@@ -218,7 +224,7 @@ def parse_ratings(values: pl.Series, where: str) -> pl.Series:
 class Report:
     "The number of rows read, and what became of them."
     rows: int             # rows in the file of interactions
-    incomplete: int       # left out: without a user or an item
+    incomplete: int       # left out: without a user, an item or a time
     repeated: int         # left out: the same user, item and time again
     out_of_range: int     # left out: rating not a number or outside `rating_range`
     low: int              # left out: rating below `least_rating`
@@ -248,9 +254,10 @@ def raw_rows(own: OwnData, table: pl.DataFrame) -> pl.DataFrame:
 # %% ../../nbs/18a_own_data.ipynb #504018b3
 def parsed_rows(own: OwnData, rows: pl.DataFrame) -> pl.DataFrame:
     "The rows that have a user, an item and a time, with rating and time as numbers."
-    whole, path = rows.drop_nulls([USER, ITEM, 'raw time']), own.interactions
-    ratings = parse_ratings(whole['raw rating'], f'{path}, {own.rating}')
-    times = parse_times(whole['raw time'], f'{path}, {own.timestamp}')
+    whole = rows.with_row_index('row', 1).drop_nulls([USER, ITEM, 'raw time'])
+    path, number = own.interactions, whole['row']
+    ratings = parse_ratings(whole['raw rating'], f'{path}, {own.rating}', number)
+    times = parse_times(whole['raw time'], f'{path}, {own.timestamp}', number)
     return whole.select(USER, ITEM, ratings.alias(RATING), times.alias(TIMESTAMP))
 
 # %% ../../nbs/18a_own_data.ipynb #6f5751c6
@@ -321,14 +328,26 @@ def own_checksum(own: OwnData) -> str:
     return digest(how, content_of(own.interactions), content_of(own.items), length=12)
 
 # %% ../../nbs/18a_own_data.ipynb #4c4387dd
+def some_of(own: OwnData, kept: pl.DataFrame, before: pl.DataFrame, out: dict, titles=()) -> pl.DataFrame:
+    "`kept`, or an `LlmrecError` that says why no row of the file is left."
+    if len(kept): return kept
+    reasons = [f"{n:,} {reason.replace('_', ' ')}" for reason, n in out.items() if n and reason != 'rows']
+    said = f"No row of {own.interactions} can be used: {', '.join(reasons) or 'it has none'}"
+    if out.get('unknown'):
+        said += f' (item {before[ITEM][0]!r}, for example, is not in {own.items}'
+        said += f', whose first item is {next(iter(titles))!r})' if titles else ', which has none)'
+    raise LlmrecError(f'{said}; repair the files, or what OwnData says of them.')
+
 def titled(own: OwnData) -> tuple[pl.DataFrame, dict | None, dict]:
     "Interactions with titled items, the titles, and the number of rows left out, by reason."
     interactions, out, table = read_interactions(own)
     titles = read_titles(own, table)
-    if titles is None: return interactions, None, out | dict(unknown=0, untitled=0)
+    if titles is None:
+        return some_of(own, interactions, interactions, out), None, out | dict(unknown=0, untitled=0)
     listed = interactions.filter(pl.col(ITEM).is_in(list(titles)))
     kept = listed.filter(pl.col(ITEM).is_in([i for i, title in titles.items() if title]))
-    return kept, titles, out | dict(unknown=len(interactions) - len(listed), untitled=len(listed) - len(kept))
+    out |= dict(unknown=len(interactions) - len(listed), untitled=len(listed) - len(kept))
+    return some_of(own, kept, interactions, out, titles), titles, out
 
 # %% ../../nbs/18a_own_data.ipynb #8adf3317
 def core_of(own: OwnData, interactions: pl.DataFrame) -> pl.DataFrame:

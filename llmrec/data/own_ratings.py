@@ -11,7 +11,7 @@ from dataclasses import replace
 import polars as pl
 
 from ..config import digest
-from .interactions import k_core
+from .interactions import k_core, order_in_time
 from .own import OwnData, Report, check_own, own_checksum, titled
 from .tallrec import MovieSamplesConfig, movie_samples, split_samples
 from .yesno_form import YesNoData, numbered
@@ -61,6 +61,7 @@ def load_own_ratings(
     check_likes(own)
     ratings, titles, out = titled(own)
     kept = k_core(ratings, own.core)
+    if own.ties != 'file': kept = order_in_time(kept, own.ties)
     splits = split_samples(movie_samples(with_likes(kept, own.like_from), replace(cfg, like_above=.5)), cfg)
     check_splits(splits, own, cfg.history)
     items = kept[ITEM].unique().sort().to_list()

@@ -51,7 +51,7 @@ def rank_of_truth(
 def recall(ranks: np.ndarray, k: int) -> np.ndarray:
     "(n_users,) 1 where the truth is among the first `k`, else 0."
     ranks = np.asarray(ranks)
-    if k < 1 or (ranks < 0).any():
+    if k < 1 or not (ranks >= 0).all():
         raise LlmrecError(f'Ranks must be 0 or more and k 1 or more, got k = {k}.')
     return ((ranks > 0) & (ranks <= k)).astype(float)
 

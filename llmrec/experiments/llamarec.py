@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'RankingConfig', 'as_published', 'corrected', 'Questions', 'questions', 'prompts', 'training_rows', 'asker',
-           'valid_questions', 'last_questions', 'titles_for', 'data_of', 'results', 'run', 'opened', 'one_question']
+           'valid_questions', 'last_questions', 'within_context', 'titles_for', 'data_of', 'results', 'run', 'opened',
+           'one_question']
 
 # %% ../../nbs/52_llamarec.ipynb #f7e784c3
 import hashlib
@@ -25,6 +26,7 @@ from ..llm.prompts import LlamaRecPromptConfig, encode_prompt, fit_prompt, trunc
 from ..llm.ranking import rank_candidates, score_candidates
 from ..llm.tuning import RankerRows, Session, TuningConfig, tune, with_adapter
 from ..llm.verbalizer import letter_ids
+from ..llm.yesno import context_of
 from ..paths import LlmrecError, checkpoints_dir, known
 from ..runs.records import Record, lock, one_thread, record_key, run_once
 from ..runs.together import in_processes
@@ -32,7 +34,7 @@ from ..sequential.candidates import Candidates, Score, ranks, recommend
 from ..systems.lists import sampled
 
 # %% ../../nbs/52_llamarec.ipynb #a42fe86d
-@limits(test_users=Range(least=1))
+@limits(test_users=Range(least=1), max_valid_users=Range(least=1))
 @schema('llamarec', 1)
 @dataclass(frozen=True)
 class RankingConfig:
@@ -180,6 +182,12 @@ def last_questions(cfg: RankingConfig, score: Score, split) -> Questions:
     "The questions of the test."
     return questions(score, split.test_history, only(split.test, tested(cfg, split)), cfg)
 
+def within_context(cfg: RankingConfig, backbone: Backbone) -> RankingConfig:
+    "`cfg` with prompts that leave room for the answer's two tokens in the context of the backbone."
+    most = cfg.prompt.max_text_tokens
+    room = min(most, (context_of(backbone) or most + 2) - 2)
+    return replace(cfg, prompt=replace(cfg.prompt, max_text_tokens=room))
+
 def titles_for(data, backbone: Backbone, cfg: RankingConfig) -> list:
     "(n_items + 1,) titles, cut to the tokens that the prompt allows each."
     return [truncate_title(backbone.tokenizer, t, cfg.prompt.max_title_tokens) for t in data.titles]
@@ -218,6 +226,7 @@ def compute(cfg: RankingConfig, profile: str, folder, progress: bool):
     "Both stages; metrics, arrays and seconds of a record."
     data = data_of(cfg)
     split, backbone = make_split(cfg.retrieval, data), load_backbone(cfg.backbone)
+    cfg = within_context(cfg, backbone)
     titles = titles_for(data, backbone, cfg)
     key = record_key(cfg.retrieval, data.checksum)
     score, _, seconds = retriever(cfg.retrieval, split, profile, key, progress)
@@ -289,6 +298,7 @@ class OneQuestion:
 def one_question(cfg: RankingConfig, profile: str, which: int) -> OneQuestion:
     "The question about the `which`-th user of the subset; an `LlmrecError` when there is none."
     score, tuned, data, split = opened(cfg, profile)
+    cfg = within_context(cfg, tuned)
     with one_thread(): q = last_questions(cfg, score, split)
     if not 0 <= which < len(q.users):
         raise LlmrecError(f'which must be from 0 to {len(q.users) - 1}, the users whose true item is among '

@@ -140,8 +140,10 @@ def check_names(s: LlamaRecStudy) -> None:
     for d, name in s.dtype_by_dataset.items():
         known(f'number type on {d}', name, ('float32', 'bfloat16', 'float16'))
     for d, lists in s.search.items():
-        for name in lists:
+        for name, values in lists.items():
             known(f'setting to search on {d}', name, SEARCHED)
+            if not values:
+                raise LlmrecError(f'The search on {d} has no value of {name}; give one, or leave it out.')
     for which in BY_DATASET:
         what = f"dataset in '{which}', which may hold those of 'datasets' only:"
         for name in getattr(s, which):
@@ -153,6 +155,9 @@ def check_seeds(s: LlamaRecStudy) -> None:
     for d in s.datasets:
         if not s.seeds_of(d):
             raise LlmrecError(f"A LlamaRecStudy has no seeds for {d}; name at least one.")
+        for seeds in (s.seeds_of(d), s.ranker_seeds_of(d)):
+            if len(set(seeds)) < len(seeds):
+                raise LlmrecError(f'A seed for {d} is named twice in {list(seeds)}; name each once.')
     for name in s.ranker_datasets:
         for seed in s.ranker_seeds_of(name):
             known(f'retriever seed on {name}', seed, s.seeds_of(name))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Question', 'Recommend', 'Score', 'Recommended', 'Scored', 'Recommendation', 'Rating', 'Fault', 'recommended',
-           'scored', 'Batches']
+           'scored', 'each_alone', 'Batches']
 
 # %% ../../nbs/59da_batches.ipynb #5c306c79
 import asyncio
@@ -44,7 +44,7 @@ class Recommend(Question):
     k: int = Field(10, ge=1, le=1000, description='items in the list')
     leave_out: Ids = Field([], description='items that are not recommended')
     candidates: Ids | None = Field(None, description='the only items that may be recommended')
-    cold: dict[str, str] = Field(
+    cold: dict[Text, Text] = Field(
         {}, description='titles of items that nobody has met, by id; needs a language model')
     rank: bool = Field(True, description="False: the retriever's order")
 
@@ -140,6 +140,14 @@ def scored(r: Rater, several: list[Score]) -> list:
     return [next(others) if q.titles else next(answers) for q in several]
 
 # %% ../../nbs/59da_batches.ipynb #935765a9
+def each_alone(answer, questions: list) -> list:
+    "The answer to each question by itself, or whatever exception it raises, so that none spoils another's."
+    out = []
+    for question in questions:
+        try: out += answer([question])
+        except Exception as e: out.append(e)
+    return out
+
 class Batches:
     "Answers questions that wait at the same time together."
     def __init__(
@@ -170,8 +178,10 @@ class Batches:
         while True:
             batch = await self.gathered()
             questions = [q for q, _ in batch]
-            try: answers = await asyncio.get_running_loop().run_in_executor(self.pool, self.answer, questions)
-            except Exception as e: answers = [e] * len(batch)    # the server goes on
+            run = partial(asyncio.get_running_loop().run_in_executor, self.pool)
+            try: answers = await run(self.answer, questions)
+            except Exception as e:    # the server goes on
+                answers = [e] if len(batch) == 1 else await run(each_alone, self.answer, questions)
             for (_, done), a in zip(batch, answers):
                 if done.done(): continue    # the asker has left
                 if isinstance(a, Exception): done.set_exception(a)

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from ..paths import LlmrecError, read_json
+from ..runs.records import write_atomic
 
 # %% ../../nbs/59e_hub.ipynb #c3a0f187
 def name_base(adapter: Path, name: str) -> None:
@@ -18,7 +19,7 @@ def name_base(adapter: Path, name: str) -> None:
     path = adapter / 'adapter_config.json'
     config = read_json(path, remedy='get the folder again')
     if config.get('base_model_name_or_path') == name: return    # the folder may be read-only
-    path.write_text(json.dumps(config | dict(base_model_name_or_path=name), indent=2), encoding='utf-8')
+    write_atomic(path, json.dumps(config | dict(base_model_name_or_path=name), indent=2))
 
 # %% ../../nbs/59e_hub.ipynb #f03a4ed7
 def one_line(e: Exception) -> str:

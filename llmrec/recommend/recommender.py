@@ -6,6 +6,7 @@
 __all__ = ['FORM', 'Recommender', 'fit', 'evaluate', 'save', 'load']
 
 # %% ../../nbs/59a_recommender.ipynb #264e5a6a
+import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,23 +16,24 @@ import polars as pl
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..config import from_dict, to_dict
+from ..config import from_dict, keyed, to_dict
 from ..data.datasets import Dataset
-from ..data.interactions import Sequences, from_lists, leave_one_out
+from ..data.interactions import Sequences, Split, from_lists, leave_one_out
 from ..evaluation.ranking import summary
 from ..experiments import llamarec
-from ..experiments.llamarec import RankingConfig, questions, results, training_rows
+from ..experiments.llamarec import RankingConfig, questions, training_rows, within_context
 from ..experiments.retrieval import MODELS, RetrievalConfig, fit_model
 from ..llm.backbones import Backbone, BackboneConfig, load_backbone
 from ..llm.prompts import truncate_title
 from ..llm.tuning import Session, TuningConfig, reporters, tune, with_adapter
-from ..paths import ITEM, TITLE, USER, LlmrecError, known
+from ..paths import ITEM, TITLE, USER, LlmrecError, known, read_json
 from .ask import explain, recommend_for
 from .hub import push_to_hub
 from llmrec.recommend.saved import (
     check_tables, front_matter, open_ranker, opening, replaced, save_ranker, seal, sealed,
 )
 from ..runs.records import one_thread
+from ..sequential.candidates import ranks
 from ..sequential.training import TrainingConfig
 
 # %% ../../nbs/59a_recommender.ipynb #beba7aaf
@@ -69,6 +71,21 @@ def fitted_retriever(data: Dataset, cfg: RetrievalConfig, progress: bool) -> tor
     split = leave_one_out(data.indexed.sequences, data.indexed.users)
     with one_thread(): return fit_model(cfg, split, None, progress)[0].eval()
 
+# %% ../../nbs/59a_recommender.ipynb #59a0aa01
+def tuned_for(cfg: RankingConfig, checksum: str) -> dict:
+    "What identifies a tuning beside its settings and its model: the data, the retriever and the prompt."
+    return dict(data=checksum, retrieval=keyed(cfg.retrieval), prompt=keyed(cfg.prompt),
+                candidates=cfg.candidates)
+
+def check_tuning(folder, about: dict) -> None:
+    "An `LlmrecError` when another tuning is in `folder`; said before the retriever is trained."
+    path = Path(folder) / 'tuning.json'
+    if not path.exists(): return
+    note, wanted = read_json(path, remedy='delete the folder'), json.loads(json.dumps(about))
+    if any(note.get(name) != value for name, value in wanted.items()):
+        raise LlmrecError(f'{folder} holds a tuning for other data or another retriever; delete it, or give '
+                          'another folder.')
+
 # %% ../../nbs/59a_recommender.ipynb #7339adb4
 def fitted_adapter(
     r: Recommender,      # without a ranker
@@ -77,7 +94,7 @@ def fitted_adapter(
     progress: bool,
 ) -> Path:
     "The folder of an adapter that is tuned to rank the retriever's candidates (LlamaRec 3.2.2)."
-    cfg, split = r.config, leave_one_out(r.people, r.users)
+    cfg, split = r.config, with_room(r, leave_one_out(r.people, r.users))
     short = [truncate_title(backbone.tokenizer, t, cfg.prompt.max_title_tokens) for t in r.titles]
     asked = questions(r.score, split.valid_history, split.valid, cfg, cfg.max_valid_users)
     ask = llamarec.asker(asked, split.valid_history, short, backbone, cfg)
@@ -85,14 +102,24 @@ def fitted_adapter(
         if not len(asked.users): return {cfg.tuning.select: 0.}
         return summary(ask(replace(backbone, model=model))[asked.users])
     rows = training_rows(cfg, split.train, short, backbone.tokenizer, r.score)
-    with one_thread(): return tune(backbone, rows, evaluate, cfg.tuning, folder, Session(progress=progress))
+    session = Session(about=tuned_for(cfg, r.about['checksum']), progress=progress)
+    with one_thread(): return tune(backbone, rows, evaluate, cfg.tuning, folder, session)
 
 # %% ../../nbs/59a_recommender.ipynb #9172f83b
-def unmet(data: Dataset) -> int:
-    "How many items are new to the person who has met the most, at least 1."
-    people = data.indexed.sequences
-    most = max(len(np.unique(people[u])) for u in range(len(people)))
-    return max(1, len(data.indexed.items) - most)
+def unmet(people: Sequences) -> np.ndarray:
+    "(people,) how many items are new to each person."
+    return people.n_items - np.array([len(np.unique(people[u])) for u in range(len(people))])
+
+def pool_size(people: Sequences, most: int = 20) -> int:
+    "Candidates of the ranker: `most`, or what is new to nine people in ten where that is less; at least 1."
+    return int(np.clip(np.quantile(unmet(people), .1, method='lower'), 1, most))
+
+def with_room(r: Recommender, split: Split) -> Split:
+    "The split without people who have fewer new items than the ranker is shown: nothing is asked of them."
+    room = unmet(r.people) >= r.config.candidates
+    train = [split.train[u] if ok else [] for u, ok in enumerate(room)]
+    return replace(split, train=from_lists(train, split.train.n_items), valid=np.where(room, split.valid, 0),
+                   test=np.where(room, split.test, 0))
 
 # %% ../../nbs/59a_recommender.ipynb #951e274c
 def fit(
@@ -113,7 +140,7 @@ def fit(
     lm = BackboneConfig(backbone) if isinstance(backbone, str) else backbone
     ranking = RankingConfig(cfg, lm or BackboneConfig(), tuning=from_dict(TuningConfig, tuning or {}),
                             max_valid_users=max_valid_users)
-    ranking = replace(ranking, candidates=min(ranking.candidates, unmet(data)))
+    ranking = replace(ranking, candidates=pool_size(data.indexed.sequences, ranking.candidates))
     if lm and not any(data.titles):
         raise LlmrecError(f'A language model ranks titles, and {data.name} has none; name their column, or '
                           'leave the backbone out.')
@@ -122,6 +149,9 @@ def fit(
                           'give one.')
     if lm: reporters(ranking.tuning.report_to, folder)
     loaded = load_backbone(lm) if lm else None    # before the training, which takes longer than this can fail
+    if lm:
+        ranking = within_context(ranking, loaded)
+        check_tuning(folder, tuned_for(ranking, data.checksum))
     indexed, about = data.indexed, dict(data=data.name, checksum=data.checksum)
     r = Recommender(ranking, indexed.items, data.titles, indexed.users, indexed.sequences,
                     fitted_retriever(data, cfg, progress), about=about)
@@ -134,16 +164,20 @@ def fit(
 # %% ../../nbs/59a_recommender.ipynb #cbaf1ed8
 def evaluate(r: Recommender, progress: bool = False) -> dict:
     "Metrics of the test items, of the retriever alone and with the ranker, over everybody."
-    split = leave_one_out(r.people, r.users)
+    if not len(r.people):
+        raise LlmrecError(f'The recommender for {r.about["data"]} was saved without its people; measure it '
+                          'before it is saved.')
+    split, window = leave_one_out(r.people, r.users), r.config.retrieval.architecture.max_length
+    asked = split.test > 0
     with one_thread():
-        q = questions(r.score, split.test_history, split.test, r.config)
-        before = np.where(q.retrieved_rank <= r.config.candidates, q.retrieved_rank, 0)
-        out = dict(users=int((split.test > 0).sum()), retriever=summary(before))
+        place = ranks(r.score, split.test_history, split.test, r.config.mask, window)
+        out = dict(users=int(asked.sum()), retriever=summary(place[asked]))
         if r.backbone is None: return out
+        q = questions(r.score, split.test_history, with_room(r, split).test, r.config)
         short = [truncate_title(r.backbone.tokenizer, t, r.config.prompt.max_title_tokens) for t in r.titles]
         rank = llamarec.asker(q, split.test_history, short, r.backbone, r.config)(r.backbone, progress)
-    found = results(q, rank, split.test)
-    return out | dict(ranked=found['overall']['ranked'], users_ranked=found['subset_users'])
+    both = np.where(rank > 0, rank, place)    # what the ranker is not shown stays where it was
+    return out | dict(ranked=summary(both[asked]), users_ranked=len(q.users))
 
 # %% ../../nbs/59a_recommender.ipynb #2bcf5137
 FORM = 1  # of the folder; raised when older folders cannot be read any more
@@ -173,7 +207,8 @@ def save(
 def card(r: Recommender) -> str:
     "The model card."
     about, measured, lm = r.about, r.about.get('measured', {}), r.config.backbone
-    ranker = f'ranker {lm.label or lm.name} with a LoRA adapter' if r.backbone else 'no ranker'
+    ranker = (f'ranker {lm.label or lm.name} with a LoRA adapter, shown {r.config.candidates} candidates'
+              if r.backbone else 'no ranker')
     lines = [*front_matter('recommender', lm if r.backbone else None),
              f'# A recommender for {about["data"]}', '',
              f'{len(r.items):,} items, {len(r.users):,} people; data {about["checksum"]}. '

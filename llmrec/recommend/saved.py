@@ -51,9 +51,13 @@ def replaced(
     "A folder to write into, which takes the place of `folder` at the end, as `check_free` allows it."
     check_free(folder, what)
     old = folder.with_name(f'{folder.name}.old-{os.getpid()}')
-    with new_folder(folder) as aside:
-        yield aside
-        if folder.is_dir(): os.replace(folder, old)
+    shutil.rmtree(old, ignore_errors=True)    # of a process with the same number that was killed
+    try:
+        with new_folder(folder) as aside:
+            yield aside
+            if folder.is_dir(): os.replace(folder, old)
+    finally:
+        if old.is_dir() and not folder.exists(): os.replace(old, folder)    # the new one is not there
     shutil.rmtree(old, ignore_errors=True)
 
 # %% ../../nbs/59ab_saved.ipynb #1cd23101
@@ -172,7 +176,7 @@ def open_ranker(
     "Load the language model with its adapter; a folder that was moved learns where its base lies."
     base = folder / 'base'
     if base.is_dir():
-        with contextlib.suppress(OSError):    # read-only; only plain peft needs the name
+        with contextlib.suppress(OSError, LlmrecError):    # read-only or full; only plain peft needs the name
             name_base(folder / 'adapter', str(base))
     cfg = replace(r.config.backbone, name=str(base)) if base.is_dir() else r.config.backbone
     r.adapter = folder / 'adapter'
