@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Question', 'Recommend', 'Score', 'Recommended', 'Scored', 'Recommendation', 'Rating', 'Fault', 'recommended',
-           'scored', 'each_alone', 'Batches']
+           'scored', 'Batches']
 
 # %% ../../nbs/59da_batches.ipynb #5c306c79
 import asyncio
@@ -74,12 +74,12 @@ class Rating(BaseModel): items: list[Scored]
 class Fault(BaseModel): detail: str
 
 # %% ../../nbs/59da_batches.ipynb #51749659
-def one_by_one(answer, several: list) -> list:
-    "The answer of `answer` to each question by itself, or the error in its place."
+def one_by_one(answer, several: list, spared: type = LlmrecError) -> list:
+    "The answer of `answer` to each question by itself, or in its place an error of the kind that is spared."
     out = []
     for one in several:
         try: out += answer([one])
-        except LlmrecError as e: out.append(e)
+        except spared as e: out.append(e)
     return out
 
 # %% ../../nbs/59da_batches.ipynb #f1727c96
@@ -140,14 +140,6 @@ def scored(r: Rater, several: list[Score]) -> list:
     return [next(others) if q.titles else next(answers) for q in several]
 
 # %% ../../nbs/59da_batches.ipynb #935765a9
-def each_alone(answer, questions: list) -> list:
-    "The answer to each question by itself, or whatever exception it raises, so that none spoils another's."
-    out = []
-    for question in questions:
-        try: out += answer([question])
-        except Exception as e: out.append(e)
-    return out
-
 class Batches:
     "Answers questions that wait at the same time together."
     def __init__(
@@ -181,7 +173,7 @@ class Batches:
             run = partial(asyncio.get_running_loop().run_in_executor, self.pool)
             try: answers = await run(self.answer, questions)
             except Exception as e:    # the server goes on
-                answers = [e] if len(batch) == 1 else await run(each_alone, self.answer, questions)
+                answers = [e] if len(batch) == 1 else await run(one_by_one, self.answer, questions, Exception)
             for (_, done), a in zip(batch, answers):
                 if done.done(): continue    # the asker has left
                 if isinstance(a, Exception): done.set_exception(a)
