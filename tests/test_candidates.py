@@ -53,7 +53,9 @@ def test_a_toy_recommender():
     assert found.frame().rows()[1] == (0, 3, 3.0, 2)
     with pytest.raises(LlmrecError, match='catalogue has 5'):
         recommend(by_id, seqs, np.array([0]), k=6)
-    with pytest.raises(LlmrecError, match='User 1 .* of the 5 items that only 3 are left, and 5 candidates'):
+    with pytest.raises(
+        LlmrecError, match='User 1 .* of the 5 items that only 3 of them can be recommended, and 5 candidates'
+    ):
         recommend(by_id, seqs, np.array([1, 0]), k=5)
 
 

@@ -243,7 +243,7 @@ def test_data_of_ones_own_that_are_none(profile, section):  # noqa: F811
 def test_names_that_make_no_file(name):
     from llmrec.data.own import OwnData, check_own
 
-    with pytest.raises(LlmrecError, match='single word that can be part of a file name'):
+    with pytest.raises(LlmrecError, match='a name that can be part of a file name'):
         check_own(OwnData(name, 'a.csv'))
 
 

@@ -21,7 +21,7 @@ def test_chunks_add_up():
 @pytest.mark.parametrize(
     'call, says',
     [
-        (lambda: iv._per_user([]), 'non-empty'),
+        (lambda: iv._vector([]), 'non-empty'),
         (lambda: iv.proportion_interval(5, 4), '5 of 4'),
         (lambda: iv.paired_permutation(np.zeros(300), np.ones(299)), '300 and 299'),
     ],

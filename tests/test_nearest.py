@@ -109,7 +109,7 @@ def test_few_items_left_and_too_many_asked_for():
     n, items = 30, torch.randn(31, 4)
     full = from_lists([list(range(1, 29)), [1]], n)
     f = Factors(torch.randn(2, 4), items, None)
-    with pytest.raises(LlmrecError, match='User 0 .* only 2 are left'):
+    with pytest.raises(LlmrecError, match='User 0 .* only 2 of them can be recommended'):
         recommend_blocks(lambda past: f, full, np.arange(2), 5)
     with pytest.raises(LlmrecError, match='31 candidates were asked for'):
         recommend_blocks(lambda past: f, full, np.arange(2), 31)

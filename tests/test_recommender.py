@@ -145,7 +145,7 @@ def test_the_ranker_orders_the_retrievers_candidates_as_explained(tuned):
         (dict(core=10_000), 'Nothing is left'),
         (dict(title='nmae'), "Did you mean 'name'"),
         (dict(core='5'), 'must be int'),
-        (dict(name='../evil'), 'single word'),
+        (dict(name='../evil'), 'part of a file name'),
         (dict(least_rating=3.0), 'needs a rating'),
     ],
 )

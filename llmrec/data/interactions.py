@@ -101,7 +101,7 @@ class Indexed:
     sequences: Sequences
     users: list        # (n_users,) raw user id of row u
     items: list        # (n_items,) raw id of item i + 1
-    times: np.ndarray  # (n_interactions,) int64 timestamps, aligned with sequences.items
+    times: np.ndarray  # (n_interactions,) timestamps, integers or floats, aligned with sequences.items
 
 # %% ../../nbs/13_interactions.ipynb #e41e3d04
 def index(
@@ -242,7 +242,7 @@ def leave_one_out(
     if (short := np.flatnonzero(n < 3)).size:
         who = short[0] if users is None else users[short[0]]
         raise LlmrecError(f'User {who} has {n[short[0]]} interactions '
-                          f'({short.size} users have fewer than three); leave-one-out needs three per user, '
+                          f'(users with fewer than three: {short.size}); leave-one-out needs three per user, '
                           'one each for training, validation and test; filter with k_core first.')
     train = heads(sequences, n - 2)
     return Split(train, train, sequences.items[last - 2], heads(sequences, n - 1), sequences.items[last - 1])
@@ -264,6 +264,9 @@ def global_time_split(
     test_share: float = .1,   # share of all interactions in the test period, the last one
 ) -> Split:
     "Train before a date, validate in the period after it, test in the last; one question per user in each."
+    if not (test_share > 0 and valid_share >= 0 and test_share + valid_share < 1):
+        raise LlmrecError('The shares of validation and test must leave something to train on, got '
+                          f'{valid_share} and {test_share}.')
     seqs, t = indexed.sequences, indexed.times
     when = np.sort(t)
     t_valid, t_test = (when[int(len(when) * (1 - s))] for s in (valid_share + test_share, test_share))

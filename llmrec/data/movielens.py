@@ -227,7 +227,7 @@ def _intended_title(title: str) -> str:
     body, year = re.fullmatch(r'(.*?)\s*(\(\d{4}\))?\s*', title, re.DOTALL).groups()
     body = ' '.join(re.sub(r'\(.*?\)', '', body).split()) or body
     body = re.sub(r'^(.*), (A|An|The)$', r'\2 \1', body, flags=re.IGNORECASE)
-    return f'{body} {year}' if year else body
+    return f'{body} {year}'.strip() if year else body
 
 # %% ../../nbs/10_movielens.ipynb #75eb855c
 def clean_title(

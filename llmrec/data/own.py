@@ -102,7 +102,7 @@ def read_lines(content: bytes, wanted=()) -> pl.DataFrame:
 @dataclass(frozen=True)
 class OwnData:
     "Where your own dataset is, and how to read it."
-    name: str                     # lower-case name for files and parameters; not that of a registered dataset
+    name: str                     # for files and parameters; not that of a registered dataset
     interactions: str             # file of interactions
     user: str = 'user'            # names of its columns
     item: str = 'item'
@@ -132,7 +132,7 @@ def check_name(name: str) -> None:
         raise LlmrecError(f"The name '{name}' belongs to a registered dataset; give your data another one.")
     hidden = name.startswith('.') or not name.isprintable()
     if not name or Path(name).name != name or hidden or len(name) > 100:
-        raise LlmrecError('A dataset is named by a single word that can be part of a file name, got '
+        raise LlmrecError('A dataset needs a name that can be part of a file name, got '
                           f'{name!r}.')
 
 # %% ../../nbs/18a_own_data.ipynb #440d11f2
@@ -184,12 +184,29 @@ def iso_moments(values: pl.Series) -> pl.Series:
     text = values.str.replace('Z$', '+00:00').str.replace(' ', 'T')
     def times(form): return text.str.to_datetime(form, strict=False, time_unit='us')
     moments = pl.coalesce(times('%Y-%m-%dT%H:%M:%S%.f%:z').dt.replace_time_zone(None),
+                          times('%Y-%m-%dT%H:%M%:z').dt.replace_time_zone(None),
                           times('%Y-%m-%dT%H:%M:%S%.f'), times('%Y-%m-%dT%H:%M'),
                           text.str.to_date('%Y-%m-%d', strict=False).cast(pl.Datetime('us')))
     return pl.select(moments).to_series()
 
 # %% ../../nbs/18a_own_data.ipynb #0655eccc
 MILLISECONDS = 1e11  # larger numbers cannot be seconds: they would be later than the year 5000
+SECONDS = 1e10       # smaller ones are hardly milliseconds: they would be in the first months of 1970
+
+def in_seconds(
+    numbers: pl.Series,  # seconds or milliseconds
+    where: str,          # file and column, for the error message
+    rows=None,           # see `parse_times`
+) -> pl.Series:
+    "Times given as numbers, in seconds; an `LlmrecError` where a column has both units."
+    size = numbers.abs()
+    if not (size > MILLISECONDS).any(): return numbers
+    short = (size > 0) & (size < SECONDS)
+    if short.any():
+        at = int(short.arg_max())
+        raise LlmrecError(f'{where}, row {at + 1 if rows is None else rows[at]}: {numbers[at]:.0f} looks like '
+                          'seconds, and other rows have milliseconds; write the same unit in every row.')
+    return numbers / 1000
 
 def parse_times(
     values: pl.Series,  # text without nulls
@@ -199,7 +216,7 @@ def parse_times(
     "The times of a column in seconds."
     numbers = values.cast(pl.Float64, strict=False)
     if numbers.is_finite().fill_null(False).all():
-        return numbers / 1000 if len(numbers) and numbers.abs().max() > MILLISECONDS else numbers
+        return in_seconds(numbers, where, rows)
     moments = iso_moments(values)
     if moments.null_count():
         bad = int(moments.is_null().arg_max())
@@ -235,6 +252,7 @@ class Report:
     users: int
     items: int
     titles_unused: int = 0  # titled items without any interaction
+    samples_cut: int = 0    # Yes/No questions left out: earlier than the last `MovieSamplesConfig.keep`
 
     def frame(self) -> pl.DataFrame:
         "The report as a table of reasons and counts."
@@ -293,7 +311,8 @@ def read_titles(own: OwnData, table: pl.DataFrame) -> dict[str, str | None] | No
         return None
     path, name = own.items or own.interactions, own.items_item or own.item
     source = read_table(own.items, [name, own.title]) if own.items else table
-    pairs = pl.DataFrame({ITEM: ids(source, name, path), TITLE: column(source, own.title, path)})
+    titles = column(source, own.title, path).str.replace_all(r'\s+', ' ')
+    pairs = pl.DataFrame({ITEM: ids(source, name, path), TITLE: titles})
     pairs = pairs.drop_nulls(ITEM).unique(maintain_order=True)
     return dict.fromkeys(pairs[ITEM].to_list()) | one_title_each(pairs.drop_nulls(), path)
 

@@ -52,6 +52,14 @@ def check_splits(splits: dict, own: OwnData, history: int) -> None:
                           f'{history} earlier ratings of its user; '
                           'lower the history or OwnData.core, or bring more ratings.')
 
+# %% ../../nbs/18b_own_ratings.ipynb #65e1a1c4
+def in_tie_order(ratings: pl.DataFrame, ties: str) -> pl.DataFrame:
+    "The ratings with equal times of a user by the rule `ties`, users by first appearance; 'file' changes nothing."
+    if ties == 'file': return ratings
+    first = ratings.with_row_index('first').with_columns(pl.col('first').min().over(USER))
+    ordered = order_in_time(first, ties)
+    return ordered.sort('first', maintain_order=True).drop('first')
+
 # %% ../../nbs/18b_own_ratings.ipynb #daa3cae8
 def load_own_ratings(
     own: OwnData,  # with `rating`, `like_from` and titles
@@ -61,13 +69,15 @@ def load_own_ratings(
     check_likes(own)
     ratings, titles, out = titled(own)
     kept = k_core(ratings, own.core)
-    if own.ties != 'file': kept = order_in_time(kept, own.ties)
-    splits = split_samples(movie_samples(with_likes(kept, own.like_from), replace(cfg, like_above=.5)), cfg)
+    every = replace(cfg, like_above=.5, keep=len(kept))
+    samples = movie_samples(with_likes(in_tie_order(kept, own.ties), own.like_from), every)
+    splits = split_samples(samples.tail(cfg.keep), cfg)
     check_splits(splits, own, cfg.history)
     items = kept[ITEM].unique().sort().to_list()
     splits, users = numbered(splits, items)
     report = Report(**out, outside_core=len(ratings) - len(kept), kept=len(kept),
-                    users=kept[USER].n_unique(), items=len(items))
+                    users=kept[USER].n_unique(), items=len(items),
+                    samples_cut=max(0, len(samples) - cfg.keep))
     checksum = digest(own_checksum(own), own.like_from, own.thing, cfg, length=12)
     data = YesNoData(own.name, 'own', own.thing, checksum, splits, ['', *(titles[i] for i in items)],
                      [None] * (len(items) + 1), users, items=[None, *items])

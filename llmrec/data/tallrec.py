@@ -17,12 +17,14 @@ from typing import Literal
 
 import polars as pl
 
+from ..config import check_types, limits, Range
 from .alpaca import INPUT, INSTRUCTION, OUTPUT, read_instructions
 from .movielens import load_ml_100k
 from .raw import source
 from ..paths import ITEM, RATING, TIMESTAMP, TITLE, USER, LlmrecError, known
 
 # %% ../../nbs/15_tallrec_movie.ipynb #c7bf1235
+@limits(history=Range(least=1), keep=Range(least=1))
 @dataclasses.dataclass(frozen=True)
 class MovieSamplesConfig:
     "How TALLRec's movie samples are drawn from ratings."
@@ -57,6 +59,7 @@ def movie_samples(
     cfg: MovieSamplesConfig,
 ) -> pl.DataFrame:               # user, history, history_labels, item, label, timestamp
     "TALLRec's samples (steps 1 to 4): a target, its label (0 or 1) and the films before it, oldest first."
+    check_types(cfg)
     label = (pl.col(RATING) > cfg.like_above).cast(pl.Int8).alias('label')
     frame = by_user_and_time(interactions, cfg.time_as_text).with_columns(label)
     place = pl.int_range(pl.len()).over(USER)
@@ -70,6 +73,8 @@ SPLITS = ('train', 'valid', 'test')
 
 def split_samples(samples: pl.DataFrame, cfg: MovieSamplesConfig) -> dict[str, pl.DataFrame]:
     "The list cut into contiguous train, valid and test (step 5)."
+    if len(cfg.cuts) != 2 or not 0 < cfg.cuts[0] < cfg.cuts[1] < 1:
+        raise LlmrecError(f'MovieSamplesConfig.cuts are two rising shares like (0.8, 0.9), got {cfg.cuts}.')
     ends = [0, *(int(samples.height * cut) for cut in cfg.cuts), samples.height]
     return {name: samples[a:b] for name, a, b in zip(SPLITS, ends, ends[1:])}
 

@@ -23,12 +23,14 @@ def _chunks(n: int, width: int) -> list[int]:
     return [min(step, n - i) for i in range(0, n, step)]
 
 # %% ../../nbs/21_intervals.ipynb #564212b0
-def _per_user(values, name: str = 'values') -> np.ndarray:
-    "`values` as a non-empty float vector without missing values."
+def _vector(values, name: str = 'values') -> np.ndarray:
+    "`values` as a non-empty vector of finite floats."
     values = np.asarray(values, dtype=float)
-    if values.ndim != 1 or not len(values) or np.isnan(values).any():
-        raise LlmrecError(f'{name} must be a non-empty vector of numbers, one per user, '
-                          f'got shape {values.shape}.')
+    if values.ndim != 1 or not len(values):
+        raise LlmrecError(f'{name} must be a non-empty vector of numbers, got shape {values.shape}.')
+    if not np.isfinite(values).all():
+        at = int(np.argmin(np.isfinite(values)))
+        raise LlmrecError(f'{name} must be finite numbers, got {values[at]} at place {at}.')
     return values
 
 # %% ../../nbs/21_intervals.ipynb #e0b21a93
@@ -98,8 +100,9 @@ def bootstrap_interval(
     n: int = 2000,        # resamples
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    "Mean over users with its percentile bootstrap bounds: (mean, low, high)."
-    values = _per_user(values)
+    "Mean over users with its percentile bootstrap bounds: (mean, low, high); one user has nan bounds."
+    values = _vector(values)
+    if len(values) == 1: return float(values[0]), np.nan, np.nan
     return float(values.mean()), *_middle(_means(values, level, n, seed), level)
 
 # %% ../../nbs/21_intervals.ipynb #fe906f60
@@ -117,9 +120,10 @@ def clustered_interval(
     n: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    "The statistic of all rows with percentile bounds from drawing whole users: (value, low, high)."
+    "The statistic of all rows with percentile bounds from drawing whole users: (value, low, high); one user has nan bounds."
     users, rng = np.asarray(users), np.random.default_rng(seed)
     rows, draws = _rows_of_users(users), []
+    if len(rows) == 1: return float(statistic(rows[0])), np.nan, np.nan
     for _ in range(n):
         drawn = rng.integers(0, len(rows), len(rows))
         draws.append(statistic(np.concatenate([rows[i] for i in drawn])))
@@ -134,12 +138,13 @@ def proportion_interval(hits: int, n: int, level: float = .95) -> tuple[float, f
     shrink = 1 + z**2 / n
     middle = p + z**2 / (2 * n)
     half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return p, max(0., float((middle - half) / shrink)), min(1., float((middle + half) / shrink))
+    low, high = float((middle - half) / shrink), float((middle + half) / shrink)
+    return p, low if hits else 0., high if hits < n else 1.
 
 # %% ../../nbs/21_intervals.ipynb #fbba7466
 def _student(means, level: float, factor) -> tuple[float, float, float]:
     "Mean and bounds at Student's t x standard deviation x factor(number of means); one mean has nan bounds."
-    means = _per_user(means, 'means')
+    means = _vector(means, 'means')
     if len(means) == 1:
         return float(means[0]), np.nan, np.nan
     half = stats.t.ppf((1 + level) / 2, len(means) - 1) * means.std(ddof=1) * factor(len(means))
@@ -170,7 +175,7 @@ def paired_permutation(
     seed: int = 0,
 ) -> float:
     "Two-sided p-value of the paired sign-flip permutation test for mean(a) = mean(b)."
-    a, b = _per_user(a, 'a'), _per_user(b, 'b')
+    a, b = _vector(a, 'a'), _vector(b, 'b')
     if len(a) != len(b):
         raise LlmrecError('A paired test needs the same users in both methods, '
                           f'got {len(a)} and {len(b)} values.')
@@ -179,7 +184,7 @@ def paired_permutation(
 # %% ../../nbs/21_intervals.ipynb #786a5eb0
 def holm(pvalues) -> np.ndarray:
     "Holm-adjusted p-values, in the order given."
-    p = _per_user(pvalues, 'pvalues')
+    p = _vector(pvalues, 'pvalues')
     order = np.argsort(p, kind='stable')
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     return np.minimum(stepped, 1)[np.argsort(order, kind='stable')]

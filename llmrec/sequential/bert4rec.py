@@ -16,13 +16,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..config import schema
+from ..config import limits, Range, schema
 from ..data.interactions import Sequences
 
 from .narm import by_length, cross_entropy, latest, unroll
 from .sasrec import Heads, attention, check_heads, positions
 
 # %% ../../nbs/47_bert4rec.ipynb #a8496e5f
+@limits(hidden=Range(least=1), blocks=Range(least=1), heads=Range(least=1), max_length=Range(least=1),
+        dropout=Range(least=0, below=1), attention_dropout=Range(least=0, below=1),
+        mask_probability=Range(above=0, most=1), last_item_share=Range(0, 1), unmasked_share=Range(0, 1))
 @schema('bert4rec', 1)
 @dataclass(frozen=True)
 class BERT4RecConfig:

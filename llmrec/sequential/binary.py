@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..config import limits, Range
 from ..data.yesno_form import YesNoArrays
 from ..paths import LlmrecError
 
@@ -31,6 +32,9 @@ def reads_text(method: str) -> bool: return method.endswith('BERT')
 def is_robust(method: str) -> bool: return method.startswith('DROS')
 
 # %% ../../nbs/48_binary_baselines.ipynb #07ecef59
+@limits(hidden=Range(least=1), layers=Range(least=1), filters=Range(least=1), heights=Range(least=1),
+        blocks=Range(least=1), heads=Range(least=1), dropout=Range(least=0, below=1),
+        alpha=Range(least=0), beta=Range(least=0), power=Range(least=0))
 @dataclass(frozen=True)
 class BinaryArchitecture:
     "What a baseline computes (notebook 03, TALLRec: the baselines)."
@@ -54,6 +58,8 @@ class BinaryArchitecture:
     counts: Literal['targets', 'all'] = 'targets'  # what its item weights count; 'all': histories too
 
 # %% ../../nbs/48_binary_baselines.ipynb #f627b39f
+@limits(lr=Range(above=0), adam_eps=Range(above=0), weight_decay=Range(least=0), batch_size=Range(least=1),
+        epochs=Range(least=1), validate_every=Range(least=1))
 @dataclass(frozen=True)
 class BinaryConfig(BinaryArchitecture):
     "One baseline and how it is trained (TALLRec 3; notebook 03, TALLRec: the baselines)."

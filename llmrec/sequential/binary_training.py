@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['check_rows', 'check_classes', 'check_texts', 'tensors', 'score_tensors', 'score_binary', 'batches', 'updates', 'loss',
-           'Fitted', 'BinaryData', 'make_model', 'adam', 'keep_weights', 'one_update', 'train_binary', 'fit_binary']
+           'Fitted', 'BinaryData', 'check_widths', 'make_model', 'adam', 'keep_weights', 'one_update', 'train_binary',
+           'fit_binary']
 
 # %% ../../nbs/48b_binary_training.ipynb #7cd6a3f1
 from collections.abc import Iterator
@@ -56,7 +57,7 @@ def check_vectors(texts: np.ndarray, n_items: int) -> None:
     "An `LlmrecError` unless `texts` has a finite vector for each item code."
     if np.ndim(texts) != 2 or len(texts) != n_items + 1:
         raise LlmrecError(f'The text vectors have the shape {np.shape(texts)}, expected ({n_items + 1}, d): '
-                          'a row an item code, row 0 for padding.')
+                          'one row per item code, row 0 for padding.')
     if not np.isfinite(texts).all():
         item = np.argwhere(~np.isfinite(texts))[0][0]
         raise LlmrecError(f'The text vector of item {item} is not finite; encode it again.')
@@ -150,6 +151,17 @@ class BinaryData:
     n_items: int
     texts: np.ndarray | None = None  # (n_items + 1, d) frozen text vectors, for the text variants
 
+# %% ../../nbs/48b_binary_training.ipynb #55904959
+def check_widths(data: BinaryData, cfg: BinaryConfig) -> None:
+    "An `LlmrecError` where the histories of training and validation differ in width, or Caser's filters do not fit."
+    width, other = data.train.history.shape[1], data.valid.history.shape[1]
+    if width != other:
+        raise LlmrecError(f'The training rows hold {width} places of history and the validation rows {other}; '
+                          'make both with the same width.')
+    if cfg.method == 'Caser' and max(cfg.heights) > width:
+        raise LlmrecError(f'Caser has filters over {max(cfg.heights)} items, and a history has {width} places; '
+                          'lower BinaryConfig.heights or give longer histories.')
+
 # %% ../../nbs/48b_binary_training.ipynb #54340883
 def make_model(data: BinaryData, cfg: BinaryConfig) -> BinaryModel:
     "A fresh model for checked data; the same seed gives the same weights."
@@ -158,6 +170,7 @@ def make_model(data: BinaryData, cfg: BinaryConfig) -> BinaryModel:
     check_rows(data.valid, data.n_items, 'validation')
     check_classes(data.valid, 'validation')
     check_texts(cfg.method, data.texts, data.n_items)
+    check_widths(data, cfg)
     torch.manual_seed(cfg.seed)
     return BinaryModel(data.n_items, cfg, data.train.history.shape[1], data.texts)
 

@@ -265,7 +265,7 @@ def _check_rows(name: str, rows: YesNoArrays, n_items: int) -> None:
 def _check_texts(method: str, texts: np.ndarray | None, n_items: int) -> None:
     "An `LlmrecError` where the probe has not one text vector for each item code."
     if method == SIMPLE[-1] and (texts is None or len(texts) != n_items + 1):
-        raise LlmrecError(f"'{method}' needs `texts` with {n_items + 1} rows, one an item code and row 0 "
+        raise LlmrecError(f"'{method}' needs `texts` with {n_items + 1} rows, one per item code and row 0 "
                           f'for padding, got {None if texts is None else len(texts)}.')
 
 # %% ../../nbs/49_counting.ipynb #f4301a24

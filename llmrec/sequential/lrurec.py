@@ -16,11 +16,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..config import schema
+from ..config import limits, Range, schema
 from ..data.interactions import Sequences
 from .lru import layout, scan_packed, scan_padded
 
 # %% ../../nbs/42_lrurec.ipynb #152b3db2
+@limits(hidden=Range(least=1), blocks=Range(least=1), max_length=Range(least=1),
+        dropout=Range(least=0, below=1), lru_dropout=Range(least=0, below=1),
+        r_min=Range(least=0, below=1), r_max=Range(above=0, below=1))
 @schema('lrurec', 1)
 @dataclass(frozen=True)
 class LRURecConfig:

@@ -18,12 +18,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from ..config import schema
+from ..config import limits, Range, schema
 from ..data.interactions import Sequences
 from .lru import layout
 from .lrurec import CHUNK
 
 # %% ../../nbs/45_narm.ipynb #02151bc7
+@limits(embedding=Range(least=1), hidden=Range(least=1), max_length=Range(least=1),
+        dropout=Range(least=0, below=1), context_dropout=Range(least=0, below=1))
 @schema('narm', 1)
 @dataclass(frozen=True)
 class NARMConfig:

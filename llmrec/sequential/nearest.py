@@ -184,6 +184,9 @@ def recommend_blocks(
         part = users[i:i + USERS]
         past = [histories[u] for u in part]
         f, rows = factors_of(past), slice(i, i + len(part))
+        if not (f.states.isfinite().all() and (i or f.items.isfinite().all())):
+            raise LlmrecError('The recommender has weights that are NaN or infinite; lower its lr and train '
+                              'it again.')
         items[rows], values[rows] = listed(f, *survivors(f, past, k, mask, window), k)
         check_found(values[rows], part, histories)
     return Candidates(users, items, values)

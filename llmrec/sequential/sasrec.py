@@ -19,7 +19,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from ..config import schema
+from ..config import limits, Range, schema
 from ..data.interactions import Sequences
 from ..paths import LlmrecError, known
 from .lrurec import redraw
@@ -32,6 +32,9 @@ from llmrec.sequential.sampled_losses import (
 )
 
 # %% ../../nbs/46_sasrec.ipynb #71fef806
+@limits(hidden=Range(least=1), blocks=Range(least=1), heads=Range(least=1), max_length=Range(least=1),
+        dropout=Range(least=0, below=1), attention_dropout=Range(least=0, below=1),
+        negatives=Range(least=1), t=Range(0, 1))
 @schema('sasrec', 1)
 @dataclass(frozen=True)
 class SASRecConfig:

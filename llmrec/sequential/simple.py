@@ -11,6 +11,7 @@ import torch
 from scipy import sparse
 
 from ..data.interactions import Sequences
+from ..paths import LlmrecError
 
 # %% ../../nbs/40_simple.ipynb #14d11cee
 def counts(
@@ -108,6 +109,7 @@ def markov(
     smoothing: float = 1.,  # a > 0, imagined transitions that follow popularity
 ):
     "A recommender that scores an item by its probability after the last item (first-order Markov chain)."
+    if not smoothing > 0: raise LlmrecError(f'The smoothing must be above 0, got {smoothing}.')
     follow, share = transitions(train), counts(train) / max(1, len(train.items))
     total = follow.sum(1)
 

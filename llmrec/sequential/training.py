@@ -178,9 +178,11 @@ def entered(
     score: float,      # of this validation
     mean_loss: float,  # since the last validation
 ) -> bool:             # whether no validation has been better
-    "Enter a validation into the curve of `state`; a loss that is not finite raises a FloatingPointError."
-    if not math.isfinite(mean_loss):
-        raise FloatingPointError(f'The loss is {mean_loss} at iteration {state.iteration}.')
+    "Enter a validation into the curve of `state`; a loss or score that is not finite is an `LlmrecError`."
+    for name, value in (('loss', mean_loss), ('validation score', score)):
+        if not math.isfinite(value):
+            raise LlmrecError(f'The {name} is {value} at iteration {state.iteration}; if the training '
+                              'diverged, lower lr; if nothing is validated, bring validation targets.')
     state.curve += ((state.iteration, round(mean_loss, 6), round(score, 6)),)
     better = score > state.best
     if better: state.best, state.best_at = score, state.iteration

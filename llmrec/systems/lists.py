@@ -76,7 +76,7 @@ def places(
     "The place of each person's true item in their list."
     if len(ways) != len(truth):
         raise LlmrecError(f'{len(ways)} lists do not belong to {len(truth)} true items; give one '
-                          'list a person.')
+                          'list per person.')
     return np.array([w.items.index(t) + 1 if t in w.items else 0 for w, t in zip(ways, truth.tolist())],
                     np.int32)
 

@@ -105,7 +105,9 @@ def pool_of(
     ahead: np.ndarray,   # the targets
     candidates: int,     # of the pool
 ) -> np.ndarray:
-    "The targets, shuffled among items that have not been met."
+    "The targets that have not been met, shuffled among other items that have not."
+    new = ahead[~np.isin(ahead, before)]
+    ahead = np.array(list(dict.fromkeys((new if len(new) else ahead).tolist())))
     known, more = np.append(before, ahead[1:]), max(0, candidates - len(ahead))
     others = sample_negatives(rng, n_items, known, int(ahead[0]), more)
     return rng.permutation(np.append(others, ahead))

@@ -73,8 +73,8 @@ class Tools:
     def retrieve(self, text: str) -> list[int]:
         "The retriever's best items that the person has not met."
         own = Sequences(np.array([0, len(self.past)]), self.past, len(self.titles) - 1)
-        k = number_in(text, self.cfg.shown)
-        return recommend(self.score, own, np.array([0]), k, 'whole').items[0].tolist()
+        k = min(number_in(text, self.cfg.shown), len(self.titles) - 1 - len(self.met))
+        return [] if k < 1 else recommend(self.score, own, np.array([0]), k, 'whole').items[0].tolist()
 
     def observe(self, action: str, text: str) -> str:
         "The observation that answers an action."
