@@ -117,7 +117,9 @@ def root() -> Path:
 # %% ../nbs/90_paths.ipynb #67596265
 def user_cache() -> Path:
     "Where a program keeps what it can make again: `llmrec` below `$XDG_CACHE_HOME`, else below `~/.cache`."
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'llmrec'
+    try: return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'llmrec'
+    except RuntimeError:    # neither HOME nor an entry in the list of users
+        raise LlmrecError('There is no home directory to write to; name a folder in LLMREC_OUT.') from None
 
 def output_root() -> Path:
     "Where results are written: `$LLMREC_OUT`, else the project's folder, else the user's cache."

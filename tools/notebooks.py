@@ -131,8 +131,9 @@ def private(outputs: list) -> str | None:
 
 
 def run(path: Path) -> None:
-    "Run one notebook and write its outputs into it."
-    nb = nbformat.read(path, as_version=4)
+    "Run one notebook and write its outputs into it, unless it was edited meanwhile."
+    text = path.read_text(encoding='utf-8')
+    nb = nbformat.reads(text, as_version=4)
     artefact = artefact_of(path)
     cells = [c for c in nb.cells if c.cell_type == 'code' and is_run(c)]
     for c in nb.cells:
@@ -157,6 +158,8 @@ def run(path: Path) -> None:
             sys.exit(f'{path.name}, cell {c.id}: {what!r} does not belong into a stored output.')
     nb.metadata.pop('widgets', None)  # the state of progress bars, other in every run
     nb.metadata['made_from'] = made_from(nb, path)
+    if path.read_text(encoding='utf-8') != text:
+        sys.exit(f'{path.name} was edited while it ran, so nothing is written; run it again.')
     nbformat.write(nb, path)
     subprocess.run(
         [Path(sys.executable).with_name('nbdev_clean'), '--fname', str(path)], check=True, cwd=ROOT
@@ -175,6 +178,7 @@ def main(argv=None) -> int:
         else [n for n in notebooks() if not is_current(n)]
     )
     if args.check:
+        chosen = [n for n in chosen if not is_current(n)]
         if chosen:
             print('Not current, run `make notebooks`:', *(f'  {n.name}' for n in chosen), sep='\n')
         return int(bool(chosen))

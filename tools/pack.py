@@ -13,12 +13,13 @@ import json
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections import defaultdict
 from pathlib import Path
 
 from llmrec.paths import json_or_none, output_root, records_dir
 from llmrec.repro.trace import check_record
-from llmrec.runs.records import experiment_of, pack, records_of, write_atomic
+from llmrec.runs.records import NOTE_OF_PACKS, experiment_of, pack, records_of, write_atomic
 
 SIDE = '.provenance.json'
 
@@ -37,9 +38,22 @@ def lacking(folder, experiment: str) -> list[str]:
     }
     if not path.exists():
         return sorted(loose)
+    try:
+        with zipfile.ZipFile(path) as z:
+            names = set(z.namelist())
+            return sorted(n for n, p in loose.items() if n not in names or z.read(n) != p.read_bytes())
+    except (zipfile.BadZipFile, zlib.error, EOFError) as e:
+        sys.exit(f'{path} is damaged ({e}); get it anew from the repository.')
+
+
+def deleted(folder, experiment: str) -> list[str]:
+    "Records in the experiment's zip that no longer lie beside it."
+    path = folder / f'{experiment}.zip'
+    if not path.exists():
+        return []
     with zipfile.ZipFile(path) as z:
-        names = set(z.namelist())
-        return sorted(n for n, p in loose.items() if n not in names or z.read(n) != p.read_bytes())
+        names = [n for n in z.namelist() if n.endswith('.json') and not n.endswith(SIDE)]
+    return sorted(n for n in names if not (folder / n).exists())
 
 
 def attested(profile: str) -> dict[str, set]:
@@ -98,6 +112,11 @@ def packed(profile: str, check: bool) -> int:
         missing = lacking(folder, experiment)
         behind += bool(missing)
         if missing and not check:
+            if gone := deleted(folder, experiment):
+                sys.exit(
+                    f'{experiment}.zip holds {gone[0]}, which no longer lies beside it; delete {NOTE_OF_PACKS} in '
+                    f'{folder} to have it unpacked again, or delete the zip to leave it out.'
+                )
             pack(folder, experiment)
         print(
             f'{profile}/{experiment}.zip: {len(missing)} files behind'

@@ -204,8 +204,9 @@ def in_seconds(
     short = (size > 0) & (size < SECONDS)
     if short.any():
         at = int(short.arg_max())
-        raise LlmrecError(f'{where}, row {at + 1 if rows is None else rows[at]}: {numbers[at]:.0f} looks like '
-                          'seconds, and other rows have milliseconds; write the same unit in every row.')
+        row = at + 1 if rows is None else rows[at]
+        raise LlmrecError(f'{where}, row {row}: {numbers[at]:.0f} looks like seconds, and other rows have '
+                          'milliseconds; write the same unit in every row.')
     return numbers / 1000
 
 def parse_times(

@@ -54,7 +54,7 @@ def check_splits(splits: dict, own: OwnData, history: int) -> None:
 
 # %% ../../nbs/18b_own_ratings.ipynb #65e1a1c4
 def in_tie_order(ratings: pl.DataFrame, ties: str) -> pl.DataFrame:
-    "The ratings with equal times of a user by the rule `ties`, users by first appearance; 'file' changes nothing."
+    "The ratings, a user's equal times by the rule `ties` ('file': as they are), users by first appearance."
     if ties == 'file': return ratings
     first = ratings.with_row_index('first').with_columns(pl.col('first').min().over(USER))
     ordered = order_in_time(first, ties)

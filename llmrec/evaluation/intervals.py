@@ -120,7 +120,7 @@ def clustered_interval(
     n: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    "The statistic of all rows with percentile bounds from drawing whole users: (value, low, high); one user has nan bounds."
+    "(value, low, high): the statistic of all rows, and percentile bounds over draws of whole users (nan for one)."
     users, rng = np.asarray(users), np.random.default_rng(seed)
     rows, draws = _rows_of_users(users), []
     if len(rows) == 1: return float(statistic(rows[0])), np.nan, np.nan

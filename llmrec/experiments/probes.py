@@ -73,6 +73,7 @@ def probed(s: LlamaRecStudy, probes: list[dict]) -> list[Group]:
         raise LlmrecError("probes is empty; give at least one, as in [{'dataset': 'beauty', "
                           "'method': 'BERT4Rec', 'places': 'end'}].")
     every = [probe_of(p) for p in probes]
+    for p in every: known('dataset of a probe', p.dataset, s.datasets)
     names = list(dict.fromkeys((p.dataset, p.method) for p in every))
     starts = {name: choice(s, *name) for name in names}
     groups = {name: [Probe(*name), *(p for p in every if (p.dataset, p.method) == name)] for name in names}

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from ..config import check_types, from_dict
+from ..config import check_types, from_dict, no_seed
 from ..data.datasets import DATASETS, dataset_checksum
 from . import llamarec, retrieval
 from llmrec.experiments.tables import (
@@ -125,6 +125,7 @@ BY_DATASET = (
 def study(**values) -> LlamaRecStudy:
     "The study that a result notebook's parameters describe, checked."
     out = from_dict(LlamaRecStudy, values)
+    for name in ('training', 'tuning'): no_seed(getattr(out, name), name)
     check_names(out)
     check_seeds(out)
     check_runs(out)
@@ -135,6 +136,8 @@ def check_names(s: LlamaRecStudy) -> None:
     "Refuse unknown datasets, methods and settings to search, and entries for a dataset outside the study."
     for name in (*s.datasets, *s.ranker_datasets):
         known('dataset', name, DATASETS)
+    if len(set(s.methods)) < len(s.methods):
+        raise LlmrecError(f"'methods' of a LlamaRecStudy names one twice: {list(s.methods)}.")
     for name in itertools.chain(s.methods, *s.methods_by_dataset.values()):
         known('retriever', name, retrieval.METHODS)
     for d, name in s.dtype_by_dataset.items():

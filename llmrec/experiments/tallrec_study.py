@@ -16,7 +16,7 @@ from typing import Literal
 
 import polars as pl
 
-from ..config import from_dict
+from ..config import from_dict, no_seed
 from ..data.yesno import NOTES, YESNO_DATASETS, yesno_checksum
 from . import binary, in_context, tallrec
 from llmrec.experiments.tables import (
@@ -118,6 +118,7 @@ def llm_run(
 def study(**values) -> TallrecStudy:
     "The study that a result notebook's parameters describe, checked."
     out = from_dict(TallrecStudy, values)
+    check_numbers(out)
     tested = out.llm_tests or out.datasets
     for name in (*out.datasets, *out.llm_tests): known('dataset', name, YESNO_DATASETS)
     for name in out.datasets: known('dataset that the language model is tested on', name, tested)
@@ -145,6 +146,20 @@ def check_draws(s: TallrecStudy) -> None:
         known("setting in 'llm_seeds_by_setting'", name, [*alone, *joint])
         if not seeds or min(seeds) < 0:
             raise LlmrecError(f"'llm_seeds_by_setting' must hold seeds from 0 for {name}, got {list(seeds)}.")
+
+# %% ../../nbs/58_tallrec_study.ipynb #33e05993
+def check_numbers(s: TallrecStudy) -> None:
+    "Refuse what is named twice, numbers of rows below 1, and a seed among the changes to a training."
+    for name in ('datasets', 'methods', 'variants', 'ks', 'seeds', 'llm_ks', 'llm_seeds', 'rates'):
+        values = getattr(s, name)
+        if len(set(values)) < len(values):
+            raise LlmrecError(f"'{name}' of a TallrecStudy names something twice: {list(values)}.")
+    rows = dict(ks=s.ks, llm_ks=s.llm_ks, test_rows=(s.test_rows,), valid_rows=(s.valid_rows,))
+    for name, values in rows.items():
+        if any(v is not None and v < 1 for v in values):
+            raise LlmrecError(f"'{name}' of a TallrecStudy must be at least 1, got {list(values)}.")
+    if not s.weight_decays: raise LlmrecError("'weight_decays' of a TallrecStudy is empty; name at least one.")
+    for name in ('tuning', 'alpaca', 'binary'): no_seed(getattr(s, name), name)
 
 # %% ../../nbs/58_tallrec_study.ipynb #d7c319cb
 def check_runs(s: TallrecStudy) -> None:

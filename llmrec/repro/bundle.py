@@ -36,7 +36,8 @@ from .reproduce import executed_path, load_stamp, outputs, stamp_path, state
 # %% ../../nbs/99_bundle.ipynb #124bb4a2
 TREE = ('CHANGELOG.md', 'CITATION.cff', 'CONTRIBUTING.md', 'GUIDE.md', 'LICENSE', 'MANIFEST.in', 'Makefile',
         'artefacts.yaml', 'requirements.lock', 'settings.ini', 'setup.py', 'profiles/*.yaml',
-        'nbs/*.ipynb', 'llmrec/**/*.py', 'tests/*.json', 'tests/*.py', 'tools/*.py', 'book/*.py', 'book/*.md',
+        'nbs/*.ipynb', 'llmrec/**/*.py', 'tests/*.json', 'tests/*.py', 'tools/*.py', 'tools/*.yaml',
+        'book/*.py', 'book/*.md',
         'book/api/*.md', 'book/_static/*', 'data/paper_numbers/*.csv', 'data/miniature/llama/*')
 
 def tree_files() -> dict[str, bytes]:
@@ -156,11 +157,12 @@ def citation() -> dict:
 # %% ../../nbs/99_bundle.ipynb #5cf7e66c
 def published() -> str:
     "Date of the tree's commit; in an unpacked bundle its date, elsewhere the year of the copyright."
-    done = subprocess.run(['git', '-C', str(root()), 'log', '-1', '--format=%cI'],
-                          capture_output=True, text=True)
-    crate = root() / 'ro-crate-metadata.json'
-    if not done.stdout.strip() and crate.exists(): return ROCrate(crate).root_dataset['datePublished']
-    return done.stdout.strip() or settings()['copyright'][:4]
+    crate, date = root() / 'ro-crate-metadata.json', ''
+    if sha := commit().get('commit'):
+        date = subprocess.run(['git', '-C', str(root()), 'log', '-1', '--format=%cI', sha],
+                              capture_output=True, text=True).stdout.strip()
+    if not date and crate.exists(): return ROCrate(crate).root_dataset['datePublished']
+    return date or settings()['copyright'][:4]
 
 # %% ../../nbs/99_bundle.ipynb #ad90b076
 def caption(m: Made) -> str:
@@ -475,5 +477,8 @@ def main(argv=None) -> int:
     except LlmrecError as e:
         print(f'llmrec_bundle: {e}', file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print('llmrec_bundle: stopped', file=sys.stderr)
+        return 130
     print('\n'.join([*said, f'profile {args.profile}: {path} ({path.stat().st_size / 1e6:.1f} MB)']))
     return 0

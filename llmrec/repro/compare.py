@@ -302,6 +302,9 @@ def main(argv=None) -> int:
     except LlmrecError as e:
         print(f'llmrec_compare: {e}', file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print('llmrec_compare: stopped', file=sys.stderr)
+        return 130
     except BrokenPipeError:    # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

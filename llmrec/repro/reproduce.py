@@ -45,9 +45,10 @@ from tqdm.auto import tqdm
 
 from ..config import digest
 from ..data.datasets import DATASETS, OWN, dataset_checksum, registered
+from ..data.raw import data_checksum
 from ..data.yesno import YESNO_DATASETS, yesno_checksum
 from llmrec.paths import (
-    LlmrecError, figures_dir, json_or_none, known, output_root, records_dir, redacted, root,
+    LlmrecError, figures_dir, is_checkout, json_or_none, known, output_root, records_dir, redacted, root,
 )
 from llmrec.repro.profiles import (
     check_datasets, check_names, check_own_data, chosen, handed, load_profile, manifest, own_data, parameters,
@@ -113,16 +114,44 @@ def library_used(
         todo += more
     return dict(sorted(found.items()))
 
+# %% ../../nbs/97_reproduce.ipynb #59495f55
+def texts_in(value) -> set[str]:
+    "All texts in a value, those in lists and mappings and the names of mappings, too."
+    if isinstance(value, str): return {value}
+    if isinstance(value, dict): value = [*value, *value.values()]
+    return set().union(*map(texts_in, value)) if isinstance(value, (list, tuple)) else set()
+
+def content_of(name: str) -> str:
+    "What identifies a dataset; of one's own also what an experiment takes from `OwnData`."
+    if name not in registered(): return dataset_checksum(name)
+    own = registered()[name]
+    how = f'length {own.max_length}, batches {own.batch_size} and {own.ranker_batch}'
+    return f'{dataset_checksum(name)} as {DATASETS[name].label}, {how}'
+
+# %% ../../nbs/97_reproduce.ipynb #eaad86fd
+def models_used(values: dict) -> dict[str, str]:
+    "'model NAME' -> fingerprint, of those language models that are folders or files of this machine."
+    from llmrec.llm.backbones import BackboneConfig, backbone_identity    # here, because it needs torch
+    from llmrec.llm.folders import is_folder, is_gguf
+    more = values.get('system_backbone') or {}
+    named = [values.get('backbone'), more.get('name'), more.get('backbone'),
+             *(values.get('further_backbones') or ()), *(values.get('further_models') or ())]
+    out = {}
+    for name in dict.fromkeys(n for n in named if isinstance(n, str)):
+        if name != 'miniature' and not is_folder(name) and not is_gguf(name): continue
+        with contextlib.suppress(LlmrecError, OSError):
+            out[f'model {name}'] = backbone_identity(BackboneConfig(name))
+    return out
+
 # %% ../../nbs/97_reproduce.ipynb #770ea7f9
 def data_used(values: dict) -> dict[str, str]:
-    "Name -> checksum of the datasets that the parameters name, and of the papers' printed numbers."
-    named = [n for v in values.values() for n in (v if isinstance(v, list) else [v]) if isinstance(n, str)]
+    "Name -> checksum of the data and model folders that the parameters name, and of the papers' numbers."
+    named = sorted(texts_in(values))
     printed = sorted((root() / 'data' / 'paper_numbers').glob('*.csv'))
-    def content(n):
-        return (dataset_checksum(n) if n not in registered()
-                else f'{dataset_checksum(n)} as {DATASETS[n].label}')
-    return ({n: content(n) for n in named if n in DATASETS}
+    return ({n: content_of(n) for n in named if n in DATASETS}
             | {f'yes/no {n}': yesno_checksum(n) for n in named if n in YESNO_DATASETS}
+            | ({'alpaca': data_checksum('alpaca')} if values.get('instructions') == 'alpaca' else {})
+            | models_used(values)
             | {'paper numbers': digest([p.read_text(encoding='utf-8') for p in printed])})
 
 # %% ../../nbs/97_reproduce.ipynb #b3dc0c18
@@ -140,7 +169,7 @@ def inputs(artefact: str, values: dict) -> dict:
 
 # %% ../../nbs/97_reproduce.ipynb #ba832233
 STAMP = dict(parameters=dict, records=dict, files=dict, failed=dict, runs=dict, seconds=(int, float),
-             notebook=str)
+             notebook=str, absent=list)
 INPUTS = dict(notebook='', parameters='', library={}, data={})
 
 def stamp_path(artefact: str, profile: str) -> Path:
@@ -173,7 +202,7 @@ def outputs(artefact: str, profile: str) -> dict:
     "The artefact's files and their checksums."
     stamp = stamp_path(artefact, profile)
     return {p.name: sha256(p) for p in sorted(stamp.parent.glob(f'{stamp.stem}.*'))
-            if p != stamp and '.tmp-' not in p.name}
+            if p.is_file() and p != stamp and '.tmp-' not in p.name}
 
 # %% ../../nbs/97_reproduce.ipynb #f52037ac
 def changes(what: str, was: dict, now: dict) -> list[str]:
@@ -208,8 +237,11 @@ def reasons(artefact: str, profile: str, values: dict) -> list[str]:
     if any(name not in stamp for name in ('records', 'parameters', 'files')):
         return ['it was made by an older llmrec']
     was, now = as_made(stamp), as_is(artefact, profile, values, stamp['records'])
+    was['data'] = {k: v for k, v in was['data'].items() if k in now['data'] or not k.startswith('model ')}
     out = [] if was['notebook'] == now['notebook'] else [f'nbs/{manifest()[artefact]} changed']
     for what in COMPARED: out += changes(what, was[what], now[what])
+    come = [n for n in stamp.get('absent', ()) if (records_of(profile) / f'{n}.json').exists()]
+    out += changes('records that were not there', {}, dict.fromkeys(come, ''))
     return out + [f'{name} failed: {said}' for name, said in stamp.get('failed', {}).items()]
 
 # %% ../../nbs/97_reproduce.ipynb #f3398465
@@ -301,6 +333,7 @@ def events_path(artefact: str, profile: str) -> Path:
 def note(out: dict, event: dict) -> None:
     "Add an event to what happened."
     if 'read' in event: out['records'][event['read']] = event['sha256']
+    if 'absent' in event: out['absent'].append(event['absent'])
     out['planned'] += event.get('planned', 0)
     out['finished'] += 'finished' in event
     out['computed'] += event.get('seconds', 0) > 0    # not found where another notebook had put it
@@ -311,22 +344,26 @@ def note(out: dict, event: dict) -> None:
 # %% ../../nbs/97_reproduce.ipynb #87efec86
 def happened(artefact: str, profile: str) -> dict:
     "What the process of an artefact's notebook has reported so far."
-    out = dict(records={}, planned=0, finished=0, computed=0, seconds=0., failed={}, notes=[])
+    out = dict(records={}, absent=[], planned=0, finished=0, computed=0, seconds=0., failed={}, notes=[])
     path = events_path(artefact, profile)
     for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError): note(out, json.loads(line))    # the last may not be whole yet
     return out
 
 # %% ../../nbs/97_reproduce.ipynb #5dec425f
-def write_stamp(artefact: str, profile: str, values: dict, seconds: float) -> dict:
+def write_stamp(
+    artefact: str, profile: str, values: dict,
+    made_from: dict,  # `inputs`, from before the notebook was executed
+    seconds: float,
+) -> dict:
     "Write the stamp of an artefact whose notebook has just been executed; returns what happened."
     files, told = outputs(artefact, profile), happened(artefact, profile)
     if not files:
         raise LlmrecError(f'nbs/{manifest()[artefact]} ran but wrote no '
                           f'{stamp_path(artefact, profile).stem}.* file.')
     what = dict(artefact=artefact, notebook=manifest()[artefact], parameters=values,
-                inputs=inputs(artefact, values), files=files, records=told['records'],
-                failed=told['failed'],
+                inputs=made_from, files=files, records=told['records'], failed=told['failed'],
+                absent=sorted({*told['absent']} - {*told['records']}),
                 runs=dict(computed=told['computed'], seconds=round(told['seconds'], 1)))
     how = provenance({}) | dict(seconds=seconds)
     write_atomic(stamp_path(artefact, profile), json.dumps(how | what, indent=1, sort_keys=True) + '\n')
@@ -362,6 +399,27 @@ def remembering(failed: Path) -> Iterator[None]:
         raise
     failed.unlink(missing_ok=True)
 
+# %% ../../nbs/97_reproduce.ipynb #5a17c2c2
+def written(artefact: str, profile: str) -> dict[str, int]:
+    "When each file of the artefact was written."
+    folder = stamp_path(artefact, profile).parent
+    return {name: (folder / name).stat().st_mtime_ns for name in outputs(artefact, profile)}
+
+def drop_left_over(
+    artefact: str, profile: str,
+    before: dict,  # `written` from before the notebook was executed
+) -> None:
+    "Delete what only an earlier execution wrote; an `LlmrecError` for a file that is nobody's."
+    stamp, now = load_stamp(artefact, profile), written(artefact, profile)
+    folder = stamp_path(artefact, profile).parent
+    ours = (stamp or {}).get('files', {})
+    left = [name for name, when in before.items() if now.get(name) == when]
+    for name in left:
+        if name in ours: (folder / name).unlink()
+    if others := [name for name in left if name not in ours and stamp]:
+        raise LlmrecError(f'{folder / others[0]} was not written by the notebook of {artefact} and has the '
+                          'name of one of its files; rename or remove it.')
+
 # %% ../../nbs/97_reproduce.ipynb #28b28f90
 def execute(artefact: str, profile: str, values: dict, force: bool = False) -> dict:
     "Make an artefact unless another command has just done so; what happened, with the seconds."
@@ -372,8 +430,10 @@ def execute(artefact: str, profile: str, values: dict, force: bool = False) -> d
             return happened(artefact, profile) | dict(seconds=0.)
         with remembering(failure_path(artefact, profile)), listening(artefact, profile):
             sweep(stamp_path(artefact, profile))
+            made_from, before = inputs(artefact, values), written(artefact, profile)
             run_notebook(artefact, values, executed)
-            told = write_stamp(artefact, profile, values, elapsed())
+            drop_left_over(artefact, profile, before)
+            told = write_stamp(artefact, profile, values, made_from, elapsed())
     return told | dict(seconds=elapsed())
 
 # %% ../../nbs/97_reproduce.ipynb #2e97113c
@@ -732,6 +792,14 @@ def prepare_environment() -> None:
     os.environ |= {k: str(Path(os.environ[k]).resolve()) for k in places if os.environ.get(k)}
     os.environ |= {k: v for k, v in QUIET.items() if k not in os.environ}
 
+# %% ../../nbs/97_reproduce.ipynb #3512155e
+def check_library() -> None:
+    "An `LlmrecError` where the command belongs to another checkout than the folder that it is called in."
+    loaded = Path(__file__).resolve().parent.parent.parent
+    if is_checkout(loaded) and (root() / 'llmrec').resolve() != loaded / 'llmrec':
+        raise LlmrecError(f'This command is that of {loaded}, and it is called in {root()}, whose code would '
+                          f'not run; call that of {root()}/.venv, or set PYTHONPATH={root()}.')
+
 # %% ../../nbs/97_reproduce.ipynb #4a195c29
 def main(argv=None) -> int:
     "Entry point of `llmrec_reproduce`; a complaint is one sentence on standard error and exit status 1."
@@ -739,6 +807,7 @@ def main(argv=None) -> int:
     prepare_environment()
     show = 'inputs' if args.list else 'cost' if args.dry_run else ''
     try:
+        check_library()
         failed = reproduce(args.artefacts, args.profile,
                            overrides(args.parameter), args.variant, args.only, show, args.force,
                            jobs=max(1, args.jobs), scheduler=args.scheduler, keep_going=args.keep_going)

@@ -331,8 +331,7 @@ def check_files(artefact: str, profile: str, stamp: dict) -> Iterator[Finding]:
     for name in sorted({**stamp['files'], **now}):
         if name not in now: yield Finding(folder / name, f'is missing; {remedy(artefact, profile)}')
         elif name not in stamp['files']:
-            yield Finding(folder / name, f'was not written by the notebook of {artefact}; remove it, or '
-                          f'{remedy(artefact, profile)}')
+            yield Finding(folder / name, f'was not written by the notebook of {artefact}; remove it')
         elif now[name] != stamp['files'][name]:
             yield Finding(folder / name, 'has been changed since it was made (its checksum is not that of '
                           f'the stamp); {remedy(artefact, profile)}')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIELDS', 'PROVENANCE', 'PACKAGES', 'KINDS', 'NOTE_OF_PACKS', 'write_atomic', 'tell', 'Record', 'make_key',
            'record_key', 'save_record', 'disagreement', 'ill_told', 'provenance_of', 'load_record', 'versions',
-           'commit', 'provenance', 'one_thread', 'watch_memory', 'Busy', 'NotRecorded', 'without_waiting',
+           'is_top', 'commit', 'provenance', 'one_thread', 'watch_memory', 'Busy', 'NotRecorded', 'without_waiting',
            'only_reading', 'lock', 'locked', 'sweep', 'pack', 'experiment_of', 'packs', 'noted', 'records_of',
            'run_once', 'find_record', 'RunFailed', 'Failed']
 
@@ -193,13 +193,19 @@ def versions() -> dict:
     return out
 
 # %% ../../nbs/92_records.ipynb #e2f90a74
+def is_top(folder: str) -> bool:
+    "Whether git's answer names the project's own folder, and not one around an unpacked archive of it."
+    return bool(folder) and Path(folder).resolve() == root().resolve()
+
 @functools.cache    # a process keeps the code that it has loaded
 def commit() -> dict:
     "The commit of the project's tree and whether it had uncommitted changes; empty outside a git checkout."
     def git(*args):
-        return subprocess.run(['git', '-C', str(root()), *args], capture_output=True,
-                              text=True).stdout.strip()
-    sha = git('rev-parse', 'HEAD') if repository() else ''
+        try: done = subprocess.run(['git', '-C', str(root()), *args], capture_output=True, text=True)
+        except OSError: return ''    # there is no git
+        return done.stdout.strip()
+    if not repository() or not is_top(git('rev-parse', '--show-toplevel')): return {}
+    sha = git('rev-parse', 'HEAD')
     return dict(commit=sha, dirty=bool(git('status', '--porcelain', '--untracked-files=no'))) if sha else {}
 
 # %% ../../nbs/92_records.ipynb #b4ee587a
@@ -340,6 +346,7 @@ def unpack(
     "Write those records of the zip that are not beside it yet; an `LlmrecError` when it is no such zip."
     try:
         with zipfile.ZipFile(path) as z:
+            if bad := z.testzip(): raise zipfile.BadZipFile(f'{bad} is damaged')
             for name in z.namelist():
                 stem = name.removesuffix('.provenance.json').removesuffix('.json').removesuffix('.npz')
                 if '/' in name or experiment_of(f'{stem}.json') != path.stem:
@@ -409,7 +416,9 @@ def run_once(
     path = record_path(experiment, config, data, profile, backbone)
     record, _ = usable(path)
     if record: return record
-    if _MODE.get() == 'only reading': raise NotRecorded(path.stem)
+    if _MODE.get() == 'only reading':
+        tell(absent=path.stem)
+        raise NotRecorded(path.stem)
     with lock(path):
         record, wrong = usable(path)
         if record: return record

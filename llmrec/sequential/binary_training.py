@@ -153,14 +153,14 @@ class BinaryData:
 
 # %% ../../nbs/48b_binary_training.ipynb #55904959
 def check_widths(data: BinaryData, cfg: BinaryConfig) -> None:
-    "An `LlmrecError` where the histories of training and validation differ in width, or Caser's filters do not fit."
+    "An `LlmrecError` where training and validation differ in width, or Caser's filters are wider."
     width, other = data.train.history.shape[1], data.valid.history.shape[1]
     if width != other:
-        raise LlmrecError(f'The training rows hold {width} places of history and the validation rows {other}; '
-                          'make both with the same width.')
+        raise LlmrecError(f'The training rows hold {width} places of history and the validation rows '
+                          f'{other}; make both with the same width.')
     if cfg.method == 'Caser' and max(cfg.heights) > width:
-        raise LlmrecError(f'Caser has filters over {max(cfg.heights)} items, and a history has {width} places; '
-                          'lower BinaryConfig.heights or give longer histories.')
+        raise LlmrecError(f'Caser has filters over {max(cfg.heights)} items, and a history has {width} '
+                          'places; lower BinaryConfig.heights or give longer histories.')
 
 # %% ../../nbs/48b_binary_training.ipynb #54340883
 def make_model(data: BinaryData, cfg: BinaryConfig) -> BinaryModel:
