@@ -42,7 +42,7 @@ from llmrec.llm.prompts import (
     render,
 )
 from llmrec.llm.ranking import rank_candidates, score_candidates
-from llmrec.llm.loss import collate, label_loss
+from llmrec.llm.loss import can_gather, collate, label_loss
 from llmrec.llm.tuning import RankerRows, Session, TuningConfig, sample_negatives, tune, with_adapter
 from llmrec.llm.verbalizer import letter_ids
 from llmrec.paths import LlmrecError
@@ -191,7 +191,9 @@ def test_scores_are_those_of_the_plain_forward_in_every_architecture(tiny, cls, 
         assert np.abs(score_candidates(bb, prompts, ids, batch_tokens) - want).max() < 1e-4
     rows = [dict(input_ids=p, labels=[-100] * (len(p) - 2) + p[-2:]) for p in prompts]
     batch = collate(rows, 0)
-    assert abs(label_loss(model, batch).item() - model(**batch).loss.item()) < 1e-5
+    with torch.no_grad():
+        gather = can_gather(model, rows[0])
+    assert abs(label_loss(model, batch, gather).item() - model(**batch).loss.item()) < 1e-5
 
 
 def test_ties_keep_the_retrievers_order():
@@ -224,7 +226,7 @@ def rows_of(bb, cfg=SHORT):
 
 def measure(bb):
     batch = collate([rows_of(bb)[i] for i in range(4)], bb.tokenizer.pad_token_id)
-    return lambda model: {'NDCG@10': -label_loss(model, batch).item()}
+    return lambda model: {'NDCG@10': -label_loss(model, batch, True).item()}
 
 
 def left_behind(folder):

@@ -107,7 +107,11 @@ def test_the_weights_of_a_models_folder_count_while_it_is_there(made, tmp_path):
 
 
 def test_data_are_seen_wherever_a_parameter_names_them():
-    for values in (dict(probes=[dict(dataset='films')]), dict(search={'films': {}}), dict(datasets=['films'])):
+    for values in (
+        dict(probes=[dict(dataset='films')]),
+        dict(search={'films': {}}),
+        dict(datasets=['films']),
+    ):
         assert 'films' in module.data_used(values)
     assert 'alpaca' in module.data_used(dict(instructions='alpaca'))
     assert 'alpaca' not in module.data_used(dict(instructions='miniature'))

@@ -500,7 +500,7 @@ def test_the_loss_applies_the_head_to_labelled_positions_only(tiny, monkeypatch)
     assert sum(states for states, _ in sizes) == labelled and max(states for states, _ in sizes) == 64
     assert abs(value.item() - tiny.model(**batch).loss.item()) < 1e-5
     answer = collate(list(YesNoRows(DATA, range(6), tiny.tokenizer, PROMPT)), tiny.tokenizer.pad_token_id)
-    assert abs(label_loss(tiny.model, answer).item() - tiny.model(**answer).loss.item()) < 1e-5
+    assert abs(label_loss(tiny.model, answer, True).item() - tiny.model(**answer).loss.item()) < 1e-5
 
 
 @pytest.mark.parametrize('loss', ['answer', 'prompt+answer'])

@@ -28,7 +28,7 @@ from ..llm.answers import score_answers
 from ..llm.backbones import Backbone, BackboneConfig, backbone_identity, load_backbone
 from ..llm.rec_tuning import AlpacaTuningConfig, RecTuningConfig, alpaca_tune, rec_tune
 from ..llm.tuning import Session, with_adapter
-from ..llm.yesno import encode_questions, yesno_ids
+from ..llm.yesno import context_of, encode_questions, yesno_ids
 from ..paths import checkpoints_dir
 from ..runs.records import Record, lock, one_thread, record_key, run_once
 from ..runs.together import in_processes
@@ -148,7 +148,8 @@ def questions(dataset: str, cfg: TallrecRun) -> YesNoData:
 # %% ../../nbs/55_tallrec_runs.ipynb #03d19f85
 def scores_of(backbone: Backbone, data: YesNoData, samples, cfg: TallrecRun) -> tuple[np.ndarray, np.ndarray]:
     "(n,) scores of rows of `data`, and how many history items had to be dropped from each prompt."
-    prompts, dropped = encode_questions(backbone.tokenizer, data, samples, cfg.rec.prompt)
+    prompt, context = cfg.rec.prompt, context_of(backbone)
+    prompts, dropped = encode_questions(backbone.tokenizer, data, samples, prompt, context)
     ids = yesno_ids(backbone.tokenizer, cfg.rec.prompt)
     return score_answers(backbone, prompts, ids, cfg.rec.score), dropped
 

@@ -30,8 +30,14 @@ def ends_of(model) -> list[str]:
 
 # %% ../../nbs/35c_adapter.ipynb #25bea475
 def check_targets(model, cfg: TuningConfig) -> None:
-    "Raise an `LlmrecError` when the adapter would sit on the embedding or on the output head."
-    for target in () if cfg.target_modules == 'all-linear' else cfg.target_modules:
+    "An `LlmrecError` when the adapter would sit on the embedding, on the output head, or nowhere."
+    if cfg.target_modules == 'all-linear': return
+    names = [name for name, _ in model.named_modules()]
+    if not any(name.split('.')[-1] in cfg.target_modules or name in cfg.target_modules for name in names):
+        raise LlmrecError(f'The adapter cannot be put on {cfg.target_modules} of {type(model).__name__} (it has '
+                          "no module of that name); name modules that exist, or set "
+                          "target_modules='all-linear'.")
+    for target in cfg.target_modules:
         if any(name == target or name.endswith(f'.{target}') for name in ends_of(model)):
             raise LlmrecError(f"target_modules names '{target}', which turns tokens into vectors or "
                               "vectors into logits; the loss reads these weights directly, so name "

@@ -193,6 +193,15 @@ def backbone_source(
 REMEDY = ('give BackboneConfig.name a folder that holds config.json, weights and tokenizer, a hub id '
           f"this machine can reach, a GGUF file, {', '.join(map(repr, RECIPES))}, 'miniature', or 'tiny'")
 
+# %% ../../nbs/32_backbones.ipynb #2849401e
+def drop_foreign_pad(
+    tokenizer,  # any tokenizer of transformers
+    model,
+) -> None:
+    "Take away a pad token for which the model has no embedding; `prepare_tokenizer` then chooses another."
+    rows = model.get_input_embeddings().weight.shape[0]
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= rows: tokenizer.pad_token = None
+
 # %% ../../nbs/32_backbones.ipynb #7a0bb14e
 def load_backbone(
     cfg: BackboneConfig,
@@ -205,6 +214,7 @@ def load_backbone(
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=cfg.revision or 'main',
                                                                trust_remote_code=False)
     commit = getattr(model.config, '_commit_hash', None) or ''
+    drop_foreign_pad(tokenizer, model)
     return Backbone(model, prepare_tokenizer(tokenizer), identity, cfg.dtype, commit)
 
 # %% ../../nbs/32_backbones.ipynb #64e74f22

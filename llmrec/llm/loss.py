@@ -183,6 +183,14 @@ def on_device(batch: dict, model) -> dict:
     "The tensors of `batch` on the model's device."
     return {k: v.to(model.device) for k, v in batch.items()}
 
+# %% ../../nbs/35_label_loss.ipynb #3da7914b
+def has_window(model) -> bool:
+    "Whether some layer of the model attends to the latest positions only, or to a chunk."
+    cfg = inner(model).config.get_text_config()
+    kinds = set(getattr(cfg, 'layer_types', None) or ())
+    names = ('sliding_window', 'attention_chunk_size', 'window_size')
+    return any(getattr(cfg, name, None) for name in names) and kinds != {'full_attention'}
+
 # %% ../../nbs/35_label_loss.ipynb #98fefd6c
 def can_share(
     model,
@@ -190,7 +198,7 @@ def can_share(
     pad_id: int,
 ) -> bool:
     "Whether the rows have a common start, and sharing it leaves the loss of the whole rows unchanged."
-    if not common_rows(rows): return False
+    if has_window(model) or not common_rows(rows): return False
     try:
         ours, own = (label_loss(model, on_device(collate(rows, pad_id, share), model), True)
                      for share in (True, False))
@@ -214,12 +222,9 @@ def column_loss(
 def label_loss(
     model,
     batch: dict,  # from `collate`, on the model's device
-    # whether labels may be gathered before the head, from `can_gather`; None checks the head only
-    gather: bool | None = None,
+    gather: bool,  # whether labels may be gathered before the head, from `can_gather`
 ) -> torch.Tensor:
     "Mean cross-entropy over the labelled tokens, without other positions' logits if the model allows it."
-    if gather is None:
-        gather = head_rows(model, torch.tensor([0], device=batch['labels'].device)) is not None
     if not gather: return column_loss(model, batch)
     states = shared_states if 'start' in batch else own_states
     return head_loss(inner(model).get_output_embeddings(), *states(model, batch))

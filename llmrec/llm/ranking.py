@@ -144,17 +144,29 @@ def scored_batches(
     for where in tqdm(batches, desc='ranking', disable=not progress):
         yield where, letter_logits(model, put([prompts[i] for i in where]), ids, rows)
 
+# %% ../../nbs/34_ranking.ipynb #f9f225bd
+def greedy(
+    own: 'transformers.GenerationConfig',  # that of a model
+) -> 'transformers.GenerationConfig':
+    "The ids of the control tokens in `own`, and nothing else of it."
+    ids = ('bos_token_id', 'eos_token_id', 'pad_token_id', 'decoder_start_token_id')
+    return type(own)(**{name: getattr(own, name, None) for name in ids})
+
 # %% ../../nbs/34_ranking.ipynb #3e01ef5e
 @contextlib.contextmanager
 def scoring(
     backbone: Backbone,
 ):
-    "Evaluation mode, no gradients, the backbone's precision; restores the model's mode at the end."
-    training = backbone.model.training
+    "Evaluation mode, no gradients, the backbone's precision, greedy search; all as before at the end."
+    training, model = backbone.model.training, inner(backbone.model)
+    own = getattr(model, 'generation_config', None)
     backbone.model.eval()
+    if own is not None: model.generation_config = greedy(own)
     try:
         with torch.no_grad(), precision(backbone): yield
-    finally: backbone.model.train(training)
+    finally:
+        backbone.model.train(training)
+        if own is not None: model.generation_config = own
 
 # %% ../../nbs/34_ranking.ipynb #3ead3709
 def without_surplus(

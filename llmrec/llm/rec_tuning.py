@@ -24,7 +24,7 @@ from ..data.alpaca import FIELDS
 from ..evaluation.auc import auc
 from .answers import Score, score_answers
 from .backbones import Backbone
-from .loss import collate, label_loss, on_device
+from .loss import can_gather, collate, label_loss, on_device
 from .ranking import length_batches, scoring
 from .tuning import Session, TuningConfig, tune
 from .yesno import YesNoPromptConfig, context_of, encode_questions, shortened, yesno_ids
@@ -203,11 +203,12 @@ def held_out(
 def summed(
     backbone: Backbone,
     rows: list[dict],  # training rows that make one batch
+    gather: bool,      # see `label_loss`
 ) -> tuple[float, int]:
     "The sum of the log-likelihoods of the labelled tokens, and their number."
     batch = on_device(collate(rows, backbone.tokenizer.pad_token_id), backbone.model)
     n = int((batch['labels'][:, 1:] != -100).sum())
-    return -n * label_loss(backbone.model, batch).item(), n
+    return -n * label_loss(backbone.model, batch, gather).item(), n
 
 # %% ../../nbs/38_rec_tuning.ipynb #0f137587
 def log_likelihood(
@@ -218,8 +219,9 @@ def log_likelihood(
     "Mean log-likelihood of the labelled tokens of `rows`, each token weighted equally."
     total, count = 0., 0
     with scoring(backbone):
+        gather = can_gather(backbone.model, rows[0])
         for where in length_batches([len(r['input_ids']) for r in rows], batch_tokens):
-            of_batch, n = summed(backbone, [rows[int(i)] for i in where])
+            of_batch, n = summed(backbone, [rows[int(i)] for i in where], gather)
             total, count = total + of_batch, count + n
     return total / count
 

@@ -34,7 +34,8 @@ class AdapterConfig:
 class TuningConfig(AdapterConfig):
     "How the ranker is tuned; most defaults are published values (notebook 03, LlamaRec: the tuning)."
     lr: float = 1e-4
-    schedule: str = 'linear'    # any scheduler name of transformers
+    schedule: Literal['linear', 'cosine', 'constant', 'constant_with_warmup', 'polynomial', 'inverse_sqrt',
+                      'cosine_with_restarts'] = 'linear'    # names of transformers
     warmup_steps: int = 100
     weight_decay: float = 0.
     max_grad_norm: float = 1.

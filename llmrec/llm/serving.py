@@ -31,6 +31,7 @@ def continued(backbone: Backbone, prompt: str, most: int, stop) -> tuple[str, st
     if room and most >= room:
         raise LlmrecError(f'max_tokens is {most}, but prompt and answer share {room} tokens; ask for fewer.')
     ids = tok(prompt)['input_ids']
+    if ids and ids[-1] == tok.eos_token_id: ids = ids[:-1]    # some tokenizers end every text
     if room: ids = ids[-(room - most):]
     batch = left_padded([ids], tok.pad_token_id)
     batch = {k: batch[k].to(backbone.model.device) for k in ('input_ids', 'attention_mask')}
@@ -43,11 +44,26 @@ def continued(backbone: Backbone, prompt: str, most: int, stop) -> tuple[str, st
     ended = tok.eos_token_id in new or any(s in text for s in stop)
     return cut_at(text, stop), 'stop' if ended else 'length', len(ids), len(new)
 
+# %% ../../nbs/39d_serving.ipynb #620f53ad
+def asked(body, chat: bool) -> tuple[str, int, list[str]]:
+    "Prompt, most new tokens and stop strings of a request; an `LlmrecError` names the field that is wrong."
+    if not isinstance(body, dict): raise LlmrecError('The body of a request must be a JSON object.')
+    said = body.get('messages') if chat else [dict(content=body.get('prompt'))]
+    texts = [m.get('content') for m in said or () if isinstance(m, dict)] if isinstance(said, list) else []
+    if not texts or not all(isinstance(t, str) for t in texts):
+        raise LlmrecError(f"'{'messages' if chat else 'prompt'}' must be given as text.")
+    most, stop = body.get('max_tokens', 16), body.get('stop') or []
+    stop = [stop] if isinstance(stop, str) else stop
+    if not isinstance(most, int) or most < 1:
+        raise LlmrecError(f"'max_tokens' must be a whole number of at least 1, got {most!r}.")
+    if not isinstance(stop, list) or not all(isinstance(s, str) and s for s in stop):
+        raise LlmrecError(f"'stop' must be a text or a list of texts, got {stop!r}.")
+    return '\n'.join(texts), most, stop
+
 # %% ../../nbs/39d_serving.ipynb #9fa78b56
 def reply(backbone: Backbone, body: dict, chat: bool) -> dict:
     "The response to the body of a request."
-    prompt = '\n'.join(m['content'] for m in body['messages']) if chat else body['prompt']
-    text, why, read, wrote = continued(backbone, prompt, body.get('max_tokens', 16), body.get('stop') or [])
+    text, why, read, wrote = continued(backbone, *asked(body, chat))
     said = dict(message=dict(role='assistant', content=text)) if chat else dict(text=text)
     return dict(id='0', created=0, object='chat.completion' if chat else 'text_completion',
                 model=backbone.identity,
@@ -60,11 +76,11 @@ def handler(backbone: Backbone) -> type[BaseHTTPRequestHandler]:
     lock = threading.Lock()
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+            body = self.rfile.read(int(self.headers.get('Content-Length') or 0))
             chat, status = self.path.endswith('/chat/completions'), 200
             try:
-                with lock: said = reply(backbone, body, chat)
-            except LlmrecError as e: status, said = 400, dict(error=dict(message=str(e)))
+                with lock: said = reply(backbone, json.loads(body), chat)
+            except ValueError as e: status, said = 400, dict(error=dict(message=str(e)))
             out = json.dumps(said).encode()
             self.send_response(status)
             self.send_header('Content-Type', 'application/json')

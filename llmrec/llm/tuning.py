@@ -17,7 +17,9 @@ import cloudpickle
 import transformers
 
 from ..config import keyed
-from .adapter import add_lora, check_base, continue_from, misfit, read_adapter, with_adapter
+from llmrec.llm.adapter import (
+    add_lora, check_base, check_targets, continue_from, misfit, read_adapter, with_adapter,
+)
 from .backbones import Backbone
 from .folders import file_fingerprint
 from .checkpoints import (adapted, kept_randomness, last_checkpoint, restore_best, save_adapter,
@@ -102,6 +104,9 @@ def claim(
 ) -> None:
     "Record in `out` what is tuned there; an `LlmrecError` if another tuning is already recorded."
     path, text = Path(out) / 'tuning.json', json.dumps(note, indent=1, sort_keys=True) + '\n'
+    if not path.exists() and any((Path(out) / name).exists() for name in ('adapter', 'work')):
+        raise LlmrecError(f'{out} holds an adapter or checkpoints and no tuning.json, so they are of something '
+                          'else; choose another folder.')
     if not resume and path.exists(): shutil.rmtree(out)
     if path.exists() and path.read_text(encoding='utf-8') != text:
         raise LlmrecError(f'{path} describes another tuning than this one; choose another folder, or delete '
@@ -183,6 +188,7 @@ def begin(
 ) -> bool:
     "Claim the folder `out`; False if the tuning there is finished. An `LlmrecError` if it cannot begin."
     if session.start is not None: check_base(backbone, session.start)
+    if session.start is None: check_targets(backbone.model, cfg)
     claim(out, determines(cfg, backbone, len(rows), session), session.resume)
     if (out / 'adapter').is_dir(): return False
     if not len(rows):

@@ -173,7 +173,9 @@ def question_ids(
 # %% ../../nbs/31_yesno_prompts.ipynb #49f8af73
 def context_of(backbone: Backbone) -> int | None:
     "The longest input for which the backbone's model was made, if its configuration says."
-    return getattr(inner(backbone.model).config.get_text_config(), 'max_position_embeddings', None)
+    cfg = inner(backbone.model).config.get_text_config()
+    found = (getattr(cfg, name, None) for name in ('max_position_embeddings', 'n_positions', 'max_seq_len'))
+    return next((n for n in found if isinstance(n, int) and n > 0), None)
 
 # %% ../../nbs/31_yesno_prompts.ipynb #c0edf077
 def row_limit(

@@ -87,6 +87,13 @@ def own_from(args: argparse.Namespace) -> OwnData:
                    items=args.titles, items_item=args.titles_item, title=args.title,
                    least_rating=args.least_rating, core=args.core, like_from=args.like_from, thing=args.thing)
 
+# %% ../../nbs/59b_commands.ipynb #7d1fd577
+def check_work(work: Path) -> None:
+    "An `LlmrecError` where the folder of the tuning is somebody else's: it is deleted at the end."
+    if work.exists() and not (work / 'tuning.json').is_file() and (work.is_file() or any(work.iterdir())):
+        raise LlmrecError(f'{work} is there already and is not the folder of a tuning; rename it, or give '
+                          'another --out.')
+
 # %% ../../nbs/59b_commands.ipynb #2c86c6e7
 def run_fit(args: argparse.Namespace) -> None:
     "Read, fit, save, and say what was read and measured."
@@ -98,12 +105,13 @@ def run_fit(args: argparse.Namespace) -> None:
                           'the tuning.')
     out = Path(args.out).resolve()
     check_free(out, 'rater' if rates else 'recommender')    # before the training
+    work = out.with_name(f'{out.name}.work')    # where an interrupted tuning goes on
+    if args.backbone: check_work(work)
     data, report = load_own_ratings(own) if rates else load_own(own)
     print(f'{own.name}: {report}', file=sys.stderr)
-    work = out.with_name(f'{out.name}.work')    # where an interrupted tuning goes on
     r = (fit_rater if rates else fit_recommender)(args, data, own, work)
     r.save(out)
-    shutil.rmtree(work, ignore_errors=True)
+    if args.backbone: shutil.rmtree(work, ignore_errors=True)
 
 # %% ../../nbs/59b_commands.ipynb #36c5f09e
 def fit_recommender(args: argparse.Namespace, data, own: OwnData, work: Path) -> Recommender:

@@ -67,7 +67,7 @@ def rater_config(backbone, k, tuning, prompt, valid_rows, seed) -> RaterConfig:
     "The configuration from what `fit` is told; a wrong name or value is an `LlmrecError`."
     usual = RecTuningConfig()
     rec = replace(usual, valid_rows=valid_rows,
-                  tuning=from_dict(TuningConfig, asdict(usual.tuning) | (tuning or {}) | dict(seed=seed)),
+                  tuning=from_dict(TuningConfig, asdict(usual.tuning) | dict(seed=seed) | (tuning or {})),
                   prompt=from_dict(type(usual.prompt), asdict(usual.prompt) | (prompt or {})))
     lm = BackboneConfig(backbone) if isinstance(backbone, str) else backbone
     if k is not None and k < 1: raise LlmrecError(f'k must be at least 1, or None for all rows, got {k}.')

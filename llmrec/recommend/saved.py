@@ -20,7 +20,9 @@ import polars as pl
 import torch
 
 from ..config import digest
-from ..llm.backbones import BackboneConfig, is_folder, is_gguf, load_backbone, new_folder
+from llmrec.llm.backbones import (
+    Backbone, BackboneConfig, backbone_source, is_folder, is_gguf, load_backbone, new_folder,
+)
 from ..llm.checked import sha256_of
 from ..llm.tuning import with_adapter
 from ..paths import ITEM, TITLE, LlmrecError, read_json
@@ -142,14 +144,10 @@ def save_ranker(
     folder: Path,  # where it will lie
 ) -> None:
     "The adapter, and its base model where that has no name on a hub."
-    import peft    # here, because it takes five seconds
     shutil.copytree(r.adapter, aside / 'adapter')
     name = r.config.backbone.name
     if not on_hub(name):
-        model = r.backbone.model
-        base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
-        plain(base).save_pretrained(aside / 'base')
-        r.backbone.tokenizer.save_pretrained(aside / 'base')
+        keep_base(r.backbone, r.config.backbone, aside / 'base')
         name = str(folder / 'base')
     r.backbone.tokenizer.save_pretrained(aside / 'adapter')
     name_base(aside / 'adapter', name)
@@ -167,6 +165,16 @@ def plain(base):
     fresh.load_state_dict(weights)
     fresh.generation_config = base.generation_config
     return fresh
+
+# %% ../../nbs/59ab_saved.ipynb #07fc5ce4
+def keep_base(backbone: Backbone, cfg: BackboneConfig, folder: Path) -> None:
+    "Write the base model and its tokenizer; one in 4 or 8 bits as the files that it was loaded from."
+    import peft    # here, because it takes five seconds
+    if cfg.quantisation != 'none': shutil.copytree(backbone_source(cfg), folder)
+    else:
+        model = backbone.model
+        plain(model.get_base_model() if isinstance(model, peft.PeftModel) else model).save_pretrained(folder)
+    backbone.tokenizer.save_pretrained(folder)
 
 # %% ../../nbs/59ab_saved.ipynb #9cb34be6
 def open_ranker(
