@@ -26,7 +26,7 @@ from llmrec.llm.loss import can_share, has_window
 from llmrec.llm.ranking import scoring
 from llmrec.llm.rec_tuning import log_likelihood
 from llmrec.llm.recipe import TuningConfig
-from llmrec.llm.serving import asked, serving
+from llmrec.llm.serving import read_request, serving
 from llmrec.llm.tuning import Session, claim, tune
 from llmrec.llm.yesno import context_of
 from llmrec.config import from_dict
@@ -229,11 +229,11 @@ def miniature_folder():
 )
 def test_a_request_that_cannot_be_answered(body, chat, said):
     with pytest.raises(LlmrecError, match=said):
-        asked(body, chat)
+        read_request(body, chat)
 
 
 def test_a_stop_may_be_one_text():
-    assert asked(dict(prompt='a', stop='Zx '), False) == ('a', 16, ['Zx '])
+    assert read_request(dict(prompt='a', stop='Zx '), False) == ('a', 16, ['Zx '])
 
 
 def test_bad_json_is_answered(tiny):

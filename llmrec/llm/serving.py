@@ -45,7 +45,7 @@ def continued(backbone: Backbone, prompt: str, most: int, stop) -> tuple[str, st
     return cut_at(text, stop), 'stop' if ended else 'length', len(ids), len(new)
 
 # %% ../../nbs/39d_serving.ipynb #620f53ad
-def asked(body, chat: bool) -> tuple[str, int, list[str]]:
+def read_request(body, chat: bool) -> tuple[str, int, list[str]]:
     "Prompt, most new tokens and stop strings of a request; an `LlmrecError` names the field that is wrong."
     if not isinstance(body, dict): raise LlmrecError('The body of a request must be a JSON object.')
     said = body.get('messages') if chat else [dict(content=body.get('prompt'))]
@@ -63,7 +63,7 @@ def asked(body, chat: bool) -> tuple[str, int, list[str]]:
 # %% ../../nbs/39d_serving.ipynb #9fa78b56
 def reply(backbone: Backbone, body: dict, chat: bool) -> dict:
     "The response to the body of a request."
-    text, why, read, wrote = continued(backbone, *asked(body, chat))
+    text, why, read, wrote = continued(backbone, *read_request(body, chat))
     said = dict(message=dict(role='assistant', content=text)) if chat else dict(text=text)
     return dict(id='0', created=0, object='chat.completion' if chat else 'text_completion',
                 model=backbone.identity,

@@ -128,19 +128,30 @@ def content_of(name: str) -> str:
     how = f'length {own.max_length}, batches {own.batch_size} and {own.ranker_batch}'
     return f'{dataset_checksum(name)} as {DATASETS[name].label}, {how}'
 
+# %% ../../nbs/97_reproduce.ipynb #d59d36a5
+PIECE, PIECES = 2**16, 64    # bytes, and how many pieces of a large file are looked at
+
+def glimpse(path: Path) -> list:
+    "Name, size and checksum of a file; of a large one, that of evenly spaced pieces."
+    size, h = path.stat().st_size, hashlib.sha256()
+    if size <= PIECE * PIECES: h.update(path.read_bytes())
+    else:
+        with open(path, 'rb') as f:
+            for n in range(PIECES):
+                f.seek((size - PIECE) * n // (PIECES - 1))
+                h.update(f.read(PIECE))
+    return [path.name, size, h.hexdigest()]
+
 # %% ../../nbs/97_reproduce.ipynb #eaad86fd
 def models_used(values: dict) -> dict[str, str]:
-    "'model NAME' -> fingerprint, of those language models that are folders or files of this machine."
-    from llmrec.llm.backbones import BackboneConfig, backbone_identity    # here, because it needs torch
-    from llmrec.llm.folders import is_folder, is_gguf
+    "'model NAME' -> fingerprint, of those language models that are folders of this machine."
     more = values.get('system_backbone') or {}
     named = [values.get('backbone'), more.get('name'), more.get('backbone'),
              *(values.get('further_backbones') or ()), *(values.get('further_models') or ())]
     out = {}
     for name in dict.fromkeys(n for n in named if isinstance(n, str)):
-        if name != 'miniature' and not is_folder(name) and not is_gguf(name): continue
-        with contextlib.suppress(LlmrecError, OSError):
-            out[f'model {name}'] = backbone_identity(BackboneConfig(name))
+        folder = root() / 'data' / 'miniature' / 'llama' if name == 'miniature' else Path(name).expanduser()
+        if folder.is_dir(): out[f'model {name}'] = digest([glimpse(p) for p in sorted(folder.glob('*.*'))])
     return out
 
 # %% ../../nbs/97_reproduce.ipynb #770ea7f9
