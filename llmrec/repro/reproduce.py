@@ -43,6 +43,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm.auto import tqdm
 
+from .. import paths
 from ..config import digest
 from ..data.datasets import DATASETS, OWN, dataset_checksum, registered
 from ..data.raw import data_checksum
@@ -364,8 +365,8 @@ def happened(artefact: str, profile: str) -> dict:
 # %% ../../nbs/97_reproduce.ipynb #5dec425f
 def write_stamp(
     artefact: str, profile: str, values: dict,
-    made_from: dict,  # `inputs`, from before the notebook was executed
     seconds: float,
+    made_from: dict | None = None,  # `inputs` from before the notebook was executed; None: as they are now
 ) -> dict:
     "Write the stamp of an artefact whose notebook has just been executed; returns what happened."
     files, told = outputs(artefact, profile), happened(artefact, profile)
@@ -373,7 +374,8 @@ def write_stamp(
         raise LlmrecError(f'nbs/{manifest()[artefact]} ran but wrote no '
                           f'{stamp_path(artefact, profile).stem}.* file.')
     what = dict(artefact=artefact, notebook=manifest()[artefact], parameters=values,
-                inputs=made_from, files=files, records=told['records'], failed=told['failed'],
+                inputs=made_from or inputs(artefact, values), files=files,
+                records=told['records'], failed=told['failed'],
                 absent=sorted({*told['absent']} - {*told['records']}),
                 runs=dict(computed=told['computed'], seconds=round(told['seconds'], 1)))
     how = provenance({}) | dict(seconds=seconds)
@@ -444,7 +446,7 @@ def execute(artefact: str, profile: str, values: dict, force: bool = False) -> d
             made_from, before = inputs(artefact, values), written(artefact, profile)
             run_notebook(artefact, values, executed)
             drop_left_over(artefact, profile, before)
-            told = write_stamp(artefact, profile, values, made_from, elapsed())
+            told = write_stamp(artefact, profile, values, elapsed(), made_from)
     return told | dict(seconds=elapsed())
 
 # %% ../../nbs/97_reproduce.ipynb #2e97113c
@@ -806,7 +808,7 @@ def prepare_environment() -> None:
 # %% ../../nbs/97_reproduce.ipynb #3512155e
 def check_library() -> None:
     "An `LlmrecError` where the command belongs to another checkout than the folder that it is called in."
-    loaded = Path(__file__).resolve().parent.parent.parent
+    loaded = Path(paths.__file__).resolve().parent.parent
     if is_checkout(loaded) and (root() / 'llmrec').resolve() != loaded / 'llmrec':
         raise LlmrecError(f'This command is that of {loaded}, and it is called in {root()}, whose code would '
                           f'not run; call that of {root()}/.venv, or set PYTHONPATH={root()}.')
