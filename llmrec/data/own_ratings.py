@@ -69,7 +69,7 @@ def load_own_ratings(
     check_likes(own)
     ratings, titles, out = titled(own)
     kept = k_core(ratings, own.core)
-    every = replace(cfg, like_above=.5, keep=len(kept))
+    every = replace(cfg, like_above=.5, keep=max(1, len(kept)))
     samples = movie_samples(with_likes(in_tie_order(kept, own.ties), own.like_from), every)
     splits = split_samples(samples.tail(cfg.keep), cfg)
     check_splits(splits, own, cfg.history)
