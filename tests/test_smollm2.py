@@ -33,7 +33,7 @@ class Kill(TrainerCallback):
 cfg = RecTuningConfig.corrected()
 tuning = replace(cfg.tuning, lr=1e-3, max_steps=3, eval_steps=1, warmup_steps=1, batch_size=2, accumulation=1, gradient_checkpointing=False)
 backbone, data = load_backbone(BackboneConfig('smollm2')), load_yesno('films')
-rec_tune(backbone, [(data, range(4))], data, replace(cfg, tuning=tuning, valid_rows=2), folder, Session(callbacks=[Kill()]))
+rec_tune(backbone, [(data, range(4))], data, replace(cfg, tuning=tuning, valid_rows=4), folder, Session(callbacks=[Kill()]))
 '''
 
 
