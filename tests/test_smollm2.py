@@ -31,7 +31,7 @@ class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **kw):
         if state.global_step == at: os.kill(os.getpid(), signal.SIGKILL)
 cfg = RecTuningConfig.corrected()
-tuning = replace(cfg.tuning, lr=1e-3, max_steps=3, eval_steps=1, warmup_steps=1, batch_size=2, accumulation=1, gradient_checkpointing=False)
+tuning = replace(cfg.tuning, lr=1e-3, max_steps=3, eval_steps=1, warmup_steps=0, batch_size=2, accumulation=1, gradient_checkpointing=False)
 backbone, data = load_backbone(BackboneConfig('smollm2')), load_yesno('films')
 rec_tune(backbone, [(data, range(4))], data, replace(cfg, tuning=tuning, valid_rows=4), folder, Session(callbacks=[Kill()]))
 '''
