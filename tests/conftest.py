@@ -1,5 +1,8 @@
 "What the tests share: places of their own, the one sentence of a refusal, and a mark for those that need real data."
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 
 from llmrec.data.raw import available
@@ -29,6 +32,15 @@ def refused(call, *parts) -> str:
     for part in parts:
         assert str(part) in said, said
     return said
+
+
+def tool(name: str):
+    "A script of tools/ as a module."
+    path = Path(__file__).resolve().parent.parent / 'tools' / f'{name}.py'
+    spec = importlib.util.spec_from_file_location(name, path)
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
 
 
 def pytest_configure(config):

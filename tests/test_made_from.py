@@ -1,16 +1,14 @@
 "What an artefact is made from: nothing that determines it changes unseen, and no misspelt name selects nothing."
 
-import importlib.util
 import json
 import os
 import shutil
 import subprocess
-import zipfile
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
+from conftest import tool
 
 from llmrec import paths
 from llmrec.data.datasets import only_own
@@ -277,51 +275,6 @@ def test_an_interrupted_bundle_ends_without_a_traceback(monkeypatch, capsys):
 
     monkeypatch.setattr(bundle, 'bundle', interrupted)
     assert bundle.main([]) == 130 and capsys.readouterr().err == 'llmrec_bundle: stopped\n'
-
-
-def tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / 'tools' / f'{name}.py')
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
-
-
-@pytest.fixture
-def zipped(out):
-    "A folder of a profile with three records, in a zip and beside it."
-    records._unpacked.cache_clear()
-    folder = paths.records_dir('test')
-    for n in range(3):
-        body = records.Record('toy', f'{n:016x}', {'n': n}, 'd', '', {'n': n}, {'rank': np.arange(n)})
-        records.save_record(body, folder)
-    records.pack(folder, 'toy')
-    yield folder
-    records._unpacked.cache_clear()
-
-
-def test_a_damaged_zip_is_noticed_although_its_records_lie_beside_it(zipped):
-    path = zipped / 'toy.zip'
-    content = bytearray(path.read_bytes())
-    with zipfile.ZipFile(path) as z:
-        content[z.infolist()[1].header_offset + 60] ^= 255
-    path.write_bytes(content)
-    with pytest.raises(LlmrecError, match='toy.zip cannot be unpacked'):
-        records.records_of('test')
-
-
-def test_packing_again_loses_no_record(zipped):
-    pack = tool('pack')
-    assert pack.packed('test', check=False) == 0
-    names = sorted(zipped.glob('toy-*'))
-    for path in names[:3]:
-        path.unlink()
-    names[-1].write_text(names[-1].read_text() + ' ')
-    changed = zipped / f'toy-{2:016x}.json'
-    changed.write_text(changed.read_text() + ' ')
-    before = (zipped / 'toy.zip').read_bytes()
-    with pytest.raises(SystemExit, match=f'toy.zip holds toy-{0:016x}.json, which no longer lies beside it'):
-        pack.packed('test', check=False)
-    assert (zipped / 'toy.zip').read_bytes() == before
 
 
 def test_a_notebook_that_is_edited_while_it_runs_is_left_alone(tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 "Records that are shipped in zips: complete, unpacked once, and nothing but records."
 
 import hashlib
-import importlib.util
 import json
 import subprocess
 import sys
@@ -11,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import tool
 
-from llmrec.paths import LlmrecError, output_to
+from llmrec.paths import LlmrecError
 from llmrec.runs import records as module
 from llmrec.runs.records import KINDS, Record, load_record, make_key, pack, records_of, save_record
 
@@ -41,13 +41,6 @@ def test_the_records_come_back_as_they_were(packed):
     assert found[2].arrays['rank'].tolist() == [0, 1] and found[2].provenance['record_sha256']
     before = (packed / 'toy.zip').read_bytes()
     assert pack(packed, 'toy').read_bytes() == before
-
-
-def tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / 'tools' / f'{name}.py')
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
 
 
 @pytest.fixture
@@ -170,3 +163,29 @@ def test_every_committed_artefact_finds_its_records_in_the_zips(profile):
     wanted = {name for s in stamps for name in s['records']}
     assert len(wanted) > 50
     assert sorted(name for name in wanted for kind in KINDS if name + kind not in packed) == []
+
+
+def test_a_damaged_zip_is_noticed_although_its_records_lie_beside_it(packed):
+    records_of('test')
+    module._unpacked.cache_clear()
+    path = packed / 'toy.zip'
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as z:
+        content[z.infolist()[1].header_offset + 60] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(LlmrecError, match='toy.zip cannot be unpacked'):
+        records_of('test')
+
+
+def test_packing_again_loses_no_record(packed):
+    records_of('test')
+    packs = tool('pack')
+    assert packs.packed('test', check=False) == 0
+    for path in packed.glob(f'{NAMES[0]}.*'):
+        path.unlink()
+    changed = packed / f'{NAMES[2]}.json'
+    changed.write_text(changed.read_text() + ' ')
+    before = (packed / 'toy.zip').read_bytes()
+    with pytest.raises(SystemExit, match=f'toy.zip holds {NAMES[0]}.json, which no longer lies beside it'):
+        packs.packed('test', check=False)
+    assert (packed / 'toy.zip').read_bytes() == before
