@@ -50,6 +50,12 @@ html_show_search_summary = False    # it would read the pages over a network
 html_copy_source = False
 html_use_index = html_domain_indices = False    # the search is better
 html_show_sphinx = False
+templates_path = ['_templates']
+AT_THE_TOP = ['navbar-logo.html', 'icon-links.html', 'search-button-field.html']
+html_sidebars = {
+    '*': [*AT_THE_TOP, 'sbt-sidebar-nav.html'],
+    '[!_]*/**': [*AT_THE_TOP, 'sidebar-nav-bs.html'],    # the same list, see `sidebar`
+    '_modules/**': []}    # pages of source code lead back to the library, not to every notebook
 html_context = dict(default_mode='auto')
 html_theme_options = dict(
     repository_url=settings['git_url'], repository_branch=settings['branch'], use_repository_button=True,
@@ -110,9 +116,45 @@ def launchable(app, pagename, templatename, context, doctree):
         context['header_buttons'] = [b for b in context.get('header_buttons', []) if b.get('label') != 'launch-buttons']
 
 
+HERE_NOW = ' current active"><a class="current reference internal" href="#">'    # how the theme marks the page itself
+GROUP = '<ul class="nav bd-sidenav">'    # the pages below a caption; the page's own group begins with "current"
+SIDEBARS = {}    # folder -> the list of pages as its pages show it, with none of them marked
+
+
+def unmarked(html: str, own: str) -> str:
+    "The list of pages without the mark of the page `own`."
+    html = html.replace(HERE_NOW, f'"><a class="reference internal" href="{own}">')
+    return html if '"toctree-l1 current' in html else html.replace(GROUP.replace('nav', 'current nav', 1), GROUP)
+
+
+def marked(html: str, own: str) -> str:
+    "The list of pages with the page `own` marked as the one that is read."
+    before, found, after = html.partition(f'"><a class="reference internal" href="{own}">')
+    if not found: return html
+    if 'toctree-l1 current' not in html: before = GROUP.replace('nav', 'current nav', 1).join(before.rsplit(GROUP, 1))
+    return before + HERE_NOW + after
+
+
+def sidebar(app, pagename, templatename, context, doctree):
+    "Make the list of pages at the side once for a folder, not for each of its pages: a quarter of the book's time."
+    folder, _, name = pagename.rpartition('/')
+    if not folder: return
+
+    def listed():
+        def made(): return str(context['generate_toctree_html'](
+            kind='sidebar', startdepth=0, show_nav_level=1, maxdepth=4, collapse=True, includehidden=True, titles_only=True))
+
+        if name == 'index': return made()
+        if folder not in SIDEBARS: SIDEBARS[folder] = unmarked(made(), f'{name}.html')
+        return marked(SIDEBARS[folder], f'{name}.html')
+
+    context['pages_at_the_side'] = listed
+
+
 def setup(app):
     app.add_html_math_renderer('mathml', inline_renderers=(inline_math, None), block_renderers=(block_math, None))
     app.connect('autodoc-process-docstring', docstring)
     app.connect('doctree-read', linked)
+    app.connect('html-page-context', sidebar)
     app.connect('html-page-context', launchable, priority=502)    # after the theme's
     return dict(parallel_read_safe=True, parallel_write_safe=True)
