@@ -245,6 +245,11 @@ def samples(root: Path) -> dict[str, int]:
     return profile.get('artefacts', {}).get(LLAMAREC.partition('/')[2], {}).get('test_users_by_dataset', {})
 
 
+def series(parts: list[str]) -> str:
+    "'A, B and C'."
+    return ' and '.join(x for x in (', '.join(parts[:-1]), parts[-1]) if x)
+
+
 def ordered(root: Path) -> list[str]:
     "What LlamaRec's table says, in plain words."
     path = root / 'figures' / f'{LLAMAREC}.long.csv'
@@ -260,17 +265,25 @@ def ordered(root: Path) -> list[str]:
     ]
     if not pairs:
         return []
-    chance = {
-        d: f", where a random order is expected to have {float(at['Random order', d]['value']):.3f}"
-        if ('Random order', d) in at
-        else ''
-        for _, d, _, _ in pairs
-    }
-    few = {d: f' ({n:,} people)' for d, n in samples(root).items()}
-    said = ', and '.join(
-        f"from {float(a['value']):.3f} to {bounds(b, '.3f')} on {DATASETS.get(d, d)}{few.get(d, '')}{chance[d]}"
+    few = {d: f'{n:,} people; ' for d, n in samples(root).items()}
+    chance = {d: at.get(('Random order', d)) for _, d, _, _ in pairs}
+    each = [
+        f"from {float(a['value']):.3f} to {bounds(b, '.3f')} on {DATASETS.get(d, d)}"
+        + (f" ({few.get(d, '')}in a random order {float(c['value']):.3f})" if (c := chance[d]) else '')
         for _, d, a, b in pairs
-    )
+    ]
+
+    def improved(others):
+        "On which datasets the whole interval lies above the value of the row beside it."
+        found = [
+            DATASETS.get(d, d)
+            for (_, d, _, b), other in zip(pairs, others)
+            if other and float(b['low']) > float(other['value'])
+        ]
+        alone = ' alone' if len(found) == 1 < len(pairs) else ''
+        return f'on {series(found)}{alone}' if found else 'nowhere'
+
+    gained = improved([a for _, _, a, _ in pairs]), improved([chance[d] for _, d, _, _ in pairs])
     name = pairs[0][0].partition(' (')[2].removesuffix(')') or 'the model'
     profile = root / 'profiles/real-cpu.yaml'
     steps = (
@@ -280,7 +293,7 @@ def ordered(root: Path) -> list[str]:
     )
     after = f', tuned for {steps[1]} steps,' if steps else ''
     return [
-        f'In LlamaRec a language model ranks the twenty candidates of a small recommender: here that model is {name}{after} and the score of the list (NDCG@10, 1 is best) goes {said}.'
+        f'In LlamaRec a language model ranks the twenty candidates of a small recommender: here that model is {name}{after} and the score of the list (NDCG@10, 1 is best) goes {series(each)}. It improves on the order of the small recommender {gained[0]}, and on a random order {gained[1]}.'
     ]
 
 
@@ -333,6 +346,11 @@ def published(root: Path, paper: str, **wanted) -> list[float]:
         return [float(r['value']) for r in csv.DictReader(f) if all(r[k] == v for k, v in wanted.items())]
 
 
+def by_size(few: dict[str, int]) -> dict[int, list[str]]:
+    "Number of people -> the datasets with a sample of so many."
+    return {n: [d for d in few if few[d] == n] for n in dict.fromkeys(few.values())}
+
+
 def expected_numbers(root: Path) -> str:
     "The tables, each with its measure and the file from which it was read; books where a model was tuned on them."
     path = root / 'figures' / f'{TALLREC}.long.csv'
@@ -354,8 +372,8 @@ def expected_numbers(root: Path) -> str:
             + f'the eleventh place on. From `figures/{LLAMAREC}.csv`.',
             llamarec(root),
             *(
-                f'The last three rows on {DATASETS.get(d, d)} are about a fixed sample of {n:,} people.'
-                for d, n in samples(root).items()
+                f'The last three rows on {series([DATASETS.get(d, d) for d in some])} are about a fixed sample of {n:,} people.'
+                for n, some in by_size(samples(root)).items()
             ),
         )
     )
