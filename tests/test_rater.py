@@ -319,3 +319,6 @@ def test_a_rater_needs_a_language_model(own, tmp_path, capsys):
     ]
     assert fit_main([*line, '--out', str(tmp_path / 'mine')]) == 1
     assert '--backbone' in capsys.readouterr().err
+    for more in (['--set', 'epochs=3'], ['--test-users', '5']):
+        assert fit_main([*line, '--out', str(tmp_path / 'mine'), '--backbone', 'miniature', *more]) == 1
+        assert f'{more[0]} is about a recommender' in capsys.readouterr().err

@@ -29,6 +29,7 @@ from llmrec.recommend.commands import (
 )
 from llmrec.recommend.recommender import Recommender
 from llmrec.sequential.training import TrainingConfig
+from llmrec.systems.lists import sampled
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = dict(epochs=4, validate_every=20, seed=0)
@@ -75,7 +76,22 @@ def tuned(log, tmp_path_factory):
         tuning=tuning,
         progress=False,
         max_valid_users=4,
+        test_users=60,
     )
+
+
+def test_the_sample_that_is_measured_is_that_of_the_lists(tuned, log):
+    "Recall of the retriever, counted once more in lists for the same people without their last item."
+    people = sampled(np.ones(len(tuned.users), int), 60)
+    own = [tuned.people[u] - 1 for u in people]
+    lists = tuned.recommend(history=[[tuned.items[i] for i in met[:-1]] for met in own], k=10, rank=False)
+    listed = dict(lists.group_by('user').agg('item').iter_rows())
+    hits = [tuned.items[met[-1]] in listed[n] for n, met in enumerate(own)]
+    measured = tuned.about['measured']
+    assert measured['users'] == 60 and measured['retriever']['Recall@10'] == pytest.approx(np.mean(hits))
+    assert measured['ranked']['Recall@20'] == pytest.approx(measured['retriever']['Recall@20'])
+    with pytest.raises(LlmrecError, match='test_users'):
+        Recommender.fit(load_own(log)[0], training=SHORT, progress=False, test_users=0)
 
 
 def test_ones_own_file_gives_the_numbers_of_the_registered_dataset(log, tmp_path, monkeypatch):

@@ -75,6 +75,8 @@ def models_of(p: argparse.ArgumentParser) -> None:
     p.add_argument('--backbone',
                    help="the language model that ranks or rates: 'smollm2', 'miniature', a folder "
                         'or the id of a model on a hub (default: none)')
+    p.add_argument('--test-users', type=int, metavar='N',
+                   help='measure a recommender on N people, drawn once (default: on all of them)')
     for name, what in (('--set', "the retriever's training"), ('--tune', "the language model's tuning")):
         p.add_argument(name, type=setting, action='append', default=[], metavar='NAME=VALUE',
                        help=f'change a setting of {what}; may be repeated')
@@ -100,9 +102,10 @@ def run_fit(args: argparse.Namespace) -> None:
     own, rates = own_from(args), args.like_from is not None
     if rates and not args.backbone:
         raise LlmrecError("A rater is a language model; name one with --backbone, for example 'smollm2'.")
-    if rates and args.set:
-        raise LlmrecError('--set changes the training of a retriever, and a rater has none; --tune changes '
-                          'the tuning.')
+    for name, value in (('--set', args.set), ('--test-users', args.test_users)):
+        if rates and value:
+            raise LlmrecError(f'{name} is about a recommender, and with --like-from a rater is fitted; leave '
+                              'it out.')
     out = Path(args.out).resolve()
     check_free(out, 'rater' if rates else 'recommender')    # before the training
     work = out.with_name(f'{out.name}.work')    # where an interrupted tuning goes on
@@ -117,7 +120,8 @@ def run_fit(args: argparse.Namespace) -> None:
 def fit_recommender(args: argparse.Namespace, data, own: OwnData, work: Path) -> Recommender:
     "A recommender, and its numbers on standard output."
     r = Recommender.fit(data, args.retriever, args.backbone, work, dict(args.set), dict(args.tune),
-                        dict(max_length=own.max_length), progress=sys.stderr.isatty())
+                        dict(max_length=own.max_length), progress=sys.stderr.isatty(),
+                        test_users=args.test_users)
     found = r.about['measured']
     for what in ('retriever', 'ranked'):
         if what not in found: continue

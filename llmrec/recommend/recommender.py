@@ -35,6 +35,7 @@ from llmrec.recommend.saved import (
 from ..runs.records import one_thread
 from ..sequential.candidates import ranks
 from ..sequential.training import TrainingConfig
+from ..systems.lists import sampled
 
 # %% ../../nbs/59a_recommender.ipynb #beba7aaf
 @dataclass
@@ -132,6 +133,7 @@ def fit(
     architecture: dict | None = None,  # changes to the retriever's own configuration
     max_valid_users: int | None = 200,  # people asked in the middle of tuning
     progress: bool = True,
+    test_users: int | None = None,   # people on whom the result is measured, a fixed sample; None for all
 ) -> Recommender:
     "A recommender that has learnt from `data`."
     known('retriever', retriever, MODELS)
@@ -139,7 +141,7 @@ def fit(
     cfg = RetrievalConfig(data.name, retriever, shape, from_dict(TrainingConfig, training or {}))
     lm = BackboneConfig(backbone) if isinstance(backbone, str) else backbone
     ranking = RankingConfig(cfg, lm or BackboneConfig(), tuning=from_dict(TuningConfig, tuning or {}),
-                            max_valid_users=max_valid_users)
+                            max_valid_users=max_valid_users, test_users=test_users)
     ranking = replace(ranking, candidates=pool_size(data.indexed.sequences, ranking.candidates))
     if lm and not any(data.titles):
         raise LlmrecError(f'A language model ranks titles, and {data.name} has none; name their column, or '
@@ -163,17 +165,19 @@ def fit(
 
 # %% ../../nbs/59a_recommender.ipynb #cbaf1ed8
 def evaluate(r: Recommender, progress: bool = False) -> dict:
-    "Metrics of the test items, of the retriever alone and with the ranker, over everybody."
+    "Metrics of the test items, of the retriever alone and with the ranker, over the people asked."
     if not len(r.people):
         raise LlmrecError(f'The recommender for {r.about["data"]} was saved without its people; measure it '
                           'before it is saved.')
     split, window = leave_one_out(r.people, r.users), r.config.retrieval.architecture.max_length
-    asked = split.test > 0
+    asked = sampled(split.test, r.config.test_users)
+    truth = np.zeros_like(split.test)
+    truth[asked] = split.test[asked]
     with one_thread():
-        place = ranks(r.score, split.test_history, split.test, r.config.mask, window)
-        out = dict(users=int(asked.sum()), retriever=summary(place[asked]))
+        place = ranks(r.score, split.test_history, truth, r.config.mask, window)
+        out = dict(users=len(asked), retriever=summary(place[asked]))
         if r.backbone is None: return out
-        q = questions(r.score, split.test_history, with_room(r, split).test, r.config)
+        q = questions(r.score, split.test_history, with_room(r, replace(split, test=truth)).test, r.config)
         short = [truncate_title(r.backbone.tokenizer, t, r.config.prompt.max_title_tokens) for t in r.titles]
         rank = llamarec.asker(q, split.test_history, short, r.backbone, r.config)(r.backbone, progress)
     both = np.where(rank > 0, rank, place)    # what the ranker is not shown stays where it was
