@@ -228,6 +228,20 @@ def test_every_notebook_is_a_page_in_the_order_of_the_numbers(parsed):
     ] == []
 
 
+def test_each_page_is_marked_in_its_list_of_pages(book, parsed):
+    "The list at the side is made once for a folder; in each page one entry is marked, and it is the page's own."
+    for name in parsed:
+        if name.startswith('_modules') or '/executed/' in name or '/' not in name:
+            continue
+        text = (book / name).read_text(encoding='utf-8')
+        side = text[text.index('<nav class="bd-links') :].partition('</nav>')[0]
+        marked = re.findall(r'current active[^"]*"><a class="current reference internal" href="#">(.*?)</a>', side)
+        assert marked == [re.search(r'<title>(.*?) (?:&#8212;|—)', text, re.S)[1]], name
+        assert side.count('<ul class="current nav bd-sidenav">') == 1, name
+        here = Path(name).name
+        assert f'href="{here}"' not in side or here == 'index.html', name
+
+
 def test_every_committed_artefact_has_a_page_with_its_table_or_figure(parsed):
     stamps = [
         p for profile in ('real-cpu', 'miniature-full') for p in (ROOT / 'figures' / profile).glob('*/*.json')
