@@ -83,11 +83,11 @@ def complaint(out, *args, **more):
 
 
 def files(folder, *suffixes):
-    "Relative name -> bytes of the files below `folder`."
+    "Relative name -> bytes of the files below `folder`, without those of the invented world."
     return {
         p.relative_to(folder).as_posix(): p.read_bytes()
         for p in sorted(Path(folder).rglob('*'))
-        if p.is_file() and (not suffixes or p.suffix in suffixes)
+        if p.is_file() and '/world-' not in p.as_posix() and (not suffixes or p.suffix in suffixes)
     }
 
 
