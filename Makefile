@@ -51,7 +51,7 @@ $(BIN)/.installed: requirements.lock setup.py settings.ini
 compiled: setup
 	@$(BIN)/python -m compileall -q llmrec
 
-# pytest comes last, so that the output ends with its count
+# pytest comes last, so that the output ends with its count; it has three processes, since many a test waits for others
 test: export OMP_NUM_THREADS := 1
 # nothing here compiles a model, and without the compiler peft is imported two seconds sooner, in each of many processes
 test: export TORCHDYNAMO_DISABLE := 1
@@ -60,7 +60,7 @@ test: compiled
 	@$(BIN)/python tools/sync.py
 	@echo 'Running every notebook (nbdev_test; cells marked slow or gpu are skipped) ...'
 	@LLMREC_JOBS=1 $(BIN)/nbdev_test --n_workers 2
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
+	@$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder tests
 
 reproduce: compiled
 	@$(BIN)/llmrec_reproduce --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS))

@@ -74,7 +74,7 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items):
-    "The files that take minutes come first, so that two processes (-n 2) end at about the same time."
+    "The files that take minutes come first, so that the processes (-n 3) end at about the same time."
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 

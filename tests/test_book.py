@@ -149,7 +149,7 @@ def book():
     shutil.rmtree(BOOK / '_build', ignore_errors=True)
     for command in (
         ['book/pages.py'],
-        ['-m', 'sphinx', '-q', '-j', 'auto', '-c', 'book', 'book/_build/source', 'book/_build/html'],
+        ['-m', 'sphinx', '-q', '-c', 'book', 'book/_build/source', 'book/_build/html'],
     ):
         done = subprocess.run(
             [sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=1500
@@ -235,7 +235,9 @@ def test_each_page_is_marked_in_its_list_of_pages(book, parsed):
             continue
         text = (book / name).read_text(encoding='utf-8')
         side = text[text.index('<nav class="bd-links') :].partition('</nav>')[0]
-        marked = re.findall(r'current active[^"]*"><a class="current reference internal" href="#">(.*?)</a>', side)
+        marked = re.findall(
+            r'current active[^"]*"><a class="current reference internal" href="#">(.*?)</a>', side
+        )
         assert marked == [re.search(r'<title>(.*?) (?:&#8212;|—)', text, re.S)[1]], name
         assert side.count('<ul class="current nav bd-sidenav">') == 1, name
         here = Path(name).name
@@ -370,9 +372,9 @@ TOO_WIDE = 'document.documentElement.scrollWidth - document.documentElement.clie
 def test_pages_open_from_disk_on_a_telephone(browser, book, parsed):
     """No error in the console, no request to a network, every picture there, nothing that scrolls sideways but what is in a box of its own.
 
-    Every second notebook, all results on the real data, and some pages of each other kind; LLMREC_EVERY_PAGE=1 opens all.
+    Every third notebook, all results on the real data, and some pages of each other kind; LLMREC_EVERY_PAGE=1 opens all.
     """
-    step = {'_modules': None, 'api': 8, 'nbs': 2, 'results/miniature': 4}  # sources are no text pages
+    step = {'_modules': None, 'api': 8, 'nbs': 3, 'results/miniature': 8}  # sources are no text pages
     if os.environ.get('LLMREC_EVERY_PAGE'):
         step = {'_modules': None}
     wrong, kinds = {}, {}

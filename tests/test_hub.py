@@ -120,6 +120,7 @@ def tuned(tmp_path_factory):
         tuning=quick,
         training=dict(epochs=1, validate_every=5, seed=0),
         max_valid_users=2,
+        test_users=20,
         progress=False,
     )
 

@@ -195,6 +195,7 @@ def test_cold_items_are_ranked_by_their_titles(tmp_path):
         training=dict(epochs=1, validate_every=50),
         tuning=quick,
         max_valid_users=2,
+        test_users=20,
         progress=False,
     )
     body = dict(

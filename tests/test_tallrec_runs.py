@@ -1,9 +1,4 @@
-"TALLRec from end to end on tiny settings: the command, a kill, the same rows for every method, what a table may compare."
-
-import os
-import signal
-import subprocess
-import time
+"TALLRec from end to end on tiny settings: the command, the same rows for every method, what a table may compare."
 
 import numpy as np
 import polars as pl
@@ -24,56 +19,9 @@ from llmrec.experiments.tallrec_study import (
 )
 from llmrec.runs.records import Record
 from llmrec.repro.profiles import load_profile, parameters
-from test_reproduce import MAIN, ROOT, artefact, complaint, environment, pairs, records, reproduce, succeeded
+from test_reproduce import complaint
 
-QUICK = (
-    '{max_steps: 2, eval_steps: 1, warmup_steps: 0, gradient_checkpointing: false, optimiser: adamw_torch}'
-)
 ALPACA = '{max_steps: 2, eval_steps: 1, warmup_steps: 0, gradient_checkpointing: false, optimiser: adamw_torch, valid_rows: 4, batch_size: 4, accumulation: 1}'
-TINY = (
-    'ks=[4]',
-    'llm_ks=[4]',
-    'seeds=[0]',
-    f'tuning={QUICK}',
-    f'alpaca={ALPACA}',
-    'valid_rows=10',
-    'test_rows=20',
-)
-
-
-def test_a_killed_figure_ends_with_the_same_bytes(tmp_path):
-    "SIGKILL in the middle, then another number of jobs: records and artefact equal an undisturbed run's."
-    killed, undisturbed, args = (
-        tmp_path / 'killed',
-        tmp_path / 'undisturbed',
-        ['tallrec/figure4', *pairs(TINY)],
-    )
-    process = subprocess.Popen(
-        [*MAIN, *args, '--jobs', '1'],
-        cwd=ROOT,
-        env=environment(killed),
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    end = time.monotonic() + 300
-    while (
-        not list((killed / 'data' / 'records').rglob('tallrec-*.json'))
-        and process.poll() is None
-        and time.monotonic() < end
-    ):
-        time.sleep(0.05)
-    assert process.poll() is None, 'the command ended before it could be killed'
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    succeeded(reproduce(killed, *args, '--jobs', '2'))
-    succeeded(reproduce(undisturbed, *args, '--jobs', '1'))
-    assert len([k for k in records(killed) if 'tallrec-' in k and k.endswith('.json')]) == 3
-    assert records(killed) == records(undisturbed)
-    made = artefact(killed, 'tallrec/figure4')
-    assert {'tallrec/figure4.svg', 'tallrec/figure4.long.csv'} <= set(made) and made == artefact(
-        undisturbed, 'tallrec/figure4'
-    )
 
 
 def test_all_methods_see_the_same_rows(out):

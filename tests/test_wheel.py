@@ -19,7 +19,7 @@ from llmrec.recommend.recommender import Recommender
 assert Path(llmrec.__file__).is_relative_to(sys.prefix), llmrec.__file__
 quick = dict(max_steps=1, eval_steps=1, warmup_steps=0, batch_size=2)
 r = Recommender.fit(load_dataset('films'), backbone='miniature', folder='work', tuning=quick, training=dict(epochs=1, validate_every=5, seed=0),
-                    max_valid_users=2, progress=False)
+                    max_valid_users=2, test_users=20, progress=False)
 r.save('mine')
 print(r.recommend(r.users[:2], k=5).write_csv(), end='')
 '''

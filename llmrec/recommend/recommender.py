@@ -16,7 +16,7 @@ import polars as pl
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..config import from_dict, keyed, to_dict
+from ..config import check_types, from_dict, keyed, to_dict
 from ..data.datasets import Dataset
 from ..data.interactions import Sequences, Split, from_lists, leave_one_out
 from ..evaluation.ranking import summary
@@ -142,6 +142,7 @@ def fit(
     lm = BackboneConfig(backbone) if isinstance(backbone, str) else backbone
     ranking = RankingConfig(cfg, lm or BackboneConfig(), tuning=from_dict(TuningConfig, tuning or {}),
                             max_valid_users=max_valid_users, test_users=test_users)
+    check_types(ranking)
     ranking = replace(ranking, candidates=pool_size(data.indexed.sequences, ranking.candidates))
     if lm and not any(data.titles):
         raise LlmrecError(f'A language model ranks titles, and {data.name} has none; name their column, or '
