@@ -72,3 +72,13 @@ def test_a_measurement_of_nothing_is_refused():
         pass_rates.make_config(
             'miniature', 'float32', questions='films', lists='films', prompts=0, users=1, repeats=1
         )
+
+
+@pytest.mark.parametrize('rate, width', [(1e12, 2048), (2e9, 512), (1e6, 256)])
+def test_the_ceiling_of_a_slow_number_type_comes_from_smaller_matrices(rate, width, monkeypatch):
+    "On a clock of which a product of n x n matrices takes 2 n^3 / rate seconds."
+    sizes = []
+    monkeypatch.setattr(pass_rates, 'product_of', lambda dtype, n: sizes.append(n) or n)
+    monkeypatch.setattr(pass_rates, 'timed', lambda n: (np.full(2, 2 * n**3 / rate), None))
+    assert pass_rates.ceiling(torch.bfloat16) == pytest.approx(rate)
+    assert sizes == [256, width]
