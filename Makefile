@@ -42,7 +42,7 @@ $(BIN)/.installed: requirements.lock setup.py settings.ini
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo 'Creating .venv ...'; $(PYTHON) -m venv .venv; }
 	@echo 'Installing the packages of requirements.lock into .venv (the first time: minutes, torch is large) ...'
 	@$(BIN)/python -m pip install -qq --no-compile -r requirements.lock
-	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true    # pip would do it on one core
+	@$(BIN)/python -m compileall -qq -j 0 -x '/tests/' .venv/lib || true    # pip would do it on one core
 	@echo 'Installing llmrec itself ...'
 	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
 	@touch $@
@@ -55,6 +55,9 @@ compiled: setup
 test: export OMP_NUM_THREADS := 1
 # nothing here compiles a model, and without the compiler peft is imported two seconds sooner, in each of many processes
 test: export TORCHDYNAMO_DISABLE := 1
+# freed memory is kept for the next batch, since taking it anew costs page faults
+test: export MALLOC_TRIM_THRESHOLD_ := 4294967296
+test: export MALLOC_MMAP_THRESHOLD_ := 33554432
 test: compiled
 	@echo 'Is llmrec/ what the notebooks export?'
 	@$(BIN)/python tools/sync.py

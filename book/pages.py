@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -34,6 +35,7 @@ def jupyter_slug(text: str) -> str:
     return text.strip().replace(' ', '-')
 
 
+@cache
 def titled(notebook: Path) -> tuple[str, str]:
     "Title, with the notebook's number, and leading sentence."
     text = next(c.source for c in nbformat.read(notebook, as_version=4).cells if c.source.startswith('# '))

@@ -101,9 +101,9 @@ def test_rows_of_the_head(bb, prompts, ids):
 @torch.no_grad()
 def test_few_rows_are_multiplied_in_float32(bb, prompts, ids):
     half, t = copy.deepcopy(bb.model).bfloat16(), torch.as_tensor(ids)
-    many = left_padded([p[:n] for p in prompts for n in range(20, len(p))], bb.tokenizer.pad_token_id)
+    many = left_padded([p[:n] for p in prompts for n in range(20, len(p), 3)], bb.tokenizer.pad_token_id)
     by_head, by_rows = letter_logits(half, many, t), letter_logits(half, many, t, head_rows(half, t))
-    assert len(by_rows.unique()) > 2 * len(by_head.unique())
+    assert len(by_rows.unique()) > 1.25 * len(by_head.unique())
     assert close(by_rows, by_head, 0.05)
 
 

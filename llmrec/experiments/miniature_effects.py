@@ -15,13 +15,12 @@ import numpy as np
 import polars as pl
 from fastcore.basics import patch
 
-from ..data.miniature import make_world
 from ..data.yesno import YESNO_DATASETS, load_yesno
 from ..evaluation.intervals import bootstrap_interval
 from ..evaluation.ranking import ndcg
 from . import in_context, study as llamarec_study
 from .effects import Criterion, Line, above, at_least, gap, level, near, verdict
-from .native import CrowdRun, native, reader_scores, run, run_crowd
+from .native import CrowdRun, native, reader_scores, run, run_crowd, the_world
 from .tables import Cell, names_of, row, tests
 from .tallrec_study import TallrecStudy, binary_cells, llm_cells
 from ..llm.yesno import YesNoPromptConfig
@@ -245,7 +244,7 @@ def native_cells(s: TallrecStudy, phrasings, words) -> dict[str, dict[str, Cell]
 # %% ../../nbs/58n_miniature_effects.ipynb #d4bc8ac9
 def reader_cell(s: TallrecStudy, c: Cell) -> Cell:
     "The oracle's answers on the rows of a cell."
-    found = reader_scores(load_yesno(c.dataset, s.protocol), make_world(), c.rows)
+    found = reader_scores(load_yesno(c.dataset, s.protocol), the_world(), c.rows)
     return replace(c, method="reader's oracle", scores=np.atleast_2d(found), records='computed here')
 
 # %% ../../nbs/58n_miniature_effects.ipynb #7554e094
