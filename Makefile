@@ -32,7 +32,7 @@ help:
 	@echo 'make lab        open the notebooks in JupyterLab'
 	@echo 'make readme     fill the generated parts of README.md'
 	@echo 'make clean      remove .venv and caches; data, records and figures stay'
-	@echo 'Set LLMREC_DATA to a folder with the real data and LLMREC_MODELS to one with pretrained models, see README.md.'
+	@echo 'Set LLMREC_DATA to a folder with the real data and LLMREC_MODELS to one with pretrained models, see GUIDE.md.'
 
 setup: $(BIN)/.installed
 	@echo '.venv is ready.'

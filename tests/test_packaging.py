@@ -186,6 +186,21 @@ def test_readme_is_filled_from_files(project):
     assert run('tools/readme.py', '--check', cwd=project).returncode == 0
 
 
+def test_readme_says_what_part_of_an_epoch_the_ranker_has_seen(project):
+    rows = ['Random order,.06,.05,.07', 'Retriever order,.12,.1,.2', 'LlamaRec (toy),.05,.04,.06']
+    lines = [f'beauty,{m},NDCG@10,{values},1,' for m, _, values in (r.partition(',') for r in rows)]
+    head = 'dataset,method,metric,value,low,high,seeds,paper'
+    long_csv(project, 'llamarec/table1', '\n'.join([head, *lines]) + '\n')
+    assert 'epoch' not in filled(project)
+    (project / 'profiles').mkdir()
+    (project / 'profiles' / 'real-cpu.yaml').write_text(
+        'parameters:\n  tuning: {max_steps: 10, batch_size: 4, accumulation: 2}\n'
+    )
+    sizes = project / 'figures' / 'real-cpu' / 'llamarec' / 'table2.csv'
+    sizes.write_text('dataset,source,users,items,interactions\nA,ours,100,9,1100\nA,paper,1,1,1k\n')
+    assert '80 prompts are at most 10.0% of the one epoch' in filled(project)  # 1100 - 3 * 100 rows
+
+
 def test_readme_says_where_a_sample_was_asked(project):
     rows = ['Retriever order,.12,.1,.2', 'LlamaRec (toy),.05,.04,.06']
     lines = [
@@ -240,6 +255,13 @@ def test_readme_spreads_tallrec_over_k_and_leaves_other_protocols_out(project):
     assert 'an AUC of 72.6 [63.9, 79.3]. Of the 3 numbers' in text and '2 lie within our intervals.' in text
     assert 'on 64 examples, TALLRec has 55.0 [50.0, 60.0] with toy.' in text
     assert 'split by time' not in text
+    (project / 'figures' / 'real-cpu' / 'tallrec' / 'table3.tests.csv').write_text(
+        'dataset,setting,protocol,ours,against,difference,low,high\n'
+        'movie,K=64,corrected,TALLRec (toy),History like-rate,9,8,10\n'
+        'movie,K=64,as_published,TALLRec (toy),GRU4Rec,3,2,4\n'
+        'movie,K=64,as_published,TALLRec (toy),History like-rate,-17.55,-20,-15.04\n'
+    )
+    assert 'with toy (-17.6 [-20.0, -15.0] compared with that share on the same rows).' in filled(project)
     rows += [
         'movie,RT (toy),K=16,AUCx100,68,57.9,76.2,1,,corrected,',
         'movie,History like-rate,K=16,AUCx100,79.4,65,90,5,,corrected,',

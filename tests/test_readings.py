@@ -291,7 +291,7 @@ def invented(change, score, protocol='corrected'):
 @pytest.mark.parametrize(
     'exchanged, said',
     [
-        (lambda likes, labels: 1.0 * likes, 'counts likes, and no need of the titles can be shown'),
+        (lambda likes, labels: 1.0 * likes, 'counts likes, with no evidence that it needs the titles'),
         (lambda likes, labels: np.arange(300) % 7.0, 'reads the titles, whose exchange'),
     ],
 )

@@ -635,7 +635,7 @@ def test_what_a_run_was_given_is_read_off_its_settings():
     tuning = dict(max_steps=40, batch_size=8, accumulation=2)
     assert said('GPT4Rec', tuning=tuning) == 'Tuned for 40 steps of 16 rows.'
     assert said('PALR', tuning=tuning | dict(max_steps=-1, epochs=3), constrained=True).startswith(
-        'Tuned for 3 epoch(s) of 16 rows; it can write'
+        'Tuned on all training rows 3 times, in steps of 16 rows; it can write'
     )
     assert (
         said('POD', rows=3200, training=dict(epochs=2))

@@ -158,6 +158,7 @@ def test_only_the_first_language_model_is_counted():
     )
     assert tallrec_results.standing_said(long) == (
         'TALLRec (a) is above all six sequential baselines in 2 of 3 settings and above that share in 1'
+        ' and below it in 2'
     )
 
 
@@ -296,7 +297,7 @@ def test_an_auc_without_interval_is_not_apart_from_chance():
 
 
 def test_nobody_asked_is_no_division_by_zero():
-    assert answer_kinds.readable_share([Asked('a', None, 'no key')]) == 0
+    assert answer_kinds.readable_shares([Asked('a', None, 'no key')]) == '0%'
 
 
 def test_the_stages_are_compared_where_all_have_rows():

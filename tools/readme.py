@@ -36,8 +36,9 @@ SIMPLE = {
 }
 RANKED = {
     'Popularity': 'most popular items',
-    'SASRec': 'SASRec',
-    'SASRec-CE': 'SASRec, trained on all items',
+    'SASRec': 'SASRec with one negative per item',
+    'SASRec (longer search)': 'the same after a longer search, as far as it was run',
+    'SASRec-CE': 'SASRec with a softmax over all items',
     'NARM': 'NARM',
     'LRURec': 'LRURec, which proposes the candidates',
     'Random order': 'its twenty candidates in a random order, expected',
@@ -76,13 +77,13 @@ def notebook_map(root: Path) -> str:
     return '\n'.join(parts)
 
 
-def long_rows(path: Path) -> list[dict]:
+def long_rows(path: Path, needed: tuple = COLUMNS) -> list[dict]:
     "The rows of a table in long form, with one value per row."
     with path.open(encoding='utf-8', newline='') as f:
         rows = list(csv.DictReader(f))
-    lacks = [c for c in COLUMNS if c not in (rows[0] if rows else ())]
+    lacks = [c for c in needed if c not in (rows[0] if rows else ())]
     if lacks:
-        sys.exit(f"{path} has no column {', '.join(lacks)}; tools/readme.py reads {', '.join(COLUMNS)}.")
+        sys.exit(f"{path} has no column {', '.join(lacks)}; tools/readme.py reads {', '.join(needed)}.")
     return rows
 
 
@@ -203,6 +204,19 @@ def on_later_films(rows: list[dict]) -> str:
     )
 
 
+def beside_counting(root: Path, row: dict) -> str:
+    "A row's paired difference to the share of likes, in brackets; '' where it was not tested."
+    path = root / 'figures' / f'{TALLREC}.tests.csv'
+    for r in long_rows(path, ()) if path.exists() else []:
+        same = all(r[k] == row[k] for k in ('dataset', 'setting', 'protocol'))
+        if same and (r['ours'], r['against']) == (row['method'], 'History like-rate'):
+            low, high = (f'{float(r[k]):+.1f}' for k in ('low', 'high'))
+            return (
+                f" ({float(r['difference']):+.1f} [{low}, {high}] compared with that share on the same rows)"
+            )
+    return ''
+
+
 def liked(root: Path) -> list[str]:
     "What TALLRec's table says, in plain words."
     path = root / 'figures' / f'{TALLREC}.long.csv'
@@ -230,6 +244,7 @@ def liked(root: Path) -> list[str]:
     most = max((int(r['setting'][2:]) for r in tuned), default=0)
     last = [
         f"{bounds(r, '.1f')} with {r['method'].partition(' (')[2].removesuffix(')') or 'the model'}"
+        f'{beside_counting(root, r)}'
         for r in tuned
         if r['setting'] == f'K={most}'
     ]
@@ -248,6 +263,25 @@ def samples(root: Path) -> dict[str, int]:
 def series(parts: list[str]) -> str:
     "'A, B and C'."
     return ' and '.join(x for x in (', '.join(parts[:-1]), parts[-1]) if x)
+
+
+def how_little(root: Path) -> str:
+    "What part of the paper's one epoch the ranker has been tuned for; '' where that is not known."
+    profile, sizes = root / 'profiles/real-cpu.yaml', root / 'figures/real-cpu/llamarec/table2.csv'
+    if not (profile.exists() and sizes.exists()):
+        return ''
+    tuning = yaml.safe_load(profile.read_text(encoding='utf-8')).get('parameters', {}).get('tuning', {})
+    if 'max_steps' not in tuning:
+        return ''
+    n = tuning['max_steps'] * tuning['batch_size'] * tuning['accumulation']
+    with sizes.open(encoding='utf-8', newline='') as f:
+        ours = [r for r in csv.DictReader(f) if r['source'] == 'ours']
+    # an epoch has a prompt for every item of a user but the first and the two that are held out
+    share = max(n / (int(r['interactions']) - 3 * int(r['users'])) for r in ours)
+    return (
+        f' This says little about the method: {n} prompts are at most {share:.1%} of the one epoch for which the'
+        ' paper tunes a model fifty times as large.'
+    )
 
 
 def ordered(root: Path) -> list[str]:
@@ -293,7 +327,7 @@ def ordered(root: Path) -> list[str]:
     )
     after = f', tuned for {steps[1]} steps,' if steps else ''
     return [
-        f'In LlamaRec a language model ranks the twenty candidates of a small recommender: here that model is {name}{after} and the score of the list (NDCG@10, 1 is best) goes {series(each)}. It improves on the order of the small recommender {gained[0]}, and on a random order {gained[1]}.'
+        f'In LlamaRec a language model ranks the twenty candidates of a small recommender: here that model is {name}{after} and the score of the list (NDCG@10, 1 is best) goes {series(each)}. It improves on the order of the small recommender {gained[0]}, and on a random order {gained[1]}.{how_little(root)}'
     ]
 
 

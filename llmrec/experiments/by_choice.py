@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'HEADS', 'BOUNDS', 'PANELS', 'studies_of', 'choice_records', 'letters_that_differ', 'same_ranks',
-           'choice_line', 'choice_frame', 'signed', 'choices_shown', 'choices_finding', 'seen', 'choice_said', 'points',
-           'panel']
+           'choice_line', 'choice_frame', 'signed', 'choices_shown', 'changes_said', 'choices_finding', 'seen',
+           'choice_said', 'points', 'panel']
 
 # %% ../../nbs/53k_by_choice.ipynb #a1d10019
 from dataclasses import replace
@@ -131,14 +131,22 @@ def choices_shown(long: pl.DataFrame) -> pl.DataFrame:
         for r in long.iter_rows(named=True)], infer_schema_length=None)
 
 # %% ../../nbs/53k_by_choice.ipynb #a8664966
+def changes_said(name: str, change: dict) -> str:
+    "A choice with the fields that it changes, such as `corrected (preset: corrected)`."
+    fields = {}
+    for key, value in change.items():
+        fields |= {f'{key}.{k}': v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return f"{name} ({', '.join(f'{key}: {value}' for key, value in fields.items())})"
+
 def choices_finding(long: pl.DataFrame) -> str:
     "How many changes raise or lower NDCG@10, and in how many rows the ranker is above its order."
     changed = long.filter(pl.col('change').is_not_null())
     up, down = (changed.filter(x).height for x in (pl.col('change_low') > 0, pl.col('change_high') < 0))
     gains = long.filter(pl.col('low') > 0).height
-    return (f'Of {len(changed)} changes to the published choices, {up} raise NDCG@10 over all users and '
-            f'{down} lower it, by intervals over users; the ranker lies above the order that it was given in '
-            f'{gains} of {len(long)} rows.')
+    def count(n, verb): return f"{n or 'none'} {verb}{'' if n > 1 else 's'}"
+    return (f"Of {len(changed)} changes to the published choices, {count(up, 'raise')} NDCG@10 over all users"
+            f" and {count(down, 'lower')} it, by intervals over users; the ranker lies above the order that"
+            f" it was given in {gains or 'none'} of {len(long)} rows.")
 
 # %% ../../nbs/53k_by_choice.ipynb #7ef03190
 def seen(low: float, high: float) -> str:

@@ -187,5 +187,5 @@ def verdict_table(
 def counted(found: dict[int, list[Line]], datasets) -> str:
     "How many of the effects appear."
     every = [v for lines in found.values() for d in datasets if (v := overall(lines, d))]
-    return (f"Of {len(every)} effects on a domain {every.count('yes')} appear, {every.count('partly')} in"
-            f" part and {every.count('no')} do not")
+    return (f"Of {len(every)} verdicts (one effect on one domain), {every.count('yes')} say that the effect"
+            f" appears, {every.count('partly')} in part, and {every.count('no')} that it does not")

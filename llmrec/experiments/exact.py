@@ -175,7 +175,8 @@ def reached_said(judged: list) -> str:
             f"{len(own) - len(outside)} of the paper's {len(own)} values; out of its reach: "
             f"{', '.join(outside) or 'none'}.")
     if not other: return said
-    return f'{said} With the corrected preset it could have given {sum(other)} of {len(other)}.'
+    return (f'{said} With the corrected preset, of which there are fewer seeds, so that the range for one'
+            f' more run is wider, it could have given {sum(other)} of {len(other)}.')
 
 # %% ../../nbs/53h_exact_recall.ipynb #de1120d9
 def exact_finding(table: pl.DataFrame) -> str:

@@ -102,14 +102,15 @@ def places_said(places: list[str]) -> str:
 def beside_paper_said(x: Counted) -> str:
     "What the paper's numbers say beside the counter's."
     s, values = x.counter, printed(x.data).values()
+    rate = value_text(s['AUC'], s['AUC_low'], s['AUC_high'], '.3f')
     if not values:
-        return (f'On {x.label}, the paper has no number for these rows, on which the history like-rate has an'
-                f" AUC of {value_text(s['AUC'], s['AUC_low'], s['AUC_high'], '.3f')}.")
+        return (f'On {x.label} the history like-rate has an AUC of {rate}; the paper has no number for these'
+                ' rows.')
     places = [place(v, s) for v in values]
     so = ('at some K the published model is better than counting.' if 'above' in places else
           'nothing in them requires a model that does more than count the likes in its prompt.')
-    return (f'On {x.label}, of {len(places)} published AUCs ({min(values):.3f} to {max(values):.3f})'
-            f" {places_said(places)} the interval of the history like-rate, so {so}")
+    return (f'On {x.label} the history like-rate has an AUC of {rate}; of the {len(places)} AUCs published'
+            f' for TALLRec ({min(values):.3f} to {max(values):.3f}) {places_said(places)} its interval, so {so}')
 
 # %% ../../nbs/58o_like_rate.ipynb #87250da3
 def own_row(x: Counted, split: str, m: str) -> dict:

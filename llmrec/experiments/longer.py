@@ -185,8 +185,8 @@ def matters(group: list[Trial]) -> str:
     how = 'one change on top of that' if base.setting == {} else 'until flat and with one change'
     parts = ', '.join(f'{name} {gain:+.4f}' for name, gain in single.items())
     most = max(single, key=single.get)
-    end = f'The largest step is {most}.' if single[most] > 0 else 'None of them gains.'
-    return f'{text}; {how}: {parts}. {end}'
+    end = f' The largest step is {most}.' if single[most] > 0 else ' None of them gains.'
+    return f"{text}; {how}: {parts}.{end if len(single) > 1 else ''}"
 
 # %% ../../nbs/53c_longer_search.ipynb #bf1b5c01
 def longer_told(searches: dict[str, LongerSearch], found: list[Trial]) -> str:

@@ -34,7 +34,7 @@ from ..sequential.counting import SIMPLE
 EFFECTS = {
     0: 'the model knows what people like, asked in its own prose',
     1: "TALLRec's prompt does not bring it out",
-    2: 'a few training rows do, and beat the baselines',
+    2: 'a few training rows bring it out, and beat the baselines',
     3: 'alpaca tuning helps when rows are few',
     4: 'what is learnt on one domain serves in the other',
     5: "the tuned ranker improves on the retriever's order"}

@@ -342,8 +342,9 @@ def ids_found(record: Record) -> str:
     n, same = len(forms['trained'].ids), same_ids(forms)
     ours, theirs = (forms[name].place(at) for name in ('trained', 'published'))
     if same == n:
-        return (f'For all {n} letters the published code reads the id that was trained; the item that came'
-                f' next is at place {ours}.')
+        return (f'This tokenizer has one id for each of the {n} letters, so the published way of reading them'
+                ' finds the ids that were trained (with that of Llama 2 all twenty differ); the item that'
+                f' came next is at place {ours}.')
     return (
         f'For {n - same} of {n} letters the published code reads another id than the one that was trained;'
         f' the item that came next is at place {ours} by the trained ids and at place {theirs} by the'

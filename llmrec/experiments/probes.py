@@ -169,9 +169,10 @@ def finding(groups: list[Group], printed: dict) -> str:
     def names(yes):
         return ', '.join(f'{g.method} on {DATASETS[g.dataset].label} ({test_of(best_probe(g)[1]):.4f}, paper '
                          f"{printed[g.dataset, g.method, 'Recall@10']:.4f})" for g, r in judged if r == yes)
-    first = (f'Of {len(judged)} pairs of a baseline and a dataset that were tried with other settings than '
-             "the table's, the one of these that validates best reaches the paper's Recall@10 (its interval "
-             f'contains that number or lies above it) for {sum(r for _, r in judged)}')
+    pairs = f"{len(judged)} pair{'s' if len(judged) > 1 else ''} of a method and a dataset"
+    first = (f"{pairs} {'were' if len(judged) > 1 else 'was'} tried with other settings than the "
+             f"table's. For {sum(r for _, r in judged)}, the one of these settings that validates best has "
+             "an interval that contains the paper's Recall@10 or lies above it")
     reached, missed = names(True), names(False)
     if reached: first += f': {reached}'
     if missed: first += f'; not for {missed}'

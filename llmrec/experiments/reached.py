@@ -92,9 +92,9 @@ def reached_said(compared: list[dict], best: dict, printed: dict) -> str:
     alone = best_rows(plain, printed)
     reached, by_any = (len(x) - len(not_reached(x, printed)) for x in (alone, best))
     return (f"In {own} of {of} cases the interval of a retriever of ours contains the paper's Recall@10 or "
-            f'NDCG@10, and in {reached} it contains that number or lies above it; so does that of the best '
-            f"of our losses, maskings and searches for the same method in {by_any} of {len(best)}. The paper's "
-            f'LlamaRec lies in {ranker} of the {times} intervals of our retrievers.')
+            f'NDCG@10, and in {reached} it contains that number or lies above it; with the loss, masking or '
+            f'search of the same method that is best on the test data, in {by_any} of {len(best)}. The '
+            f"paper's LlamaRec lies in {ranker} of the {times} intervals of our retrievers.")
 
 # %% ../../nbs/53i_reached.ipynb #c3646817
 def tops_said(long: pl.DataFrame, metric: str = 'NDCG@10') -> str:
@@ -112,8 +112,10 @@ def longer_gain(row: dict, long: pl.DataFrame, printed: dict) -> str:
     paper = printed.get((row['dataset'], own_name(row['method']), row['metric']))
     theirs = '' if paper is None else f', the paper {paper:.4f}'
     name = DATASETS[row['dataset']].label
-    return (f"{own['method']} on {name} has {row['metric']} {with_bounds(row)} after the longer search "
-            f"({own['value']:.4f} without it{theirs})")
+    def over(r): return f"{r['seeds']} seed{'s' if r['seeds'] > 1 else ''}"
+    few, many = ('', '') if row['seeds'] == own['seeds'] else (f', {over(row)}', f', {over(own)}')
+    return (f"{own['method']} on {name} has {row['metric']} {with_bounds(row)} after the longer search{few} "
+            f"({own['value']:.4f} without it{many}{theirs})")
 
 # %% ../../nbs/53i_reached.ipynb #1df1551e
 def gains_said(longer: list[dict], long: pl.DataFrame, printed: dict, metric: str = 'Recall@10') -> str:

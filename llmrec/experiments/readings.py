@@ -281,7 +281,8 @@ def verdict(
     if reads and counts: return f'counts likes and reads titles, {costs}'
     if reads: return f'reads the titles, {costs}'
     if counts:
-        return f'counts likes, and no need of the titles can be shown: exchanging them between people {moves}'
+        return ('counts likes, with no evidence that it needs the titles: exchanging them between people '
+                f'{moves}')
     return (f'is better than chance, but the exchange of titles between people, which {moves}, '
             'does not tell why')
 
@@ -329,7 +330,7 @@ def finding(
     where, rate = YESNO_DATASETS[dataset], own.filter(model='History like-rate')['AUC'][0]
     said = (f"{tuned_name(model, setting)} has an AUC of {ranged(true, 'AUC')} on {where}, and "
             f"{ranged(numbers, 'AUC')} when every title is replaced by a number; the like-rate of the "
-            f"history alone has {rate:.1f}, a difference of {ranged(true, 'over', '+')}. "
+            f"history alone has {rate:.1f} (true titles minus like-rate: {ranged(true, 'over', '+')}). "
             f'It {verdict(true, exchanged)}.')
     parts = (said, on_numbers(own, model, setting), of_equal_rate(true), without_tuning(own))
     return ' '.join(x for x in parts if x)

@@ -13,17 +13,18 @@ from ..data.yesno import YESNO_DATASETS
 from ..runs.artefacts import DOUBLE, ROLES, figure_style, label_ends, with_interval
 
 # %% ../../nbs/58q_seen_targets.ipynb #1b5e5116
-def off_chance(part: pl.DataFrame) -> int:
-    "The rows whose interval over draws excludes an AUC of 50."
-    return sum(not low <= 50 <= high for low, high in part.select('low', 'high').iter_rows())
+def beside_chance(part: pl.DataFrame) -> str:
+    "In how many rows the interval over draws lies above an AUC of 50, and in how many below it."
+    above, below = (part.filter(x).height for x in (pl.col('low') > 50, pl.col('high') < 50))
+    return f'above chance in {above} and below it in {below} of {len(part)} cases'
 
 # %% ../../nbs/58q_seen_targets.ipynb #b003915c
 def seen_found(long: pl.DataFrame) -> str:
-    "The finding: how often the two kinds of rows are off chance."
+    "The finding: how often the two kinds of rows are above and below chance."
     unseen, seen = (long.filter(targets=what).drop_nulls('low') for what in ('unseen', 'seen'))
-    return ('The interval over draws excludes chance in'
-            f' {off_chance(unseen)} of {len(unseen)} cases (one method at one K) where the target'
-            f' had not been seen, and in {off_chance(seen)} of {len(seen)} where it had.')
+    return ('The interval over draws lies'
+            f' {beside_chance(unseen)} (one method at one K) where the target had not been seen, and'
+            f' {beside_chance(seen)} where it had.')
 
 # %% ../../nbs/58q_seen_targets.ipynb #0b24fa02
 def parts_said(long: pl.DataFrame, dataset: str, k: int) -> str:

@@ -418,7 +418,9 @@ def ranker_said(s: LlamaRecStudy) -> str:
            if d in s.ranker_datasets]
     sample = (f' It is asked about a fixed sample of the users, {" and ".join(few)}, and so are the two'
               ' orders beside it.' if few else '')
-    return f'The ranker is tuned for {tuned}{types_said(s)}.{sample}'
+    one = ('The ranker and the two orders beside it are one run, with seed '
+           f'{s.ranker_seeds[0]}. ' if len(s.ranker_seeds) == 1 < len(s.seeds) else '')
+    return f'{one}The ranker is tuned for {tuned}{types_said(s)}.{sample}'
 
 def sampled_rows(s: LlamaRecStudy) -> tuple[tuple[str, str], ...]:
     "(dataset, row) of the rows about a sample; the others are about all users, so none of these is in bold."

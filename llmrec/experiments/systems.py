@@ -450,8 +450,8 @@ def costs(records: dict, measured: Record | None, ours: str) -> pl.DataFrame:
 
 # %% ../../nbs/53a_other_systems.ipynb #ea2429a6
 DIFFERS = {
-    'GPT4Rec': 'a LoRA adapter instead of all weights of GPT-2, five queries over titles alone',
-    'PALR': 'a LoRA adapter instead of the whole of LLaMA-7B, LRURec instead of SASRec below it',
+    'GPT4Rec': 'a LoRA adapter in place of tuning all of GPT-2, and five queries over titles alone',
+    'PALR': 'a LoRA adapter in place of tuning all of LLaMA-7B, and LRURec in place of SASRec below it',
     'P5': 'one family of tasks instead of five',
     'POD': 'two tasks instead of three',
     'RecMind': 'no large model behind it, and only tools that know these data',
@@ -470,9 +470,11 @@ def allowed(cfg: SystemRun) -> str:
         often = 'once' if own.training.epochs == 1 else f'{own.training.epochs} times'
         return f'From {start}, {rows} read {often} at most{bare}.'
     t = own.tuning
-    length = f'{t.max_steps} steps' if t.max_steps > 0 else f'{t.epochs} epoch(s)'
+    n, often = t.batch_size * t.accumulation, 'once' if t.epochs == 1 else f'{t.epochs} times'
+    length = (f'Tuned for {t.max_steps} steps of {n} rows' if t.max_steps > 0 else
+              f'Tuned on all training rows {often}, in steps of {n} rows')
     confined = '; it can write titles of candidates only' if getattr(own, 'constrained', False) else ''
-    return f'Tuned for {length} of {t.batch_size * t.accumulation} rows{confined}.'
+    return f'{length}{confined}.'
 
 # %% ../../nbs/53a_other_systems.ipynb #4b6494ac
 def sentence(name: str, record: Record, retriever: np.ndarray, paper: float | None) -> str:
@@ -484,7 +486,8 @@ def sentence(name: str, record: Record, retriever: np.ndarray, paper: float | No
     side = 'below' if high < 0 else 'above' if low > 0 else 'not told apart from'
     copied = f', {paper:.4f} in its own paper on other data' if paper is not None else ''
     waste = c['unknown'] + c['repeated'] + c['met']
+    lists = 'list is' if c['empty_lists'] == 1 else 'lists are'
     return (
         f'{name}: NDCG@10 {ours:.4f} of {n} people{copied}; {side} the retriever on the same people '
         f'({mean:+.4f} [{low:+.4f}, {high:+.4f}]); {waste} of {c["written"]} written lines could not be '
-        f'used, {c["empty_lists"]} lists are empty. It differs from the paper by {DIFFERS[name]}.')
+        f'used, {c["empty_lists"]} {lists} empty. Unlike the paper\'s, it has {DIFFERS[name]}.')

@@ -181,8 +181,8 @@ def domain_said(rows: pl.DataFrame, dataset: str, other: str) -> str | None:
     own, away = (auc_of(rows, dataset, (d,)) for d in (dataset, other))
     if own is None or away is None: return None
     gap = round(away - own, 1) + 0
-    return (f'{away:.1f} ({gap:+.1f}) on {YESNO_DATASETS[dataset]} after tuning on {YESNO_DATASETS[other]}'
-            f' instead')
+    here, there = YESNO_DATASETS[dataset], YESNO_DATASETS[other]
+    return f'{away:.1f} on {here} after tuning on {there} ({gap:+.1f} compared with tuning on {here})'
 
 # %% ../../nbs/58c_tallrec_figures.ipynb #b07a5a1d
 def both_said(rows: pl.DataFrame, datasets: list[str]) -> list[str]:

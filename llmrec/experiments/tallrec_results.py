@@ -72,7 +72,7 @@ def tallrec_rows(long: pl.DataFrame) -> pl.DataFrame:
 
 # %% ../../nbs/58b_tallrec_results.ipynb #8f6f70e1
 def standing(long: pl.DataFrame) -> pl.DataFrame:
-    "TALLRec's rows with `above_baselines` and `above_rate`: compared in the same dataset and setting."
+    "TALLRec's rows with `above_baselines`, `above_rate` and `below_rate`: in the same dataset and setting."
     where, value = ['dataset', 'setting'], pl.col('value')
     best = baseline_rows(long).group_by(where).agg(best=value.max())
     rate = like_rate_rows(long).group_by(where).agg(rate=value.max())
@@ -80,9 +80,10 @@ def standing(long: pl.DataFrame) -> pl.DataFrame:
     for reference in (best, rate):
         out = out.join(reference, on=where, how='left', maintain_order='left')
     above = {'above_baselines': 'best', 'above_rate': 'rate'}
-    return out.with_columns(
+    out = out.with_columns(
         (value.is_not_nan() & (value > pl.col(name))).alias(new) for new, name in above.items()
     )
+    return out.with_columns(below_rate=value.is_not_nan() & (value < pl.col('rate')))
 
 # %% ../../nbs/58b_tallrec_results.ipynb #b3ae2e05
 def auc_said(row: dict) -> str:
@@ -102,8 +103,10 @@ def standing_said(long: pl.DataFrame) -> str:
     rows = standing(long)
     if not len(rows): return 'no language model was tuned here'
     rows = rows.filter(method=rows['method'][0])
+    above, below = rows['above_rate'].sum(), rows['below_rate'].sum()
+    rate = f'above that share in {above} and below it in {below}' if above else f'below that share in {below}'
     return (f"{rows['method'][0]} is above all six sequential baselines in {rows['above_baselines'].sum()} of"
-            f" {len(rows)} settings and above that share in {rows['above_rate'].sum()}")
+            f' {len(rows)} settings and {rate}')
 
 # %% ../../nbs/58b_tallrec_results.ipynb #7d20b4e1
 def elsewhere_said(long: pl.DataFrame, protocol: str, few: int = 3) -> str:

@@ -344,7 +344,8 @@ def save_tests(tested: list[pl.DataFrame], s: TallrecStudy, artefact: str, paper
 
 # %% ../../nbs/58_tallrec_study.ipynb #23b3428b
 PROTOCOL = ('K training rows, drawn once for each seed and the same for every method; AUC x 100 pooled over '
-            'all rows, mean over draws; 95 % intervals from resampled users; nothing was chosen on test rows')
+            'the rows asked, mean over draws; 95 % intervals from resampled users; nothing was chosen on test'
+            ' rows')
 
 def listed_seeds(seeds) -> str:
     "Seeds in words: `seed 0`, or `seeds 0, 1`."
@@ -373,7 +374,9 @@ def study_caption(
     data = {(d, x.protocol): yesno_checksum(d, x.protocol) for x in (s, *others) for d in x.datasets}
     presets = f"Preset{'s' * bool(others)} {', '.join(x.protocol for x in (s, *others))}."
     of_data = dict.fromkeys(NOTES.get(key, '') for key in data)
-    note = ' '.join(x for x in (presets, said_of_seeds(s, llm), *of_data, note) if x)
+    sample = (f'Language models were asked {s.test_rows:,} evenly spaced test rows (all, where there are'
+              ' fewer), the other methods all of them.' if llm and s.test_rows else '')
+    note = ' '.join(x for x in (presets, said_of_seeds(s, llm), *of_data, sample, note) if x)
     sums = {f'{YESNO_DATASETS[d]}{" " + p if others else ""}': checksum for (d, p), checksum in data.items()}
     backbone = backbone_identity(s.language_model) if llm else ''
     return caption(s.profile, sums, backbone, s.seeds, protocol, note, finding)
