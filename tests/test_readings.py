@@ -305,6 +305,13 @@ def test_the_finding_follows_the_numbers(exchanged, said):
     assert ('not clearly different from the 50' in text) == ('counts' in said)
 
 
+def test_worse_than_counting_is_said():
+    true = dict(AUC_low=55.0, over_high=-0.5)
+    exchanged = dict(effect=-1.0, effect_low=-3.0, effect_high=1.0, AUC_low=54.0)
+    assert 'counts likes, though less well than the like-rate, with no' in readings.verdict(true, exchanged)
+    assert 'less well' not in readings.verdict(true | dict(over_high=0.5), exchanged)
+
+
 def test_a_failed_run_leaves_a_line_without_numbers():
     good = [invented(change, lambda likes, labels: 1.0 * likes) for change in CHANGES]
     bad = Answers('corrected', 'films', 'Broken', 'K=64', CHANGES[0], *[np.array([])] * 4, np.empty((1, 0)))
