@@ -306,7 +306,7 @@ def test_the_finding_follows_the_numbers(exchanged, said):
 
 
 def test_worse_than_counting_is_said():
-    true = dict(AUC_low=55.0, over_high=-0.5)
+    true = dict(AUC=60.0, AUC_low=55.0, over_high=-0.5)
     exchanged = dict(effect=-1.0, effect_low=-3.0, effect_high=1.0, AUC_low=54.0)
     assert 'counts likes, though less well than the like-rate, with no' in readings.verdict(true, exchanged)
     assert 'less well' not in readings.verdict(true | dict(over_high=0.5), exchanged)

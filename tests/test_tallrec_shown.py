@@ -316,7 +316,8 @@ def test_a_domain_that_was_not_tuned_on_is_left_out():
     on_films, on_books = (tallrec_figures.tuned_on((d,)) for d in ('films', 'books'))
     long = pl.DataFrame(rows(on_films, [60.0]) + rows(on_films, [52.0], 'books') + rows(on_books, [60.02]))
     assert tallrec_figures.domains_said(long, ['films', 'books'], 16) == (
-        'AUC x 100 with 16 rows of the other domain: 60.0 (+0.0) on Films (miniature) after tuning on Books (miniature) instead.'
+        'AUC x 100 with 16 rows of the other domain: 60.0 on Films (miniature) after tuning on Books (miniature)'
+        ' (+0.0 compared with tuning on Films (miniature)).'
     )
     assert tallrec_figures.domains_said(long, ['films', 'books'], 64).startswith('Only one domain')
     both = pl.DataFrame(rows(tallrec_figures.tuned_on(('films', 'books')), [61.0]))
