@@ -268,7 +268,7 @@ def test_a_complaint_is_one_sentence(out, capsys, args, said):
         ('dataset,method,metric,value\nfilms,,users,ten\n', "row 1 has 'ten' for a number"),
         (
             'dataset,method,metric,value\nfilms,,users,1\nfilms,,users,2\n',
-            'row 2 is called like a row before it',
+            'row 2 has the same labels as a row before it',
         ),
         ('dataset,method,metric,value\nfilms,"users,1\n', 'cannot be read as a table'),
         ('', 'cannot be read as a table'),

@@ -169,7 +169,7 @@ def test_jobs_are_limited_by_cores_and_memory(capsys):
     ] == [8, 3, 3, 1, 1]
     said = capsys.readouterr().err
     assert (
-        '1000 jobs are more than this machine carries (4 cores, 8.8 GB of memory free' in said
+        'this machine cannot run 1000 jobs at once (4 cores, 8.8 GB of memory free' in said
         and said.count('\n') == 3
     )
 

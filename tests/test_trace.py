@@ -183,7 +183,7 @@ def test_a_figure_is_traced_as_a_whole(out, trace):
         assert status == 0 and 'comes from 2 records' in said and said.count('dataset films') == 2
     assert trace(figures(out) / 'lrurec-curve.svg', '--row', '0')[::2] == (
         1,
-        'llmrec_trace: lrurec-curve.svg has no cells with a source of their own; leave --row and --column away.\n',
+        'llmrec_trace: lrurec-curve.svg has no cells with a source of their own; leave out --row and --column.\n',
     )
 
 
@@ -223,7 +223,7 @@ def test_a_stamp_of_an_older_llmrec_gets_one_sentence(out, trace):
 @pytest.mark.parametrize(
     'file, argv, part',
     [
-        ('README.md', [], 'no file of an artefact'),
+        ('README.md', [], 'does not belong to an artefact'),
         ('no-such.csv', [], 'is not there'),
         (TABLE, ['--column', 'exct'], "Did you mean 'exact'?"),
         (TABLE, ['--row', 'Recall@7'], 'counted from 0'),

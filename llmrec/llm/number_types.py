@@ -43,5 +43,5 @@ def slower(
     if dtype == 'float32' or torch.cuda.is_available(): return ''
     times = times or times_as_long(dtype)
     if times < clearly: return ''
-    return (f'this processor takes {times:.1f} times as long to multiply {dtype} as float32; what has no'
-            ' record yet is done sooner with -p dtype=float32, which has records of its own')
+    return (f'this processor takes {times:.1f} times as long to multiply in {dtype} as in float32; runs'
+            ' without a record finish sooner with -p dtype=float32, whose results are recorded separately')

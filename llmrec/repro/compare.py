@@ -75,7 +75,8 @@ def long_rows(artefact: str, profile: str) -> dict[tuple, Number]:
             if not text: continue
             key = tuple((labels | dict(metric=metric))[c] for c in LABELS)
             if key in out:
-                raise LlmrecError(f'{path}, row {n} is called like a row before it; make the artefact anew.')
+                raise LlmrecError(f'{path}: row {n} has the same labels as a row before it; make the artefact'
+                                  ' anew.')
             out[key] = Number(number(text, f'{path}, row {n}'), names)
     return out
 

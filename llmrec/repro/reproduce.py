@@ -789,8 +789,8 @@ def carried(jobs: int, cores: int | None = None, free_mib: float | None = None) 
     free = psutil.virtual_memory().available / 2**20 if free_mib is None else free_mib
     most = max(1, min(jobs, 2 * cores, int(free // WORKER_MIB)))
     if most < jobs:
-        print(f'llmrec_reproduce: {jobs} jobs are more than this machine carries ({cores} cores, '
-              f'{free / 1024:.1f} GB of memory free, some {WORKER_MIB} MB a job); there will be {most}',
+        print(f'llmrec_reproduce: this machine cannot run {jobs} jobs at once ({cores} cores, '
+              f'{free / 1024:.1f} GB of memory free, about {WORKER_MIB} MB for each job); {most} will run',
               file=sys.stderr)
     return most
 
@@ -810,8 +810,9 @@ def check_library() -> None:
     "An `LlmrecError` where the command belongs to another checkout than the folder that it is called in."
     loaded = Path(paths.__file__).resolve().parent.parent
     if is_checkout(loaded) and (root() / 'llmrec').resolve() != loaded / 'llmrec':
-        raise LlmrecError(f'This command is that of {loaded}, and it is called in {root()}, whose code would '
-                          f'not run; call that of {root()}/.venv, or set PYTHONPATH={root()}.')
+        raise LlmrecError(f'This command belongs to the checkout {loaded}, but it is called in {root()}, '
+                          f'whose code would not run; call the one in {root()}/.venv/bin, or set '
+                          f'PYTHONPATH={root()}.')
 
 # %% ../../nbs/97_reproduce.ipynb #4a195c29
 def main(argv=None) -> int:
@@ -828,7 +829,7 @@ def main(argv=None) -> int:
         print(f'llmrec_reproduce: {e}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print('llmrec_reproduce: stopped; start it again to go on where it was', file=sys.stderr)
+        print('llmrec_reproduce: stopped; start it again to continue where it stopped', file=sys.stderr)
         return 130
     for said in failed: print(f'llmrec_reproduce: {said}', file=sys.stderr)
     return 3 if failed else 0

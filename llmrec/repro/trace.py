@@ -47,8 +47,8 @@ def located(file) -> tuple[Path, str, str]:
     *_, above, profile, paper, name = ('', '', '', *path.parts)
     artefact = f"{paper}/{name.split('.')[0]}"
     if above != 'figures' or artefact not in manifest():
-        raise LlmrecError(f'{file} is no file of an artefact; these lie in figures/<profile>/<paper>/, and '
-                          'llmrec_reproduce --list names them.')
+        raise LlmrecError(f'{file} does not belong to an artefact; the files of artefacts are in '
+                          'figures/<profile>/<paper>/, and llmrec_reproduce --list shows their names.')
     return path.parents[3], profile, artefact
 
 # %% ../../nbs/98_trace.ipynb #c2007caa
@@ -281,8 +281,8 @@ def trace(file, row: str | None = None, column: str | None = None) -> Iterator[s
 def as_a_whole(stamp: dict, profile: str, path: Path, row, column) -> Iterator[str]:
     "Lines on all records of an artefact."
     if row is not None or column is not None:
-        raise LlmrecError(f'{path.name} has no cells with a source of their own; leave --row and '
-                          '--column away.')
+        raise LlmrecError(f'{path.name} has no cells with a source of their own; leave out --row and '
+                          '--column.')
     numbers = {n: i for i, n in enumerate(every_record(stamp), 1)}
     yield (f'{path.name} as a whole comes from {len(numbers)} records.' if numbers
            else f'{path.name} was computed by the notebook, which read no record.')
