@@ -372,9 +372,9 @@ TOO_WIDE = 'document.documentElement.scrollWidth - document.documentElement.clie
 def test_pages_open_from_disk_on_a_telephone(browser, book, parsed):
     """No error in the console, no request to a network, every picture there, nothing that scrolls sideways but what is in a box of its own.
 
-    Every third notebook, all results on the real data, and some pages of each other kind; LLMREC_EVERY_PAGE=1 opens all.
+    Every fifth notebook, all results on the real data, and some pages of each other kind; LLMREC_EVERY_PAGE=1 opens all.
     """
-    step = {'_modules': None, 'api': 8, 'nbs': 3, 'results/miniature': 8}  # sources are no text pages
+    step = {'_modules': None, 'api': 8, 'nbs': 5, 'results/miniature': 8}  # sources are no text pages
     if os.environ.get('LLMREC_EVERY_PAGE'):
         step = {'_modules': None}
     wrong, kinds = {}, {}
