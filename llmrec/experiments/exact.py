@@ -166,17 +166,25 @@ def moved_by_batches(table: pl.DataFrame) -> float:
     return (table['mean over batches'] - table['window hidden']).abs().max()
 
 # %% ../../nbs/53h_exact_recall.ipynb #2afc57ef
+def seeds_behind(row: dict) -> int:
+    "How many seeds a row of the table has."
+    return sum(v is not None for name, v in row.items() if name.startswith('seed '))
+
 def reached_said(judged: list) -> str:
     "How many of the paper's numbers one more run could have given; `judged`: (row of the table, whether)."
     own = [(r, inside) for r, inside in judged if r['method'] == 'LRURec']
-    other = [inside for r, inside in judged if r['method'] != 'LRURec']
+    other = [(r, inside) for r, inside in judged if r['method'] != 'LRURec']
     outside = [f"{r['dataset']} {r['metric']}" for r, inside in own if not inside]
     said = ('With the preset of the tables one more run of ours could have given '
             f"{len(own) - len(outside)} of the paper's {len(own)} values; out of its reach: "
             f"{', '.join(outside) or 'none'}.")
     if not other: return said
-    return (f'{said} With the corrected preset, of which there are fewer seeds, so that the range for one'
-            f' more run is wider, it could have given {sum(other)} of {len(other)}.')
+    few = max(seeds_behind(r) for r, _ in other)
+    many = min((seeds_behind(r) for r, _ in own if r['dataset'] in {x['dataset'] for x, _ in other}),
+               default=few)
+    why = f", with {few} seed{'s' if few > 1 else ''} instead of {many} and hence a wider range for one more," if few < many else ''
+    return (f'{said} With the corrected preset{why} it could have given {sum(x for _, x in other)} of'
+            f' {len(other)}.')
 
 # %% ../../nbs/53h_exact_recall.ipynb #de1120d9
 def exact_finding(table: pl.DataFrame) -> str:
