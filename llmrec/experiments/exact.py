@@ -182,7 +182,8 @@ def reached_said(judged: list) -> str:
     few = max(seeds_behind(r) for r, _ in other)
     many = min((seeds_behind(r) for r, _ in own if r['dataset'] in {x['dataset'] for x, _ in other}),
                default=few)
-    why = f", with {few} seed{'s' if few > 1 else ''} instead of {many} and hence a wider range for one more," if few < many else ''
+    seeds = f"{few} seed{'s' if few > 1 else ''} instead of {many}"
+    why = f', with {seeds} and hence a wider range for one more,' if few < many else ''
     return (f'{said} With the corrected preset{why} it could have given {sum(x for _, x in other)} of'
             f' {len(other)}.')
 
