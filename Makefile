@@ -55,9 +55,6 @@ compiled: setup
 test: export OMP_NUM_THREADS := 1
 # nothing here compiles a model, and without the compiler peft is imported two seconds sooner, in each of many processes
 test: export TORCHDYNAMO_DISABLE := 1
-# freed memory is kept for the next batch, since taking it anew costs page faults
-test: export MALLOC_TRIM_THRESHOLD_ := 4294967296
-test: export MALLOC_MMAP_THRESHOLD_ := 33554432
 test: compiled
 	@echo 'Is llmrec/ what the notebooks export?'
 	@$(BIN)/python tools/sync.py
