@@ -34,7 +34,8 @@ class Kill(TrainerCallback):
 cfg = RecTuningConfig.corrected()
 tuning = replace(cfg.tuning, lr=1e-3, max_steps=2, eval_steps=1, warmup_steps=0, batch_size=1, accumulation=1, gradient_checkpointing=False)
 backbone, data = load_backbone(BackboneConfig('smollm2')), load_yesno('films')
-rec_tune(backbone, [(data, range(4))], data, replace(cfg, tuning=tuning, valid_rows=4), folder, Session(callbacks=[Kill()]))
+cfg = replace(cfg, tuning=tuning, prompt=replace(cfg.prompt, max_tokens=160), valid_rows=3)
+rec_tune(backbone, [(data, range(4))], data, cfg, folder, Session(callbacks=[Kill()]))
 '''
 
 
@@ -65,7 +66,9 @@ def model():
 @pytest.fixture(scope='module')
 def prompts(model):
     data = load_yesno('films')
-    return encode_questions(model.tokenizer, data, data.splits['test'][:6], YesNoPromptConfig())[0]
+    return encode_questions(
+        model.tokenizer, data, data.splits['test'][:4], YesNoPromptConfig(max_tokens=160)
+    )[0]
 
 
 @pytest.fixture(scope='module')
