@@ -26,7 +26,7 @@ from llmrec.llm.asking import answer_path, ask
 from llmrec.llm.chat import EndpointConfig, as_asked
 from llmrec.llm.replies import one_scale, reads
 from llmrec.llm.yesno import YesNoPromptConfig, question
-from llmrec.paths import LlmrecError, output_to
+from llmrec.paths import LlmrecError
 
 from endpoint import free_port, outspoken, own_server, transformers_serve
 

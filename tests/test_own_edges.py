@@ -114,6 +114,24 @@ def test_an_output_folder_may_end_with_a_slash(tmp_path, monkeypatch, capsys):
     assert not asked['folder'].exists()  # a finished tuning is in the saved folder
 
 
+def test_two_commands_do_not_make_one_folder(tmp_path, monkeypatch, capsys):
+    data = own(tmp_path, histories(n_users=12))
+    argv = [data.interactions, '--timestamp', 'at', '--core', '1', '--out', f'{tmp_path}/model']
+
+    def fit(*args, **how):
+        assert commands.fit_main(argv) == 1  # the second one, while the first is at it
+        raise LlmrecError('the first one ends')
+
+    monkeypatch.setattr(commands.Recommender, 'fit', staticmethod(fit))
+    assert commands.fit_main(argv) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith('llmrec_fit: ')]
+    assert said == [
+        f'llmrec_fit: Another llmrec_fit is making {tmp_path}/model; wait until it has ended, or give another --out.',
+        'llmrec_fit: the first one ends',
+    ]
+    assert not list(tmp_path.glob('.*'))
+
+
 def test_one_request_that_breaks_spoils_no_other():
     class Broken(Exception):
         pass

@@ -8,6 +8,7 @@ __all__ = ['setting', 'fit_parser', 'histories_in', 'as_id', 'typed', 'check_end
 
 # %% ../../nbs/59b_commands.ipynb #3e59644b
 import argparse
+import contextlib
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 
 import polars as pl
+from filelock import FileLock, Timeout
 
 from ..data.own import OwnData, column, format_of, ids, load_own, read_table
 from ..data.own_ratings import load_own_ratings
@@ -96,6 +98,23 @@ def check_work(work: Path) -> None:
         raise LlmrecError(f'{work} is there already and is not the folder of a tuning; rename it, or give '
                           'another --out.')
 
+# %% ../../nbs/59b_commands.ipynb #c056e2ae
+@contextlib.contextmanager
+def only_one(out: Path):
+    "An `LlmrecError` while another command is making `out`; a command that was killed is in nobody's way."
+    path = out.with_name(f'.{out.name}.lock')
+    try: held = FileLock(path).acquire(timeout=0)
+    except Timeout:
+        raise LlmrecError(f'Another llmrec_fit is making {out}; wait until it has ended, or give another '
+                          '--out.') from None
+    except OSError as e:
+        raise LlmrecError(f'{out.parent} cannot be written to ({e.strerror}); give another --out.') from None
+    with held:
+        try: yield
+        finally:
+            with contextlib.suppress(OSError): path.unlink()    # Windows keeps it
+
+
 # %% ../../nbs/59b_commands.ipynb #2c86c6e7
 def run_fit(args: argparse.Namespace) -> None:
     "Read, fit, save, and say what was read and measured."
@@ -110,11 +129,12 @@ def run_fit(args: argparse.Namespace) -> None:
     check_free(out, 'rater' if rates else 'recommender')    # before the training
     work = out.with_name(f'{out.name}.work')    # where an interrupted tuning goes on
     if args.backbone: check_work(work)
-    data, report = load_own_ratings(own) if rates else load_own(own)
-    print(f'{own.name}: {report}', file=sys.stderr)
-    r = (fit_rater if rates else fit_recommender)(args, data, own, work)
-    r.save(out)
-    if args.backbone: shutil.rmtree(work, ignore_errors=True)
+    with only_one(out):
+        data, report = load_own_ratings(own) if rates else load_own(own)
+        print(f'{own.name}: {report}', file=sys.stderr)
+        r = (fit_rater if rates else fit_recommender)(args, data, own, work)
+        r.save(out)
+        if args.backbone: shutil.rmtree(work, ignore_errors=True)
 
 # %% ../../nbs/59b_commands.ipynb #36c5f09e
 def fit_recommender(args: argparse.Namespace, data, own: OwnData, work: Path) -> Recommender:
