@@ -40,6 +40,7 @@ setup: $(BIN)/.installed
 $(BIN)/.installed: requirements.lock setup.py settings.ini
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"python3 is {v[0]}.{v[1]}, llmrec needs 3.11 or newer: make setup PYTHON=/path/to/python3" if v < (3, 11) else 0)'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo 'Creating .venv ...'; $(PYTHON) -m venv .venv; }
+	@$(BIN)/python -m pip install -qq -U pip 2>/dev/null || true    # an older one takes longer for the same packages
 	@echo 'Installing the packages of requirements.lock into .venv (the first time: minutes, torch is large) ...'
 	@$(BIN)/python -m pip install -qq --no-compile -r requirements.lock
 	@$(BIN)/python -m compileall -qq -j 0 -x '/tests/' .venv/lib || true    # pip would do it on one core
