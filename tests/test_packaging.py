@@ -201,6 +201,24 @@ def test_readme_says_what_part_of_an_epoch_the_ranker_has_seen(project):
     assert '80 prompts are at most 10.0% of the one epoch' in filled(project)  # 1100 - 3 * 100 rows
 
 
+def test_readme_says_what_a_choice_is_worth(project):
+    long_csv(
+        project,
+        'llamarec/table1',
+        'dataset,method,metric,value,low,high,seeds,paper\n'
+        'beauty,Retriever order,NDCG@10,0.12,0.1,0.2,1,\nbeauty,LlamaRec (toy),NDCG@10,0.05,0.04,0.06,1,\n',
+    )
+    assert 'published choices' not in filled(project)
+    long_csv(
+        project,
+        'llamarec/choices',
+        'dataset,choice,everybody,change,change_low,change_high\n'
+        'Amazon Beauty,as published,0.05,,,\nAmazon Beauty,letters shuffled,0.0463,-0.0037,-0.0081,0.0006\n',
+    )
+    said = ' With letters shuffled, a change to the published choices, it has 0.046 on Amazon Beauty (-0.004 [-0.008, +0.001]).'
+    assert said in filled(project)
+
+
 def test_readme_says_where_a_sample_was_asked(project):
     rows = ['Retriever order,.12,.1,.2', 'LlamaRec (toy),.05,.04,.06']
     lines = [

@@ -284,6 +284,21 @@ def how_little(root: Path) -> str:
     )
 
 
+def by_choice(root: Path) -> str:
+    "What a change to the published choices is worth on the real data; '' where none has been run."
+    path = root / 'figures/real-cpu/llamarec/choices.long.csv'
+    if not path.exists():
+        return ''
+    needed = ('dataset', 'choice', 'everybody', 'change', 'change_low', 'change_high')
+    return ''.join(
+        f" With {r['choice']}, a change to the published choices, it has {float(r['everybody']):.3f} on"
+        f" {r['dataset']} ({float(r['change']):+.3f}"
+        f" [{', '.join(format(float(r[c]), '+.3f') for c in needed[4:])}])."
+        for r in long_rows(path, needed)
+        if r['change']
+    )
+
+
 def ordered(root: Path) -> list[str]:
     "What LlamaRec's table says, in plain words."
     path = root / 'figures' / f'{LLAMAREC}.long.csv'
@@ -327,7 +342,7 @@ def ordered(root: Path) -> list[str]:
     )
     after = f', tuned for {steps[1]} steps,' if steps else ''
     return [
-        f'In LlamaRec a language model ranks the twenty candidates of a small recommender: here that model is {name}{after} and the score of the list (NDCG@10, 1 is best) goes {series(each)}. It improves on the order of the small recommender {gained[0]}, and on a random order {gained[1]}.{how_little(root)}'
+        f'In LlamaRec a language model ranks the twenty candidates of a small recommender: here that model is {name}{after} and the score of the list (NDCG@10, 1 is best) goes {series(each)}. It improves on the order of the small recommender {gained[0]}, and on a random order {gained[1]}.{by_choice(root)}{how_little(root)}'
     ]
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'HEADS', 'BOUNDS', 'PANELS', 'studies_of', 'choice_records', 'letters_that_differ', 'same_ranks',
-           'choice_line', 'choice_frame', 'signed', 'choices_shown', 'changes_said', 'choices_finding', 'seen',
-           'choice_said', 'points', 'panel']
+           'choice_line', 'choice_frame', 'signed', 'choices_shown', 'changes_said', 'seen', 'effects',
+           'choices_finding', 'choice_said', 'points', 'panel']
 
 # %% ../../nbs/53k_by_choice.ipynb #a1d10019
 from dataclasses import replace
@@ -138,21 +138,34 @@ def changes_said(name: str, change: dict) -> str:
         fields |= {f'{key}.{k}': v for k, v in value.items()} if isinstance(value, dict) else {key: value}
     return f"{name} ({', '.join(f'{key}: {value}' for key, value in fields.items())})"
 
-def choices_finding(long: pl.DataFrame) -> str:
-    "How many changes raise or lower NDCG@10, and in how many rows the ranker is above its order."
-    changed = long.filter(pl.col('change').is_not_null())
-    up, down = (changed.filter(x).height for x in (pl.col('change_low') > 0, pl.col('change_high') < 0))
-    gains = long.filter(pl.col('low') > 0).height
-    def count(n, verb): return f"{n or 'none'} {verb}{'' if n > 1 else 's'}"
-    return (f"Of {len(changed)} changes to the published choices, {count(up, 'raise')} NDCG@10 over all users"
-            f" and {count(down, 'lower')} it, by intervals over users; the ranker lies above the order that"
-            f" it was given in {gains or 'none'} of {len(long)} rows.")
 
-# %% ../../nbs/53k_by_choice.ipynb #7ef03190
+# %% ../../nbs/53k_by_choice.ipynb #6b887b27
 def seen(low: float, high: float) -> str:
     "On which side of 0 an interval lies."
     return 'above' if low > 0 else 'below' if high < 0 else 'not distinguishable from'
 
+def effects(changed: pl.DataFrame) -> str:
+    "What the changes do to NDCG@10 over all users: the only one by its difference, several by counts."
+    if len(changed) == 1:
+        r = changed.row(0, named=True)
+        low, high = r['change_low'], r['change_high']
+        return (f"On {r['dataset']}, the change '{r['choice']}' is worth {signed(r['change'], low, high)} in"
+                f" NDCG@10 over all users, {seen(low, high)} 0")
+    up, down = (changed.filter(x).height for x in (pl.col('change_low') > 0, pl.col('change_high') < 0))
+    def count(n, verb): return f"{n or 'none'} {verb}{'' if n > 1 else 's'}"
+    return (f"Of {len(changed)} changes to the published choices, {count(up, 'raise')} NDCG@10 over all users"
+            f" and {count(down, 'lower')} it, by intervals over users")
+
+
+# %% ../../nbs/53k_by_choice.ipynb #f157f7f1
+def choices_finding(long: pl.DataFrame) -> str:
+    "The effects of the changes, and in how many rows the ranker is above the order that it was given."
+    above = long.filter(pl.col('low') > 0).height
+    return (f"{effects(long.filter(pl.col('change').is_not_null()))}; the ranker lies above the order that it"
+            f" was given in {above or 'none'} of {len(long)} rows.")
+
+
+# %% ../../nbs/53k_by_choice.ipynb #7ef03190
 def choice_said(row: dict) -> str:
     "What the intervals of a row say."
     text = f"{row['dataset']}, {row['choice']}: {seen(row['low'], row['high'])} the order it was given"
