@@ -117,15 +117,18 @@ def copied_said(paper: pl.DataFrame) -> str:
             f'{len(paper) - len(copied)} was measured on data that can be compared with ours.')
 
 # %% ../../nbs/53l_quoted.ipynb #870cdd3e
-def run_here_said(ours: dict[str, float], here: list[str]) -> str:
-    "The best of the systems run `here`, beside popularity and LRURec; `ours`: method -> NDCG@10."
-    if not here: return ''
-    top = max(here, key=ours.get)
+def run_here_said(ours: dict[str, float], people: dict[str, int]) -> str:
+    """The best of the systems run here, beside popularity and LRURec.
+
+    `ours`: method -> NDCG@10; `people`: system -> number of people who were asked."""
+    if not people: return ''
+    here, (least, *_, most) = list(people), sorted([*people.values()] * 2)
+    top, number = max(here, key=ours.get), f'{least:,} to {most:,}' if least < most else f'{most:,}'
     of = 'All five systems' if len(here) == len(SYSTEMS) else 'Of the five systems'
     names = f'({listed(here)})' if len(here) == len(SYSTEMS) else listed(here)
     return (f"{of} {names} {'were' if len(here) > 1 else 'was'} run here, with a small "
-            f'budget: the highest NDCG@10 of them, {ours[top]:.4f}, is that of {top}; popularity has '
-            f"{ours['Popularity']:.4f} and LRURec {ours['LRURec']:.4f}.")
+            f'budget and for {number} people each: the highest NDCG@10 of them, {ours[top]:.4f}, is that of '
+            f"{top}; popularity has {ours['Popularity']:.4f} and LRURec {ours['LRURec']:.4f}, for everybody.")
 
 # %% ../../nbs/53l_quoted.ipynb #d5d1fc79
 def highest_said(long: pl.DataFrame) -> str:
@@ -141,8 +144,8 @@ def quoted_finding(long: pl.DataFrame, paper: pl.DataFrame, every: list[Asked]) 
     "What was copied and what was run here; `paper`: its Table 4 on the datasets of `long`, perhaps empty."
     if not len(paper): return highest_said(long)
     ours = dict(long.filter(dataset='beauty', metric='NDCG@10').select('method', 'value').iter_rows())
-    here = [m for m in SYSTEMS for a in every if m in a.whole]
-    return f"{copied_said(paper.filter(metric='Recall@10'))} {run_here_said(ours, here)}".strip()
+    people = {m: a.whole[m].metrics['users'] for m in SYSTEMS for a in every if m in a.whole}
+    return f"{copied_said(paper.filter(metric='Recall@10'))} {run_here_said(ours, people)}".strip()
 
 # %% ../../nbs/53l_quoted.ipynb #022b2745
 def in_brackets(name: str) -> str:
