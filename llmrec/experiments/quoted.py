@@ -122,8 +122,9 @@ def run_here_said(ours: dict[str, float], people: dict[str, int]) -> str:
 
     `ours`: method -> NDCG@10; `people`: system -> number of people who were asked."""
     if not people: return ''
-    here, (least, *_, most) = list(people), sorted([*people.values()] * 2)
-    top, number = max(here, key=ours.get), f'{least:,} to {most:,}' if least < most else f'{most:,}'
+    here, top = list(people), max(people, key=ours.get)
+    least, most = min(people.values()), max(people.values())
+    number = f'{least:,} to {most:,}' if least < most else f'{most:,}'
     of = 'All five systems' if len(here) == len(SYSTEMS) else 'Of the five systems'
     names = f'({listed(here)})' if len(here) == len(SYSTEMS) else listed(here)
     return (f"{of} {names} {'were' if len(here) > 1 else 'was'} run here, with a small "
