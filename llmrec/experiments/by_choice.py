@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PUBLISHED', 'HEADS', 'BOUNDS', 'PANELS', 'studies_of', 'choice_records', 'letters_that_differ', 'same_ranks',
            'choice_line', 'choice_frame', 'signed', 'choices_shown', 'changes_said', 'seen', 'effects',
-           'choices_finding', 'choice_said', 'points', 'panel']
+           'choices_finding', 'choice_said', 'asked_said', 'points', 'row_names', 'panel']
 
 # %% ../../nbs/53k_by_choice.ipynb #a1d10019
 from dataclasses import replace
@@ -17,7 +17,9 @@ from ..data.datasets import DATASETS
 from ..evaluation.intervals import bootstrap_interval
 from ..evaluation.ranking import ndcg, recall
 from . import llamarec
-from .study import LlamaRecStudy, ranking_config, retrieval_records, study
+from llmrec.experiments.study import (
+    LlamaRecStudy, budget, ranking_config, retrieval_records, study,
+)
 from .tables import first, interval_text
 from ..llm.backbones import BackboneConfig, load_backbone
 from ..llm.verbalizer import letter_ids
@@ -172,6 +174,15 @@ def choice_said(row: dict) -> str:
     if row['change'] is None: return text
     return f"{text}; over all users {seen(row['change_low'], row['change_high'])} as published"
 
+# %% ../../nbs/53k_by_choice.ipynb #1409544b
+def asked_said(s: LlamaRecStudy) -> str:
+    "For a caption: how long the rankers of a study are tuned, and where only a sample is asked."
+    tuned = {budget(ranking_config(s, d, 0).tuning): None for d in s.ranker_datasets}
+    few = [f'{n:,} on {DATASETS[d].label}' for d, n in s.test_users_by_dataset.items()]
+    sample = f" 'All users' are a fixed sample, {' and '.join(few)}." if few else ''
+    return f"Each ranker is tuned for {' or '.join(tuned)}.{sample}"
+
+
 # %% ../../nbs/53k_by_choice.ipynb #264c4e9e
 PANELS = {
     ('gain', 'low', 'high'): "ranker minus the retriever's order,\nNDCG@10 on the subset",
@@ -180,23 +191,31 @@ PANELS = {
 
 def points(ax, long: pl.DataFrame, columns: tuple) -> pl.DataFrame:
     "Draw the difference in `columns` (value, low, high) of each row that has one; returns these rows."
-    sets, part = long['dataset'].unique(maintain_order=True).to_list(), long.drop_nulls(columns[0])
-    for i, r in enumerate(part.iter_rows(named=True)):
+    sets = long['dataset'].unique(maintain_order=True).to_list()
+    for i, r in enumerate(long.iter_rows(named=True)):
         colour, (value, low, high) = PALETTE[sets.index(r['dataset']) % 3], (r[c] for c in columns)
+        if value is None: continue
         with_interval(ax, i, value, low, high, colour, across=True)
         ax.annotate(f'{value:+.4f}', (value, i), (0, 4), textcoords='offset points', ha='center',
                     fontsize=6.5, color=colour)
-    return part
+    return long.drop_nulls(columns[0])
+
+# %% ../../nbs/53k_by_choice.ipynb #1d73356a
+def row_names(long: pl.DataFrame) -> list[str]:
+    "The choice of each row, with its dataset where there are several."
+    several = long['dataset'].n_unique() > 1
+    return [f'{d}, {choice}' if several else choice for d, choice in zip(long['dataset'], long['choice'])]
+
 
 # %% ../../nbs/53k_by_choice.ipynb #0ee3dd05
 def panel(ax, long: pl.DataFrame, columns: tuple, label: str) -> None:
     "One of `PANELS`: the points, a line at 0, and the names of the rows."
-    part = points(ax, long, columns)
+    points(ax, long, columns)
     ax.axvline(0, color='black', lw=0.6)
-    ax.set_yticks(range(len(part)), [f"{r['dataset']}, {r['choice']}" for r in part.iter_rows(named=True)])
-    ax.set_ylim(max(len(part), 1) - 0.4, -0.7)
+    ax.set_yticks(range(len(long)), row_names(long))
+    ax.set_ylim(max(len(long), 1) - 0.4, -0.7)
     ax.set_xlabel(label)
-    ax.locator_params(axis='x', nbins=4)
+    ax.locator_params(axis='x', nbins=3)
     ax.margins(x=0.15)
     ax.grid(visible=False, axis='y')
     ax.grid(visible=True, axis='x')
