@@ -208,14 +208,14 @@ def test_readme_says_what_a_choice_is_worth(project):
         'dataset,method,metric,value,low,high,seeds,paper\n'
         'beauty,Retriever order,NDCG@10,0.12,0.1,0.2,1,\nbeauty,LlamaRec (toy),NDCG@10,0.05,0.04,0.06,1,\n',
     )
-    assert 'published choices' not in filled(project)
+    assert 'what was published' not in filled(project)
     long_csv(
         project,
         'llamarec/choices',
         'dataset,choice,everybody,change,change_low,change_high\n'
-        'Amazon Beauty,as published,0.05,,,\nAmazon Beauty,letters shuffled,0.0463,-0.0037,-0.0081,0.0006\n',
+        'Beauty,as published,0.05,,,\nBeauty,letters shuffled,0.0463,-0.0037,-0.0081,0.0006\n',
     )
-    said = ' With letters shuffled, a change to the published choices, it has 0.046 on Amazon Beauty (-0.004 [-0.008, +0.001]).'
+    said = ' With letters shuffled, a change to what was published, it has 0.046 on Amazon Beauty (-0.004 [-0.008, +0.001]).'
     assert said in filled(project)
 
 

@@ -284,15 +284,21 @@ def how_little(root: Path) -> str:
     )
 
 
+IN_WORDS = {
+    'negatives from the retriever': "When its training too is about the small recommender's candidates, not about random items"
+}
+
+
 def by_choice(root: Path) -> str:
     "What a change to the published choices is worth on the real data; '' where none has been run."
     path = root / 'figures/real-cpu/llamarec/choices.long.csv'
     if not path.exists():
         return ''
     needed = ('dataset', 'choice', 'everybody', 'change', 'change_low', 'change_high')
+    full = {name.split()[-1]: name for name in DATASETS.values()}  # 'Beauty' -> 'Amazon Beauty'
     return ''.join(
-        f" With {r['choice']}, a change to the published choices, it has {float(r['everybody']):.3f} on"
-        f" {r['dataset']} ({float(r['change']):+.3f}"
+        f" {IN_WORDS.get(r['choice'], 'With ' + r['choice'])}, a change to what was published, it has"
+        f" {float(r['everybody']):.3f} on {full.get(r['dataset'], r['dataset'])} ({float(r['change']):+.3f}"
         f" [{', '.join(format(float(r[c]), '+.3f') for c in needed[4:])}])."
         for r in long_rows(path, needed)
         if r['change']
