@@ -285,7 +285,7 @@ def how_little(root: Path) -> str:
 
 
 IN_WORDS = {
-    'negatives from the retriever': "When its training too is about the small recommender's candidates, not about random items"
+    'negatives from the retriever': "Trained on the small recommender's candidates instead of random ones"
 }
 
 
