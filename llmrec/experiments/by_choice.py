@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'HEADS', 'BOUNDS', 'PANELS', 'studies_of', 'choice_records', 'letters_that_differ', 'same_ranks',
-           'choice_line', 'choice_frame', 'signed', 'choices_shown', 'changes_said', 'seen', 'effects',
+           'choice_line', 'choice_frame', 'signed', 'choices_shown', 'changes_said', 'seen', 'named', 'effects',
            'choices_finding', 'choice_said', 'asked_said', 'points', 'row_names', 'panel']
 
 # %% ../../nbs/53k_by_choice.ipynb #a1d10019
@@ -146,17 +146,23 @@ def seen(low: float, high: float) -> str:
     "On which side of 0 an interval lies."
     return 'above' if low > 0 else 'below' if high < 0 else 'not distinguishable from'
 
+def named(part: pl.DataFrame) -> str:
+    "' (a choice on these datasets, another on that one)'; '' where there is none."
+    by_choice = part.group_by('choice', maintain_order=True).agg('dataset')
+    text = ', '.join(f"{choice} on {' and '.join(sets)}" for choice, sets in by_choice.iter_rows())
+    return f' ({text})' if text else ''
+
 def effects(changed: pl.DataFrame) -> str:
-    "What the changes do to NDCG@10 over all users: the only one by its difference, several by counts."
+    "What the changes do to NDCG@10 over all users: the only one by its difference, several by name."
     if len(changed) == 1:
         r = changed.row(0, named=True)
         low, high = r['change_low'], r['change_high']
         return (f"On {r['dataset']}, the change '{r['choice']}' is worth {signed(r['change'], low, high)} in"
                 f" NDCG@10 over all users, {seen(low, high)} 0")
-    up, down = (changed.filter(x).height for x in (pl.col('change_low') > 0, pl.col('change_high') < 0))
-    def count(n, verb): return f"{n or 'none'} {verb}{'' if n > 1 else 's'}"
+    up, down = (changed.filter(x) for x in (pl.col('change_low') > 0, pl.col('change_high') < 0))
+    def count(part, verb): return f"{part.height or 'none'} {verb}{'' if part.height > 1 else 's'}"
     return (f"Of {len(changed)} changes to the published choices, {count(up, 'raise')} NDCG@10 over all users"
-            f" and {count(down, 'lower')} it, by intervals over users")
+            f"{named(up)} and {count(down, 'lower')} it{named(down)}, by intervals over users")
 
 
 # %% ../../nbs/53k_by_choice.ipynb #f157f7f1
