@@ -152,6 +152,8 @@ def named(part: pl.DataFrame) -> str:
     text = ', '.join(f"{choice} on {' and '.join(sets)}" for choice, sets in by_choice.iter_rows())
     return f' ({text})' if text else ''
 
+
+# %% ../../nbs/53k_by_choice.ipynb #2c051e95
 def effects(changed: pl.DataFrame) -> str:
     "What the changes do to NDCG@10 over all users: the only one by its difference, several by name."
     if len(changed) == 1:
