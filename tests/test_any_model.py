@@ -9,6 +9,8 @@ import pytest
 import torch
 import transformers
 from transformers import (
+    BartConfig,
+    BartForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -17,13 +19,20 @@ from transformers import (
     MistralForCausalLM,
     ModernBertDecoderConfig,
     ModernBertDecoderForCausalLM,
+    RobertaConfig,
+    RobertaForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
 )
 
 from llmrec.experiments import tallrec
 from llmrec.llm.backbones import Backbone, BackboneConfig, drop_foreign_pad, load_backbone, prepare_tokenizer
 from llmrec.llm.chat import EndpointConfig
 from llmrec.llm.loss import can_share, has_window
-from llmrec.llm.ranking import scoring
+from llmrec.llm.answers import generate_answers, score_answers
+from llmrec.llm.generation import generate_rankings
+from llmrec.llm.ranking import can_pad, score_candidates, scoring
+from llmrec.llm.trainer import pads
 from llmrec.llm.rec_tuning import log_likelihood
 from llmrec.llm.recipe import TuningConfig
 from llmrec.llm.serving import read_request, serving
@@ -243,3 +252,58 @@ def test_bad_json_is_answered(tiny):
             with pytest.raises(urllib.error.HTTPError) as e:
                 urllib.request.urlopen(request)
             assert e.value.code == 400 and json.loads(e.value.read())['error']['message']
+
+
+def without_padding(name):
+    "A small model that reads padding, or counts positions in its own way."
+    bart = dict(d_model=32, decoder_layers=2, decoder_ffn_dim=64, decoder_attention_heads=4)
+    made = {
+        'bart': (BartForCausalLM, BartConfig(vocab_size=300, pad_token_id=1, **bart)),
+        'roberta': (RobertaForCausalLM, RobertaConfig(**SMALL, pad_token_id=1, is_decoder=True)),
+        'rwkv': (RwkvForCausalLM, RwkvConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2)),
+    }
+    model = small(*made[name])
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() > 1:
+                p.normal_(0, 0.2)
+    tokenizer = SimpleNamespace(
+        pad_token_id=1, eos_token_id=0, batch_decode=lambda new, **kw: [str([*map(int, n)]) for n in new]
+    )
+    return Backbone(model, tokenizer, name, 'float32')
+
+
+PROMPTS = [r['input_ids'] for r in rows(29, 33, 33, 21, 40, 29, 25, 28, common=20)]
+
+
+@pytest.mark.parametrize('name', ['bart', 'roberta', 'rwkv'])
+def test_a_model_that_reads_padding_is_asked_without_it(name):
+    backbone = without_padding(name)
+    assert not can_pad(backbone.model, PROMPTS[0], 1)
+    with torch.no_grad():
+        own = torch.stack([backbone.model(torch.tensor([p])).logits[0, -1] for p in PROMPTS]).numpy()
+    assert abs(score_candidates(backbone, PROMPTS, [7, 8, 9]) - own[:, 7:10]).max() < 1e-4
+    assert abs(score_answers(backbone, PROMPTS, [7, 8]) - (own[:, 7] - own[:, 8])).max() < 1e-4
+    some = [dict(input_ids=p, labels=[-100] * (len(p) - 2) + p[-2:]) for p in PROMPTS]
+    alone = [log_likelihood(backbone, [row]) for row in some]
+    assert log_likelihood(backbone, some) == pytest.approx(sum(alone) / len(alone), abs=1e-4)
+    with torch.no_grad():
+        ids = torch.tensor([some[3]['input_ids']])
+        loss = backbone.model(input_ids=ids).logits[0, -3:-1].log_softmax(-1)[[0, 1], ids[0, -2:]].mean()
+    assert alone[3] == pytest.approx(float(loss), abs=1e-4)
+
+
+@pytest.mark.parametrize('name', ['bart', 'roberta'])
+def test_such_a_model_writes_the_same_beside_others_as_alone(name):
+    backbone = without_padding(name)
+    alone = [generate_rankings(backbone, [p], 4)[0] for p in PROMPTS[:4]]
+    assert generate_rankings(backbone, PROMPTS[:4], 4, batch_size=4) == alone
+    _, texts = generate_answers(backbone, PROMPTS[:4], max_new_tokens=4, ids=[7, 8])
+    assert texts == [generate_answers(backbone, [p], max_new_tokens=4, ids=[7, 8])[1][0] for p in PROMPTS[:4]]
+
+
+def test_such_a_model_is_tuned_row_by_row_or_not_at_all():
+    backbone = without_padding('bart')
+    with pytest.raises(LlmrecError, match='set batch_size to 1, and accumulation to 8 times'):
+        pads(backbone, rows(20, 24), 8)
+    assert pads(backbone, rows(20, 24), 1) is False

@@ -697,9 +697,10 @@ def slow_processor(out, monkeypatch):
 
 def test_a_slow_number_type_is_said_before_anything_is_made(slow_processor, capsys):
     assert module.main(['llamarec/table1', 'llamarec/table2', '-p', 'dtype=bfloat16']) == 0
-    assert 'takes 8.0 times as long to multiply in bfloat16' in capsys.readouterr().err and slow_processor == [
-        'bfloat16'
-    ]
+    assert (
+        'takes 8.0 times as long to multiply in bfloat16' in capsys.readouterr().err
+        and slow_processor == ['bfloat16']
+    )
 
 
 @pytest.mark.parametrize(

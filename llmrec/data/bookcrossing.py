@@ -76,8 +76,9 @@ BX_USERS = ('User-ID', 'Location', 'Age')
 
 # %% ../../nbs/11_bookcrossing.ipynb #be75fd65
 def read_bx_ratings(path) -> tuple[pl.DataFrame, ParseReport]:
-    "Interactions in file order; ids are strings, ratings run from 0 (implicit) to 10, timestamps are null."
-    rows, report = read_bx(path, BX_RATINGS, lambda r: is_number(r[0]) and is_number(r[2]))
+    "Interactions in file order: ids as text, ratings of 0 (implicit) to 10 (others are bad rows), no times."
+    def usable(r): return is_number(r[0]) and is_number(r[2]) and int(r[2]) <= 10
+    rows, report = read_bx(path, BX_RATINGS, usable)
     schema = {USER: pl.String, ITEM: pl.String, RATING: pl.String}
     frame = pl.DataFrame(rows, schema=[USER, ITEM, RATING], orient='row', schema_overrides=schema)
     no_time = pl.lit(None, pl.Int64).alias(TIMESTAMP)

@@ -166,12 +166,13 @@ def study_answers(
     rows: int | None = None,  # evenly spaced test rows of each dataset, None for the study's
     # datasets whose models are tuned once more, on prompts with numbers for titles; None for all
     on_numbers: tuple[str, ...] | None = None,
+    untuned: str = 'not tuned',  # how the model that is not tuned is called
 ) -> list[Answers]:
     "All that is asked for a study: its models, the same tuned on numbers, and the one that is not tuned."
     for d in on_numbers or (): known('dataset to tune on numbers', d, YESNO_DATASETS)
     which = tuple(d for d in s.datasets if on_numbers is None or d in on_numbers)
     asked = asked_again(s, s.variants, rows=rows) + numbers_only(s, which, rows)
-    bare = [replace(a, model='not tuned') for a in asked_again(s, ('zero-shot',), rows=rows)]
+    bare = [replace(a, model=untuned) for a in asked_again(s, ('zero-shot',), rows=rows)]
     return asked + bare + [flipped(a) for a in bare if a.change == CHANGES[0]]
 
 # %% ../../nbs/59_readings.ipynb #17d94d16
@@ -297,11 +298,11 @@ def of_equal_rate(true: dict) -> str:
     return f'Over pairs of equal like-rate its AUC is {own}, {than} the 50 that counting gives there.'
 
 # %% ../../nbs/59_readings.ipynb #5141f402
-def without_tuning(own: pl.DataFrame) -> str:
+def without_tuning(own: pl.DataFrame, untuned: str = 'not tuned') -> str:
     "The sentence on the model that is not tuned; '' where it was not asked."
     lines = {r['model']: r for r in own.filter(change=CHANGES[0]).iter_rows(named=True) if r['rows']}
-    if 'not tuned, sign flipped' not in lines: return ''
-    plain, turned = (ranged(lines[m], 'AUC') for m in ('not tuned', 'not tuned, sign flipped'))
+    if f'{untuned}, sign flipped' not in lines: return ''
+    plain, turned = (ranged(lines[m], 'AUC') for m in (untuned, f'{untuned}, sign flipped'))
     return f'Before any tuning it has {plain}, and {turned} with the sign of its scores flipped.'
 
 # %% ../../nbs/59_readings.ipynb #b964b74b
@@ -321,6 +322,7 @@ def tuned_name(model: str, setting: str) -> str:
 def finding(
     long: pl.DataFrame,  # from `long_table`
     protocol: str, dataset: str, model: str, setting: str,
+    untuned: str = 'not tuned',  # the same backbone before tuning
 ) -> str:
     "What this model reads, in two or three sentences; '' where a run of it has failed."
     own = long.filter(protocol=protocol, dataset=dataset)
@@ -333,15 +335,15 @@ def finding(
             f"{ranged(numbers, 'AUC')} when every title is replaced by a number; the like-rate of the "
             f"history alone has {rate:.1f} (true titles minus like-rate: {ranged(true, 'over', '+')}). "
             f'It {verdict(true, exchanged)}.')
-    parts = (said, on_numbers(own, model, setting), of_equal_rate(true), without_tuning(own))
+    parts = (said, on_numbers(own, model, setting), of_equal_rate(true), without_tuning(own, untuned))
     return ' '.join(x for x in parts if x)
 
 # %% ../../nbs/59_readings.ipynb #8657e3a8
-def figure_rows(long: pl.DataFrame, model: str) -> dict[tuple, str]:
+def figure_rows(long: pl.DataFrame, model: str, untuned: str = 'not tuned') -> dict[tuple, str]:
     "(model, change) -> label, from the top: `model` under every change, tuned on numbers, not tuned."
     rows = {(model, change): change for change in long.filter(model=model)['change']}
     others = {f'{model}, tuned on numbers': 'tuned on numbers'}
-    others |= {name: name for name in ('not tuned', 'not tuned, sign flipped')}
+    others |= {untuned: 'not tuned', f'{untuned}, sign flipped': 'not tuned, sign flipped'}
     return rows | {(m, CHANGES[0]): label for m, label in others.items() if m in long['model']}
 
 # %% ../../nbs/59_readings.ipynb #abdfce54
@@ -362,9 +364,10 @@ def plot_dots(
     model: str,          # the one whose changes are shown
     what: str,           # 'AUC' or 'matched'
     colours: dict,       # setting -> colour; other settings are grey
+    untuned: str = 'not tuned',  # the same backbone before tuning
 ) -> None:
     "Dots with intervals: a row for each version of the questions, a colour for each setting."
-    rows = figure_rows(long, model)
+    rows = figure_rows(long, model, untuned)
     for rate in long.filter(model='History like-rate')[what]: ax.axvline(rate, color='#777777', lw=1, ls='--')
     for r in long.iter_rows(named=True):
         if (r['model'], r['change']) not in rows: continue

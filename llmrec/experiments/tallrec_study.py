@@ -352,21 +352,31 @@ def listed_seeds(seeds) -> str:
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 # %% ../../nbs/58_tallrec_study.ipynb #f7f2cb27
-def said_of_seeds(s: TallrecStudy, llm: bool) -> str:
+def said_of_seeds(s: TallrecStudy, who: str = 'The language model') -> str:
     "The language model's seeds, where they differ from those of the other methods."
-    if not llm or (s.llm_seeds == s.seeds and not s.llm_seeds_by_setting): return ''
+    if s.llm_seeds == s.seeds and not s.llm_seeds_by_setting: return ''
     further = []
     for name, seeds in s.llm_seeds_by_setting.items():
         train, k = name.rsplit(' K=', 1)
         where = ' and '.join(YESNO_DATASETS[d] for d in train.split('+'))
         further.append(f'on {where} with K = {k}, {listed_seeds(seeds)}')
-    return f"The language model has {'; '.join([listed_seeds(s.llm_seeds), *further])}."
+    return f"{who} has {'; '.join([listed_seeds(s.llm_seeds), *further])}."
+
+# %% ../../nbs/58_tallrec_study.ipynb #63b040d1
+def seeds_of_models(s: TallrecStudy, models) -> list[str]:
+    "The seeds of the study's language model, and of those of further studies, each once and by its name."
+    named = {backbone_label(x.backbone, x.label): x for x in (*models, s)}
+    if len(named) == 1: return [said_of_seeds(s)]
+    own = backbone_label(s.backbone, s.label)
+    return [said_of_seeds(named[name], name) for name in dict.fromkeys([own, *named])]
+
 
 # %% ../../nbs/58_tallrec_study.ipynb #90d661b0
 def study_caption(
     s: TallrecStudy, note: str = '',
     llm: bool = True,  # whether a language model was used
     others=(),         # studies of further protocols in the same artefact
+    models=(),         # studies of further language models in it
     protocol: str = PROTOCOL,
     finding: str = '',
 ) -> str:
@@ -376,7 +386,8 @@ def study_caption(
     of_data = dict.fromkeys(NOTES.get(key, '') for key in data)
     sample = (f'Language models were asked {s.test_rows:,} evenly spaced test rows (all, where there are'
               ' fewer), the other methods all of them.' if llm and s.test_rows else '')
-    note = ' '.join(x for x in (presets, said_of_seeds(s, llm), *of_data, sample, note) if x)
+    seeds = seeds_of_models(s, models) if llm else []
+    note = ' '.join(x for x in (presets, *seeds, *of_data, sample, note) if x)
     sums = {f'{YESNO_DATASETS[d]}{" " + p if others else ""}': checksum for (d, p), checksum in data.items()}
-    backbone = backbone_identity(s.language_model) if llm else ''
-    return caption(s.profile, sums, backbone, s.seeds, protocol, note, finding)
+    backbones = dict.fromkeys(backbone_identity(x.language_model) for x in (s, *models)) if llm else ()
+    return caption(s.profile, sums, ', '.join(backbones), s.seeds, protocol, note, finding)

@@ -15,8 +15,9 @@ import torch
 from tqdm.auto import tqdm
 
 from .backbones import Backbone
-from .ranking import (accepted, in_float32, inner, kept_logits, last_state, left_padded,
-                                length_batches, letter_logits, scoring, usable_rows)
+from .ranking import (BODY_FAULTS, accepted, batch_of, can_pad, in_float32, inner, kept_logits, last_state,
+                                left_padded, length_batches, letter_logits, scoring, together,
+                                usable_rows)
 from .yesno import YesNoPromptConfig, context_of, shared_prefix, yesno_ids
 from ..paths import LlmrecError, known
 
@@ -69,13 +70,14 @@ def score_batches(
     pad: int,           # id of the pad token
     batch_tokens: int,  # upper bound of prompts x longest rest of a prompt
     cache=None,         # keys and values of the common start of all prompts
+    padded: bool = True,  # False where the model cannot leave padding out, see `can_pad`
     progress: bool = False,
 ):
     "Yield (indices, batch on the model's device)."
     start = 0 if cache is None else cache.get_seq_length()
-    for where in tqdm(length_batches([len(p) - start for p in prompts], batch_tokens), desc='scoring',
-                      disable=not progress):
-        batch = left_padded([prompts[i][start:] for i in where], pad)
+    batches = length_batches([len(p) - start for p in prompts], batch_tokens, padded)
+    for where in tqdm(batches, desc='scoring', disable=not progress):
+        batch = batch_of([prompts[i][start:] for i in where], pad, padded)
         batch = {k: v.to(model.device) for k, v in batch.items()}
         yield where, batch if cache is None else after_start(batch, cache)
 
@@ -106,7 +108,7 @@ def usable_start(
         cache = start_cache(model, two[0][:start])
         ours, own = (letter_logits(model, next(score_batches(model, two, pad, 10**9, c))[1], ids)
                      for c in (cache, None))
-    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError): return None
+    except BODY_FAULTS: return None
     return cache if unchanged(model, ours, own) else None
 
 # %% ../../nbs/37_yesno_scoring.ipynb #d5678f02
@@ -170,9 +172,13 @@ def shortcuts(
     ids: torch.Tensor,  # ids of Yes and No
     pad: int,
 ):
-    "Rows of the head and cache of the common start; each is None unless it gives the model's own logits."
-    shortest = {k: v.to(model.device) for k, v in left_padded([min(prompts, key=len)], pad).items()}
-    return usable_rows(model, shortest, ids), usable_start(model, prompts, ids, pad)
+    """Rows of the head and cache of the common start, each None unless it gives the model's own logits;
+    and whether batches may be padded."""
+    shortest = min(prompts, key=len)
+    padded = can_pad(model, shortest, pad)
+    one = {k: v.to(model.device) for k, v in batch_of([shortest], pad, padded).items()}
+    cache = usable_start(model, prompts, ids, pad) if padded else None
+    return usable_rows(model, one, ids), cache, padded
 
 # %% ../../nbs/37_yesno_scoring.ipynb #c5212a57
 def score_answers(
@@ -190,8 +196,8 @@ def score_answers(
     if not len(prompts): return out
     ids = torch.as_tensor(ids, device=model.device)
     with scoring(backbone):
-        rows, cache = shortcuts(model, prompts, ids, pad)
-        for where, batch in score_batches(model, prompts, pad, batch_tokens, cache, progress):
+        rows, cache, padded = shortcuts(model, prompts, ids, pad)
+        for where, batch in score_batches(model, prompts, pad, batch_tokens, cache, padded, progress):
             out[where] = pair_score(pairs_of(model, batch, ids, how, rows).cpu().numpy(), how)
             check_scores(out, where, backbone)
     return out
@@ -223,6 +229,7 @@ def generate_answers(
     check_prompts(backbone, prompts)
     ids, scores, texts = list(ids or yesno_ids(backbone.tokenizer, YesNoPromptConfig())), [], []
     with scoring(backbone):
+        batch_size = together(backbone, prompts, batch_size)
         for at in tqdm(range(0, len(prompts), batch_size), desc='generating', disable=not progress):
             first, new = generate_batch(backbone, prompts[at:at + batch_size], max_new_tokens)
             scores.append(pair_score(first.softmax(-1)[:, ids].cpu().numpy(), 'double_softmax'))

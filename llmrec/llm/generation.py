@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from .backbones import Backbone
 from .prompts import INSTRUCTION, LlamaRecPromptConfig, as_text, fit_prompt, prompt_ids, render
-from .ranking import left_padded, scoring
+from .ranking import left_padded, scoring, together
 from .yesno import context_of
 from ..paths import LlmrecError
 
@@ -176,7 +176,7 @@ def generate_rankings(
     check_lengths(backbone, prompts, limits)
     texts = [''] * len(prompts)
     with scoring(backbone), tqdm(total=len(prompts), desc='generating', disable=not progress) as bar:
-        for where in batches_of(prompts, batch_size):
+        for where in batches_of(prompts, together(backbone, prompts, batch_size)):
             new = generate_batch(backbone, [prompts[i] for i in where], [limits[i] for i in where],
                                  rules.of(where))
             written = backbone.tokenizer.batch_decode(new, skip_special_tokens=True)

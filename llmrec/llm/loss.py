@@ -9,7 +9,7 @@ __all__ = ['collate', 'head_loss', 'can_gather', 'on_device', 'can_share', 'labe
 import torch
 from torch.nn.functional import cross_entropy, linear
 
-from .ranking import accepted, head_rows, inner, kept_logits, left_padded
+from .ranking import BODY_FAULTS, accepted, batch_of, head_rows, inner, kept_logits, left_padded
 
 # %% ../../nbs/35_label_loss.ipynb #bf4be3aa
 def common_rows(
@@ -31,11 +31,12 @@ def collate(
     rows,                # training rows: `input_ids` and `labels`
     pad_id: int,
     share: bool = False, # keep the common start of the rows apart
+    padded: bool = True, # False for rows of one length, which the model takes as they are
 ) -> dict:
     """One left-padded batch (n, longest row) with labels; padding has label -100.
     A common start of s tokens is in `start` and `start_labels` (1, s), and not in the rows."""
     at = common_rows(rows) if share else 0
-    batch = left_padded([r['input_ids'][at:] for r in rows], pad_id)
+    batch = batch_of([r['input_ids'][at:] for r in rows], pad_id, padded)
     batch['labels'] = left_padded([r['labels'][at:] for r in rows], -100)['input_ids']
     if not at: return batch
     return batch | {'start': torch.tensor([rows[0]['input_ids'][:at]]),
@@ -172,9 +173,10 @@ def can_gather(
 ) -> bool:
     "Whether the head is a plain linear layer whose outputs are the model's own logits on `row`."
     if head_rows(model, torch.tensor([0], device=model.device)) is None: return False
-    inputs = {k: v.to(model.device) for k, v in left_padded([row['input_ids']], 0).items()}
+    inputs = dict(input_ids=torch.tensor([row['input_ids']], device=model.device))
     last = torch.tensor([len(row['input_ids']) - 1], device=model.device)
-    hidden = _body(model, inputs | dict(use_cache=False)).last_hidden_state[:, -1]
+    try: hidden = _body(model, inputs | dict(use_cache=False)).last_hidden_state[:, -1]
+    except BODY_FAULTS: return False
     ours = inner(model).get_output_embeddings()(hidden).float()
     return near(ours, kept_logits(model, inputs, last)[:, 0].float(), exactly(model))
 
@@ -202,8 +204,7 @@ def can_share(
     try:
         ours, own = (label_loss(model, on_device(collate(rows, pad_id, share), model), True)
                      for share in (True, False))
-    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
-        return False
+    except BODY_FAULTS: return False
     return near(ours, own, exactly(model))
 
 # %% ../../nbs/35_label_loss.ipynb #28f32670

@@ -25,7 +25,7 @@ from ..evaluation.auc import auc
 from .answers import Score, score_answers
 from .backbones import Backbone
 from .loss import can_gather, collate, label_loss, on_device
-from .ranking import length_batches, scoring
+from .ranking import can_pad, length_batches, scoring
 from .tuning import Session, TuningConfig, tune
 from .yesno import YesNoPromptConfig, context_of, encode_questions, shortened, yesno_ids
 from .yesno_rows import AlpacaRows, YesNoRows
@@ -204,9 +204,11 @@ def summed(
     backbone: Backbone,
     rows: list[dict],  # training rows that make one batch
     gather: bool,      # see `label_loss`
+    padded: bool = True,  # see `can_pad`
 ) -> tuple[float, int]:
     "The sum of the log-likelihoods of the labelled tokens, and their number."
-    batch = on_device(collate(rows, backbone.tokenizer.pad_token_id), backbone.model)
+    batch = collate(rows, backbone.tokenizer.pad_token_id, padded=padded)
+    batch = on_device(batch, backbone.model)
     n = int((batch['labels'][:, 1:] != -100).sum())
     return -n * label_loss(backbone.model, batch, gather).item(), n
 
@@ -220,8 +222,9 @@ def log_likelihood(
     total, count = 0., 0
     with scoring(backbone):
         gather = can_gather(backbone.model, rows[0])
-        for where in length_batches([len(r['input_ids']) for r in rows], batch_tokens):
-            of_batch, n = summed(backbone, [rows[int(i)] for i in where], gather)
+        padded = can_pad(backbone.model, rows[0]['input_ids'], backbone.tokenizer.pad_token_id)
+        for where in length_batches([len(r['input_ids']) for r in rows], batch_tokens, padded):
+            of_batch, n = summed(backbone, [rows[int(i)] for i in where], gather, padded)
             total, count = total + of_batch, count + n
     return total / count
 

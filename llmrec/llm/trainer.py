@@ -19,7 +19,7 @@ from .backbones import Backbone, precision
 from .checkpoints import seal
 from .loss import can_gather, can_share, collate, label_loss
 from .processes import from_first, portion, processes, within_forward
-from .ranking import scoring
+from .ranking import can_pad, scoring
 from .recipe import TuningConfig
 from ..paths import LlmrecError
 
@@ -51,6 +51,22 @@ def savings(
         share = gather and not recomputes and can_share(backbone.model, rows, backbone.tokenizer.pad_token_id)
     return gather, share
 
+# %% ../../nbs/35e_trainer.ipynb #a79aa7cd
+def pads(
+    backbone: Backbone,
+    dataset,     # training rows
+    batch: int,  # rows in one pass
+) -> bool:
+    "Whether batches may be padded; an `LlmrecError` where they have to be and cannot."
+    with scoring(backbone):
+        padded = can_pad(backbone.model, dataset[0]['input_ids'], backbone.tokenizer.pad_token_id)
+    if not padded and batch > 1:
+        raise LlmrecError(f'The backbone {backbone.identity} cannot leave padding out of its answers, so rows of '
+                          'different lengths cannot share a pass; set batch_size to 1, and accumulation to '
+                          f'{batch} times what it is.')
+    return padded
+
+
 # %% ../../nbs/35e_trainer.ipynb #9ae22417
 def eval_metrics(
     found: dict,  # metrics by name, from `evaluate(model)`
@@ -72,7 +88,9 @@ class RankerTrainer:
         super().__init__(**kw)
         self.model_accepts_loss_kwargs = False
         self.gather, share = savings(backbone, self.train_dataset, checkpoints(self.args))
-        self.data_collator = partial(collate, pad_id=backbone.tokenizer.pad_token_id, share=share)
+        padded = pads(backbone, self.train_dataset, self.args.per_device_train_batch_size)
+        pad_id = backbone.tokenizer.pad_token_id
+        self.data_collator = partial(collate, pad_id=pad_id, share=share and padded, padded=padded)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         part = portion(inputs, self.together)

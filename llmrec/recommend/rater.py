@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORM', 'RaterConfig', 'Rater', 'rater_config', 'check_answers', 'fit', 'rated', 'auc_or_none', 'auc_text', 'evaluate',
-           'catalogue', 'checked', 'samples_of', 'score_many', 'score', 'explain', 'save', 'card', 'load']
+           'catalogue', 'listed', 'checked', 'samples_of', 'score_many', 'score', 'explain', 'save', 'card', 'load']
 
 # %% ../../nbs/59c_rater.ipynb #925a96c4
 from dataclasses import asdict, dataclass, field, replace
@@ -160,8 +160,17 @@ def catalogue(r: Rater, titles: dict | None) -> tuple[YesNoData, dict]:
                      authors=[*r.data.authors, *[None] * len(more)])
     return longer, r.number | {raw: n + i for i, raw in enumerate(more)}
 
+def listed(targets) -> list:
+    "The targets as a list; an `LlmrecError` where they are none, or one of them cannot be an id."
+    if isinstance(targets, (str, bytes)) or not hasattr(targets, '__iter__'):
+        raise LlmrecError(f'The targets must be a list of items, got {targets!r}; put it into a list.')
+    targets = list(targets)
+    if not targets: raise LlmrecError('There is no target to score; give at least one item.')
+    return targets
+
 def checked(history, targets, number: dict, name: str) -> tuple[list, list, list]:
     "Numbers of the history's items, their labels, and numbers of the targets."
+    targets = listed(targets)
     try: pairs = [(raw, label) for raw, label in history]
     except (TypeError, ValueError):
         raise LlmrecError('A history is a list of pairs, an item and 1 or 0, like [("a", 1), ("b", '
@@ -170,8 +179,7 @@ def checked(history, targets, number: dict, name: str) -> tuple[list, list, list
         if label not in (0, 1):
             raise LlmrecError(f'The label of item {raw!r} is {label!r}; give 1 for a like and 0 for a '
                               f'dislike.')
-    if not len(targets): raise LlmrecError('There is no target to score; give at least one item.')
-    unknown = [i for i in [*(raw for raw, _ in pairs), *targets] if i not in number]
+    unknown = [i for i in [*(raw for raw, _ in pairs), *targets] if not (i.__hash__ and i in number)]
     if unknown:
         raise LlmrecError(f'There is no item {unknown[0]!r} in {name}; leave it out, or give its title in '
                           f'`titles`.')
@@ -195,6 +203,7 @@ def score_many(
 ) -> pl.DataFrame:
     "user (place in `asked`), item, title, score (logit of Yes less that of No), probability (of Yes)."
     data, number = catalogue(r, titles)
+    asked = [(history, listed(targets)) for history, targets in asked]
     samples, ids = samples_of(r, asked, number), [i for _, targets in asked for i in targets]
     if len({type(i) for i in ids}) > 1: ids = [str(i) for i in ids]    # a column has one type
     scores = rated(r, samples, data)

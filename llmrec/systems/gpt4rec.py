@@ -21,7 +21,7 @@ from ..data.interactions import Sequences
 from ..llm.backbones import Backbone
 from ..llm.generation import check_lengths
 from ..llm.prompts import prompt_ids, truncate_title
-from ..llm.ranking import left_padded, scoring
+from ..llm.ranking import left_padded, scoring, together
 from ..llm.tuning import TuningConfig, training_rows
 from ..paths import LlmrecError
 from .lists import Way, up_to_end
@@ -176,10 +176,12 @@ def write_queries(
 ) -> tuple[list[list[str]], list[int]]:
     "The queries of each prompt, most probable first, and the number of tokens written."
     check_lengths(backbone, prompts, [cfg.query_tokens] * len(prompts))
-    tok, m = backbone.tokenizer, cfg.queries
+    tok, m, new = backbone.tokenizer, cfg.queries, []
     with scoring(backbone):
-        batch = left_padded(prompts, tok.pad_token_id)
-        new = searched(backbone, {k: v.to(backbone.model.device) for k, v in batch.items()}, cfg)
+        size = together(backbone, prompts, len(prompts))
+        for at in range(0, len(prompts), max(1, size)):
+            batch = left_padded(prompts[at:at + size], tok.pad_token_id)
+            new += searched(backbone, {k: v.to(backbone.model.device) for k, v in batch.items()}, cfg)
     texts = [t.strip().split('\n')[0] for t in tok.batch_decode(new, skip_special_tokens=True)]
     starts = range(0, len(new), m)
     return [texts[i:i + m] for i in starts], [sum(map(len, new[i:i + m])) for i in starts]
