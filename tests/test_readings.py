@@ -291,7 +291,10 @@ def invented(change, score, protocol='corrected'):
 @pytest.mark.parametrize(
     'exchanged, said',
     [
-        (lambda likes, labels: 1.0 * likes, 'counts likes, with no evidence that it needs the titles'),
+        (
+            lambda likes, labels: 1.0 * likes,
+            'behaves like a counter of likes, with no evidence that it needs the titles',
+        ),
         (lambda likes, labels: np.arange(300) % 7.0, 'reads the titles, whose exchange'),
     ],
 )
@@ -308,7 +311,7 @@ def test_the_finding_follows_the_numbers(exchanged, said):
 def test_worse_than_counting_is_said():
     true = dict(AUC=60.0, AUC_low=55.0, over_high=-0.5)
     exchanged = dict(effect=-1.0, effect_low=-3.0, effect_high=1.0, AUC_low=54.0)
-    assert 'counts likes, though less well than the like-rate, with no' in readings.verdict(true, exchanged)
+    assert 'of likes that orders less well than the like-rate, with no' in readings.verdict(true, exchanged)
     assert 'less well' not in readings.verdict(true | dict(over_high=0.5), exchanged)
 
 

@@ -137,7 +137,7 @@ def test_a_setting_may_have_draws_of_its_own():
         (('movie', 'book'), 16): [3],
         (('movie', 'book'), 64): [0],
     }
-    said = tallrec_study.said_of_seeds(s, llm=True)
+    said = tallrec_study.said_of_seeds(s)
     assert (
         said
         == 'The language model has seed 0; on Movie with K = 64, seeds 0, 1, 2; on Movie and Book with K = 16, seed 3.'

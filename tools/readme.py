@@ -45,6 +45,7 @@ RANKED = {
     'Retriever order': "the candidates in LRURec's order",
 }
 DATASETS = {'ml-100k': 'MovieLens', 'beauty': 'Amazon Beauty', 'games': 'Amazon Games'}
+LABELS = {'ML-100k': 'MovieLens', 'Beauty': 'Amazon Beauty', 'Games': 'Amazon Games'}  # as captions say
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -173,7 +174,9 @@ def on_books(rows: list[dict]) -> str:
     paper = f", where the paper has {float(last['paper']):.1f}" if last['paper'] else ''
     return (
         f" On books it has {bounds(last, '.1f')} after {last['setting'][2:]} examples{paper},"
-        f" and the share of likes has {bounds(counter, '.1f')}."
+        f" and the share of likes has {bounds(counter, '.1f')}. In the published book files that could be"
+        ' traced, labels are beside the right titles no more often than by chance'
+        ' ([notebook 15b](nbs/15b_yesno_books.ipynb)), so reading titles can hardly help there.'
     )
 
 
@@ -217,6 +220,52 @@ def beside_counting(root: Path, row: dict) -> str:
     return ''
 
 
+def budget(root: Path) -> str:
+    "How long both stages of TALLRec are, in brackets; '' where the profile does not say."
+    path = root / 'profiles/real-cpu.yaml'
+    profile = yaml.safe_load(path.read_text(encoding='utf-8')) if path.exists() else {}
+    tuning = profile.get('papers', {}).get('tallrec', {}).get('tuning', {})
+    if 'max_steps' not in tuning:
+        return ''
+    rows = tuning['batch_size'] * tuning['accumulation']
+    return f' (two stages, each of at most {tuning["max_steps"]} steps of {rows} rows)'
+
+
+def runs_said(root: Path) -> str:
+    "How many draws stand behind the language model's cells, and what the intervals leave out."
+    path = root / 'figures' / f'{TALLREC}.long.csv'
+    rows = [
+        r
+        for r in (long_rows(path) if path.exists() else [])
+        if r['protocol'] == 'as_published' and r['method'].startswith('TALLRec') and r['seeds']
+    ]
+    if not rows:
+        return ''
+    several = {}  # (draws, domain) -> numbers of examples
+    for r in rows:
+        if int(r['seeds']) > 1:
+            domain = 'books' if r['dataset'] == 'book' else 'films'
+            several.setdefault((r['seeds'], domain), []).append(r['setting'][2:])
+    means = [f'{n} draws on {domain} with {series(ks)} examples' for (n, domain), ks in several.items()]
+    but = f', or the mean of {series(means)}' if means else ''
+    return (
+        f"A language model's cell is a single run{but}; the intervals"
+        ' are over people, and leave out what another draw of examples or another seed would change.'
+    )
+
+
+def searched(root: Path) -> str:
+    "How much of the longer search has been run; '' where nothing has."
+    path = root / 'figures' / f'{LLAMAREC}.caption.md'
+    found = (
+        re.search(r'run so far: (.+?) settings', path.read_text(encoding='utf-8')) if path.exists() else None
+    )
+    if not found:
+        return ''
+    named = re.sub(r'ML-100k|Beauty|Games', lambda m: LABELS[m[0]], found[1])
+    return f'Settings of the longer search that have been run: {named}. The only one on Amazon Beauty comes from public logs.'
+
+
 def liked(root: Path) -> list[str]:
     "What TALLRec's table says, in plain words."
     path = root / 'figures' / f'{TALLREC}.long.csv'
@@ -249,7 +298,7 @@ def liked(root: Path) -> list[str]:
         if r['setting'] == f'K={most}'
     ]
     if last:
-        said += f" Tuned here on {most} examples, TALLRec has {', '.join(last)}."
+        said += f" Tuned here on {most} examples{budget(root)}, TALLRec has {', '.join(last)}."
     return [said + on_books(every) + on_later_films(every)]
 
 
@@ -352,6 +401,14 @@ def ordered(root: Path) -> list[str]:
     ]
 
 
+def less(books: list[dict]) -> str:
+    "The model's paired difference to the like-rate, in brackets; '' where it is not there."
+    row = next((r for r in books if r['model'].startswith('TALLRec') and r['change'] == 'as they are'), {})
+    if not row.get('over'):
+        return ''
+    return f" ({float(row['over']):+.1f} [{float(row['over_low']):+.1f}, {float(row['over_high']):+.1f}] compared with it)"
+
+
 def reads(root: Path) -> list[str]:
     "What the tuned model reads, in the first sentence of that artefact's finding."
     path, numbers = (
@@ -378,7 +435,7 @@ def reads(root: Path) -> list[str]:
         k = next(r['setting'] for r in books if r['model'].startswith('TALLRec')).removeprefix('K=')
         said += (
             f' On books, tuned on {k} rows, it has {shown[0]}, {shown[1]} with numbers for titles, and'
-            f" {shown[2]} with titles exchanged; the like-rate has {float(books[0]['AUC']):.1f}."
+            f" {shown[2]} with titles exchanged; the like-rate has {float(books[0]['AUC']):.1f}{less(books)}."
         )
     # fewer rows than in the table, hence other numbers
     return [f'What does the tuned model read? On {rows} of the test rows: {said}']
@@ -420,9 +477,10 @@ def expected_numbers(root: Path) -> str:
     return '\n\n'.join(
         (
             f'**Will this person like this film?** AUC x 100 (50 is guessing) on the films that TALLRec published, from `figures/{TALLREC}.csv`. '
-            + 'The brackets after TALLRec name the language model tuned here; *loss on the answer* means that it is trained on the answer alone, as in the equations of the paper, where the public code trains on the prompt as well.',
+            + 'The brackets after TALLRec name the language model tuned here; *loss on the answer* means that it is trained on the answer alone, as in the equations of the paper, whereas the public code trains on the prompt as well. The share of likes is called *history like-rate* in tables and captions.',
             tallrec(root),
             *books,
+            *([runs_said(root)] if runs_said(root) else []),
             f'**What comes next?** Everybody\'s last item is hidden and has to be found among all items. NDCG@10 is 1 when it is ranked first, less at each later place, and 0 from '
             + f'the eleventh place on. From `figures/{LLAMAREC}.csv`.',
             llamarec(root),
@@ -430,6 +488,8 @@ def expected_numbers(root: Path) -> str:
                 f'The last three rows on {series([DATASETS.get(d, d) for d in some])} are about a fixed sample of {n:,} people.'
                 for n, some in by_size(samples(root)).items()
             ),
+            *([searched(root)] if searched(root) else []),
+            'MovieLens is here *latest-small*, which LlamaRec calls ML-100k; the films of TALLRec come from MovieLens-100K. The paper names no loss for its SASRec, so its number may belong beside the softmax as well.',
         )
     )
 

@@ -50,7 +50,8 @@ NOTES = {
     ('book', 'as_published'):
         "Book: validation and test are TALLRec's released files; its training file is lost, and the training "
         'rows are rebuilt from two slices of BookCrossing, without the users who seem to occur in the '
-        'released files.',
+        'released files. Where released rows can be recognised in BookCrossing, their labels are beside the '
+        'right titles no more often than by chance (notebook 15b), so that titles can hardly help there.',
     ('book', 'corrected'):
         'Book: samples drawn anew from the explicit ratings in incomplete copies of BookCrossing.'}
 

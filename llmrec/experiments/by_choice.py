@@ -154,13 +154,19 @@ def named(part: pl.DataFrame) -> str:
 
 
 # %% ../../nbs/53k_by_choice.ipynb #2c051e95
+def moved(change: float, low: float, high: float) -> str:
+    "What a change does to NDCG@10 over all users, in words that follow its name."
+    if low <= 0 <= high: return f'moves NDCG@10 over all users by {signed(change, low, high)}, around 0'
+    verb, ends = ('raises', (low, high)) if low > 0 else ('lowers', (-high, -low))
+    return f'{verb} NDCG@10 over all users by {abs(change):.4f} [{ends[0]:.4f}, {ends[1]:.4f}]'
+
+# %% ../../nbs/53k_by_choice.ipynb #191ea232
 def effects(changed: pl.DataFrame) -> str:
     "What the changes do to NDCG@10 over all users: the only one by its difference, several by name."
     if len(changed) == 1:
         r = changed.row(0, named=True)
-        low, high = r['change_low'], r['change_high']
-        return (f"On {r['dataset']}, the change '{r['choice']}' is worth {signed(r['change'], low, high)} in"
-                f" NDCG@10 over all users, {seen(low, high)} 0")
+        what = f"On {r['dataset']}, the change '{r['choice']}'"
+        return f"{what} {moved(r['change'], r['change_low'], r['change_high'])}"
     up, down = (changed.filter(x) for x in (pl.col('change_low') > 0, pl.col('change_high') < 0))
     def count(part, verb): return f"{part.height or 'none'} {verb}{'' if part.height > 1 else 's'}"
     return (f"Of {len(changed)} changes to the published choices, {count(up, 'raise')} NDCG@10 over all users"
@@ -171,8 +177,9 @@ def effects(changed: pl.DataFrame) -> str:
 def choices_finding(long: pl.DataFrame) -> str:
     "The effects of the changes, and in how many rows the ranker is above the order that it was given."
     above = long.filter(pl.col('low') > 0).height
+    rows = f'{above} of {len(long)} rows' if above else 'no row'
     return (f"{effects(long.filter(pl.col('change').is_not_null()))}; the ranker lies above the order that it"
-            f" was given in {above or 'none'} of {len(long)} rows.")
+            f' was given in {rows}.')
 
 
 # %% ../../nbs/53k_by_choice.ipynb #7ef03190

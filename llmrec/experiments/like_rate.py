@@ -96,6 +96,7 @@ def paper_rows(x: Counted) -> list[dict]:
 def places_said(places: list[str]) -> str:
     "'1 lies above, 2 lie inside'."
     counts = {where: places.count(where) for where in ('above', 'inside', 'below') if where in places}
+    if len(counts) == 1 < len(places): return f'all lie {places[0]}'
     return ', '.join(f"{n} {'lies' if n == 1 else 'lie'} {where}" for where, n in counts.items())
 
 # %% ../../nbs/58o_like_rate.ipynb #ad2138f4
@@ -108,9 +109,10 @@ def beside_paper_said(x: Counted) -> str:
                 ' rows.')
     places = [place(v, s) for v in values]
     so = ('at some K the published model is better than counting.' if 'above' in places else
-          'nothing in them requires a model that does more than count the likes in its prompt.')
+          'none of them requires more than counting the likes in the prompt.')
     return (f'On {x.label} the history like-rate has an AUC of {rate}; of the {len(places)} AUCs published'
-            f' for TALLRec ({min(values):.3f} to {max(values):.3f}) {places_said(places)} its interval, so {so}')
+            f' for TALLRec ({min(values):.3f} to {max(values):.3f}) {places_said(places)} its interval, so'
+            f' {so}')
 
 # %% ../../nbs/58o_like_rate.ipynb #87250da3
 def own_row(x: Counted, split: str, m: str) -> dict:

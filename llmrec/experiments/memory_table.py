@@ -140,8 +140,9 @@ def memory_found(s: MemoryStudy, table: pl.DataFrame, ways: dict[str, str]) -> s
     rows, tokens = s.steps[-1]
     tuned = case(table, s.steps[-1], '8bit', ways['8bit'])
     here, everywhere = (fits_said(tuned[name], s.card) for name in ('total', 'total, logits everywhere'))
-    return (f'By a rehearsal without weights, a tuning step with {rows} rows of {tokens} tokens, weights in 8'
-            f" bits and {CHECKPOINTING[ways['8bit']]} takes {here}; computing the logits at every position would"
+    return (f'A tuning step with {rows} rows of {tokens} tokens, weights in 8 bits and'
+            f" {CHECKPOINTING[ways['8bit']]} takes {here}, by a rehearsal without weights; computing the"
+            ' logits at every position would'
             + (' not change that.' if here == everywhere else f' make it {everywhere}.'))
 
 # %% ../../nbs/58p_memory_table.ipynb #e47118d5

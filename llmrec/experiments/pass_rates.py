@@ -166,6 +166,6 @@ def rates_found(table: pl.DataFrame) -> str:
     for dtype, part in table.group_by('data type', maintain_order=True):
         ask, rank = part['share']
         best = part['ceiling'][0]
-        said.append(f'{ask:.0%} (scoring questions) and {rank:.0%} (ranking lists) of their {best:.0f} billion'
-                    f' operations a second in {dtype[0]}')
+        said.append(f'{ask:.0%} (scoring questions) and {rank:.0%} (ranking lists) of the {best:.0f} billion'
+                    f' operations a second that these products reach in {dtype[0]}')
     return f"Measured alternately with large matrix products, a pass reaches {', '.join(said)}."

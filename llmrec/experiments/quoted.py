@@ -72,9 +72,9 @@ def records_behind(long: pl.DataFrame) -> Callable:
 def protocol_note(datasets: list[str]) -> str:
     "For a caption: what the dagger means, or that the paper has none of the datasets."
     if 'beauty' not in datasets: return 'The paper has Beauty only, which is not in this profile.'
-    return (f'{MARK} copied by the paper from each work, with filters and splits of its own: not comparable '
-            'with any line beside it. Our rows can be compared with one another and with LlamaRec (paper), '
-            'which describes the same preprocessing.')
+    return (f'{MARK} copied by the paper from each work, with filters and splits of its own, so that a '
+            'difference to it comes from data and protocol as much as from the method. Our rows can be '
+            'compared with one another and with LlamaRec (paper), which describes the same preprocessing.')
 
 # %% ../../nbs/53l_quoted.ipynb #76a5747f
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ def run_here_said(ours: dict[str, float], people: dict[str, int]) -> str:
     names = f'({listed(here)})' if len(here) == len(SYSTEMS) else listed(here)
     return (f"{of} {names} {'were' if len(here) > 1 else 'was'} run here, with a small "
             f'budget and for {number} people each: the highest NDCG@10 of them, {ours[top]:.4f}, is that of '
-            f"{top}; popularity has {ours['Popularity']:.4f} and LRURec {ours['LRURec']:.4f}, for everybody.")
+            f"{top}; popularity has {ours['Popularity']:.4f} and LRURec {ours['LRURec']:.4f}, over all "
+            'users.')
 
 # %% ../../nbs/53l_quoted.ipynb #d5d1fc79
 def highest_said(long: pl.DataFrame) -> str:
@@ -176,7 +177,8 @@ def systems_note(a: Asked) -> list[str]:
     given = [f'{name}: {allowed(a.runs[name])}' for name in SYSTEMS if name in a.found]
     note = [people_said(a), models_said(a), *given]
     if a.spent and not a.cost.tuned:
-        note.append(f"{cost_name(a.cost)} is measured for its cost only; its answers are not used.")
+        note.append(f'{cost_name(a.cost)} is measured for its cost only (table4.cost.csv); its answers are not '
+                    'used.')
     if lacking := [name for name in a.runs if name not in a.found]:
         names = ', '.join(map(in_brackets, lacking))
         note.append(f'Not run on {DATASETS[a.dataset].label} in this profile: {names}.')

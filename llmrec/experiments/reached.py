@@ -91,10 +91,12 @@ def reached_said(compared: list[dict], best: dict, printed: dict) -> str:
     (own, of), (ranker, times) = held(plain, printed), held(compared, printed, 'LlamaRec')
     alone = best_rows(plain, printed)
     reached, by_any = (len(x) - len(not_reached(x, printed)) for x in (alone, best))
+    holding = [r['method'] for r in compared if held([r], printed, 'LlamaRec')[0]]
+    holders = f" ({', '.join(dict.fromkeys(holding))})" if holding else ''
     return (f"In {own} of {of} cases the interval of a retriever of ours contains the paper's Recall@10 or "
             f'NDCG@10, and in {reached} it contains that number or lies above it; with the loss, masking or '
             f'search of the same method that is best on the test data, in {by_any} of {len(best)}. The '
-            f"paper's LlamaRec lies in {ranker} of the {times} intervals of our retrievers.")
+            f"paper's LlamaRec lies in {ranker} of the {times} intervals of our retrievers{holders}.")
 
 # %% ../../nbs/53i_reached.ipynb #c3646817
 def tops_said(long: pl.DataFrame, metric: str = 'NDCG@10') -> str:

@@ -282,9 +282,9 @@ def verdict(
     if reads and counts: return f'counts likes and reads titles, {costs}'
     if reads: return f'reads the titles, {costs}'
     if counts:
-        worse = ', though less well than the like-rate,' if true['over_high'] < 0 else ','
-        return (f'counts likes{worse} with no evidence that it needs the titles: exchanging them between '
-                f'people {moves}')
+        worse = ' that orders less well than the like-rate,' if true['over_high'] < 0 else ','
+        return (f'behaves like a counter of likes{worse} with no evidence that it needs the titles: exchanging'
+                f' them between people {moves}')
     return (f'is better than chance, but the exchange of titles between people, which {moves}, '
             'does not tell why')
 

@@ -305,7 +305,8 @@ def epochs_found(results: dict[str, dict]) -> str:
     ratios = {name: r['ratio'] for name, r in results.items()}
     least, most = min(ratios, key=ratios.get), max(ratios, key=ratios.get)
     return (f'An epoch is between {ratios[least]:.1f} ({least}) and {ratios[most]:.1f} ({most}) times faster'
-            ' without work on padding and, for BERT4Rec, when only the masked items are scored.')
+            ' without work on padding and, for BERT4Rec, when only the masked items are scored'
+            f"{' (BERT4Rec-gaps: they are in both ways)' if 'BERT4Rec-gaps' in ratios else ''}.")
 
 def extrapolated(record: Record) -> str:
     "', extrapolated from 5 of 40 iterations' where the measurement stopped before the epoch's end."

@@ -81,8 +81,9 @@ def counts_finding(compared: list[tuple[str, str, bool]], records: dict[str, Rec
     apart = [f'{c} of {DATASETS[d].label}' for d, c, same in compared if not same]
     if compared:
         same, n = len(compared) - len(apart), len(compared)
-        return (f"{same} of the paper's {n} numbers agree with ours in every printed digit, rounded or cut "
-                f"off; those that differ: {', '.join(apart) or 'none'}.")
+        rest = f"; not so: {', '.join(apart)}" if apart else ''
+        return (f"{same} of the paper's {n} numbers agree with ours in every printed digit, rounded or "
+                f'truncated{rest}.')
     kept = [kept_share(r) for r in records.values()]
     return ('The paper has none of these datasets; filtering keeps between '
             f'{min(kept):.1%} and {max(kept):.1%} of their interactions.')

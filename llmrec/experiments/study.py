@@ -6,7 +6,7 @@
 __all__ = ['SEARCHED', 'BY_DATASET', 'READ', 'PROTOCOL', 'LlamaRecStudy', 'retrieval_config', 'ranking_config', 'settings',
            'study', 'search_records', 'best_setting', 'choice', 'choices', 'retrieval_records', 'variant_records',
            'ranking_records', 'backbone_of', 'ranker_name', 'frame', 'readable', 'save_long', 'plain', 'searched_lists',
-           'ranker_said', 'sampled_rows', 'afterwards', 'study_caption']
+           'ranker_said', 'sampled_rows', 'about_all', 'afterwards', 'study_caption']
 
 # %% ../../nbs/53_llamarec_study.ipynb #8d9b4e44
 import itertools
@@ -25,6 +25,7 @@ from llmrec.experiments.tables import (
     retriever_rows, rows, rows_of, save_rows, sources, wide,
 )
 from ..llm.backbones import BackboneConfig, backbone_identity, backbone_label, check_source
+from ..llm.recipe import departures_said, length_said
 from ..llm.tuning import TuningConfig
 from ..paths import LlmrecError, known
 from ..runs.artefacts import beside, beside_paper, caption, paper_numbers
@@ -389,10 +390,8 @@ def how_trained(s: LlamaRecStudy) -> str:
 
 # %% ../../nbs/53_llamarec_study.ipynb #5a7e0c11
 def budget(t: TuningConfig) -> str:
-    "How long a ranker is tuned."
-    often = 'once' if t.epochs == 1 else f'{t.epochs} times'
-    length = f'{t.max_steps} steps' if t.max_steps > 0 else f'all training prompts {often}, in steps'
-    return f'{length} of {t.batch_size * t.accumulation} prompts'
+    "How long a ranker is tuned, and how fast where that is not as published."
+    return length_said(t, 'prompts') + departures_said(t, TuningConfig.as_published())
 
 # %% ../../nbs/53_llamarec_study.ipynb #5a7e0c13
 def types_said(s: LlamaRecStudy) -> str:
@@ -420,12 +419,20 @@ def ranker_said(s: LlamaRecStudy) -> str:
               ' orders beside it.' if few else '')
     one = ('The ranker and the two orders beside it are one run, with seed '
            f'{s.ranker_seeds[0]}. ' if len(s.ranker_seeds) == 1 < len(s.seeds) else '')
-    return f'{one}The ranker is tuned for {tuned}{types_said(s)}.{sample}'
+    chosen = (f' Its step is selected on {s.max_valid_users:,} validation users at most.'
+              if s.max_valid_users else '')
+    return f'{one}The ranker is tuned for {tuned}{types_said(s)}.{chosen}{sample}'
 
 def sampled_rows(s: LlamaRecStudy) -> tuple[tuple[str, str], ...]:
     "(dataset, row) of the rows about a sample; the others are about all users, so none of these is in bold."
     return tuple((d, name) for d in s.test_users_by_dataset if d in s.ranker_datasets
                  for name in ('Random order', 'Retriever order', ranker_name(s)))
+
+# %% ../../nbs/53_llamarec_study.ipynb #39f5f13f
+def about_all(s: LlamaRecStudy) -> str:
+    "For a caption: which rows compete for the bold type, where some are about a sample of the users."
+    return ' among the rows about all users' if sampled_rows(s) else ''
+
 
 # %% ../../nbs/53_llamarec_study.ipynb #d8918f39
 def afterwards(s: LlamaRecStudy) -> str:
@@ -436,12 +443,19 @@ def afterwards(s: LlamaRecStudy) -> str:
     return f"{', '.join(late)} was added after test results of such settings on the real data were known."
 
 # %% ../../nbs/53_llamarec_study.ipynb #ebf451a5
+def days_said(s: LlamaRecStudy) -> str:
+    "For a caption: which datasets have no times, so that no rule for ties applies; '' if none."
+    lost = [DATASETS[d].label for d in s.datasets if DATASETS[d].days_lost]
+    return f"{' and '.join(lost)}: the copy has lost its days, and its order stands for time." if lost else ''
+
+# %% ../../nbs/53_llamarec_study.ipynb #8a52042a
 def study_caption(s: LlamaRecStudy, note: str = '', protocol: str = PROTOCOL, finding: str = '') -> str:
     "The caption of an artefact of this study."
     data = {DATASETS[d].label: dataset_checksum(d) for d in s.datasets}
     other = [f'{DATASETS[d].label}: {", ".join(map(str, s.seeds_of(d)))}'
              for d in s.datasets if s.seeds_of(d) != s.seeds]
     seeds = f'Seeds on {"; ".join(other)}.' if other else ''
-    note = ' '.join(x for x in (seeds, f'Preset {s.preset}.', how_trained(s), note) if x)
+    note = ' '.join(x for x in (days_said(s), seeds, f'Preset {s.preset}.', how_trained(s), note) if x)
     backbone = backbone_of(s) if s.ranker_datasets else ''
-    return caption(s.profile, data, backbone, s.seeds, protocol, note, finding)
+    every = sorted({seed for d in s.datasets for seed in s.seeds_of(d)})
+    return caption(s.profile, data, backbone, every, protocol, note, finding)

@@ -224,6 +224,7 @@ def seen_row(runs: list[Record], targets: str) -> dict:
     parts = [(r.arrays['test_label'][m], r.arrays['test_score'][m]) for r, m in zip(runs, keep)]
     found = [auc(label, score) for label, score in parts if len(np.unique(label)) == 2]
     value, low, high = seed_interval(100 * np.array(found)) if found else (None, None, None)
+    if len(found) < 3: low = high = None    # an interval from two draws says nothing
     return dict(targets=targets, share=float(np.mean([m.mean() for m in keep])),
                 value=value, low=low, high=high, seeds=len(found))
 

@@ -160,9 +160,10 @@ def asked_said(
     rates = dict(like_rate_rows(long).select('dataset', 'value').iter_rows())
     above = asked.filter(pl.col('low') > 50)
     beyond = [d for d, value in asked.select('dataset', 'value').iter_rows() if value > rates[d]]
-    have, are = 'has' if len(above) == 1 else 'have', 'is' if len(beyond) == 1 else 'are'
-    return (f'Of the {len(asked)} AUCs of models that were not rec-tuned, {len(above)} {have} an'
-            f' interval above 50, and {len(beyond)} {are} higher than that of the history like-rate.')
+    def of_them(n, verb):
+        return f"{n or 'none'} {verb}" if n != 1 else f"1 {dict(have='has', are='is')[verb]}"
+    return (f'Of the {len(asked)} AUCs of models that were not rec-tuned, {of_them(len(above), "have")} an'
+            f' interval above 50, and {of_them(len(beyond), "are")} higher than that of the history like-rate.')
 
 # %% ../../nbs/58c_tallrec_figures.ipynb #e7b1a4c5
 def tuned_on(train: tuple[str, ...]) -> str:
@@ -170,26 +171,24 @@ def tuned_on(train: tuple[str, ...]) -> str:
     return f"tuned on {' and '.join(YESNO_DATASETS[d] for d in train)}"
 
 # %% ../../nbs/58c_tallrec_figures.ipynb #ec9d2c33
-def auc_of(rows: pl.DataFrame, dataset: str, train: tuple[str, ...]) -> float | None:
+def auc_of(rows: pl.DataFrame, dataset: str, train: tuple[str, ...]) -> str | None:
     "AUC x 100 on `dataset` of the model tuned on `train`, among rows of one K; None where it was not run."
-    found = rows.filter(dataset=dataset, method=tuned_on(train))['value']
-    return found.item() if len(found) else None
+    found = rows.filter(dataset=dataset, method=tuned_on(train))
+    return auc_said(found.row(0, named=True)) if len(found) else None
 
 # %% ../../nbs/58c_tallrec_figures.ipynb #9da55455
 def domain_said(rows: pl.DataFrame, dataset: str, other: str) -> str | None:
     "What tuning on `other` instead of `dataset` changes on `dataset`; None where one of them was not run."
     own, away = (auc_of(rows, dataset, (d,)) for d in (dataset, other))
     if own is None or away is None: return None
-    gap = round(away - own, 1) + 0
     here, there = YESNO_DATASETS[dataset], YESNO_DATASETS[other]
-    return f'{away:.1f} on {here} after tuning on {there} ({gap:+.1f} compared with tuning on {here})'
+    return f'{away} on {here} after tuning on {there} ({own} after tuning on {here})'
 
 # %% ../../nbs/58c_tallrec_figures.ipynb #b07a5a1d
 def both_said(rows: pl.DataFrame, datasets: list[str]) -> list[str]:
-    "What the model tuned on all `datasets` has on each, beside the one tuned on it alone."
+    "What the model tuned on all `datasets` has on each on which another was tuned alone."
     pairs = ((d, auc_of(rows, d, tuple(datasets)), auc_of(rows, d, (d,))) for d in datasets)
-    return [f'{both:.1f} on {YESNO_DATASETS[d]} ({alone:.1f} tuned on it alone)'
-            for d, both, alone in pairs if both is not None and alone is not None]
+    return [f'{both} on {YESNO_DATASETS[d]}' for d, both, alone in pairs if both and alone]
 
 # %% ../../nbs/58c_tallrec_figures.ipynb #d5259e4a
 def domains_said(

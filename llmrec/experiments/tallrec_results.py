@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['studies_by_protocol', 'language_models', 'further_names', 'own_cells', 'against_others', 'baseline_rows',
-           'like_rate_rows', 'tallrec_rows', 'auc_said', 'like_rates_said', 'standing_said', 'elsewhere_said',
-           'dataset_lines', 'below_chance']
+           'like_rate_rows', 'tallrec_rows', 'auc_said', 'like_rates_said', 'standing_said', 'clear_said',
+           'elsewhere_said', 'dataset_lines', 'below_chance']
 
 # %% ../../nbs/58b_tallrec_results.ipynb #6e49c43a
 from collections.abc import Iterator
@@ -120,6 +120,23 @@ def standing_said(
     rate = f'above that share in {above} and below it in {below}' if above else f'below that share in {below}'
     return (f"{rows['method'][0]} is above all six sequential baselines in {rows['above_baselines'].sum()} of"
             f' {len(rows)} settings and {rate}')
+
+# %% ../../nbs/58b_tallrec_results.ipynb #f9b83100
+def clear_said(
+    tested: pl.DataFrame,  # of one protocol, from `against_others`
+    level: float = .05,
+) -> str:
+    "How many of the six baselines TALLRec is clearly above in each setting; '' where nothing was tested."
+    ours = tested.filter(pl.col('ours').str.starts_with('TALLRec'), pl.col('against').is_in(list(BINARY)))
+    if 'p_bootstrap_holm' not in ours.columns or not len(ours): return ''
+    ours = ours.filter(ours=ours['ours'][0])
+    clear = ((pl.col('low') > 0) & (pl.col('p_bootstrap_holm') < level)).sum()
+    counts = ours.group_by('dataset', 'setting', maintain_order=True).agg(clear=clear, of=pl.len())
+    each = [f"{n} of {of} on {YESNO_DATASETS[d]} with {k.replace('=', ' = ')}"
+            for d, k, n, of in counts.rows()]
+    return (" By paired bootstrap tests over users with Holm's correction it is clearly above this many of the"
+            f" baselines: {', '.join(each)}.")
+
 
 # %% ../../nbs/58b_tallrec_results.ipynb #7d20b4e1
 def elsewhere_said(long: pl.DataFrame, protocol: str, few: int = 3) -> str:

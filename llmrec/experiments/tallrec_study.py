@@ -6,7 +6,7 @@
 __all__ = ['VARIANTS', 'LOSSES', 'setting_name', 'TallrecStudy', 'llm_run', 'study', 'rate_records', 'chosen_rates',
            'llm_records', 'binary_cells', 'llm_name', 'llm_cells', 'alpaca_lora', 'asked', 'asked_cell',
            'in_context_cells', 'seen_frame', 'paper_value', 'readable', 'paper_marks', 'save_long', 'save_tests',
-           'study_caption']
+           'stage_said', 'budget_said', 'study_caption']
 
 # %% ../../nbs/58_tallrec_study.ipynb #656a993a
 import itertools
@@ -25,6 +25,8 @@ from llmrec.experiments.tables import (
 )
 from ..llm.backbones import BackboneConfig, backbone_identity, backbone_label
 from ..llm.encoders import EncoderConfig
+from ..llm.rec_tuning import AlpacaTuningConfig, RecTuningConfig
+from ..llm.recipe import departures_said, length_said
 from ..llm.yesno import YesNoPromptConfig
 from ..paths import LlmrecError, known
 from ..runs.artefacts import PAPER, beside, caption, paper_numbers
@@ -279,7 +281,8 @@ def seen_frame(s: TallrecStudy) -> pl.DataFrame:
     for d in s.datasets:
         for m in s.methods:
             for k in s.ks: out += seen_rows(d, m, k, [found[d, m, k, seed] for seed in s.seeds])
-    return pl.DataFrame(out, infer_schema_length=None)
+    numbers = dict.fromkeys(('value', 'low', 'high'), pl.Float64)
+    return pl.DataFrame(out, infer_schema_length=None, schema_overrides=numbers)
 
 # %% ../../nbs/58_tallrec_study.ipynb #5d23dcd8
 def paper_value(method: str, dataset: str, setting: str, protocol: str | None = None) -> float | None:
@@ -371,6 +374,21 @@ def seeds_of_models(s: TallrecStudy, models) -> list[str]:
     return [said_of_seeds(named[name], name) for name in dict.fromkeys([own, *named])]
 
 
+# %% ../../nbs/58_tallrec_study.ipynb #6d001f19
+def stage_said(s: TallrecStudy, stage: str) -> str:
+    "How long a stage is and how fast where that is not as in the preset; stage 'rec' or 'alpaca'."
+    preset = getattr(RecTuningConfig if stage == 'rec' else AlpacaTuningConfig, s.protocol)().tuning
+    run = llm_run(s, (s.datasets[0],), 'TALLRec', s.llm_ks[0], 0)
+    t = getattr(run, stage).tuning
+    if stage == 'rec' and s.rates: t = replace(t, lr=preset.lr)    # chosen, and said elsewhere
+    return length_said(t) + departures_said(t, preset)
+
+def budget_said(s: TallrecStudy) -> str:
+    "The budget of both stages, and the rows that select the step."
+    valid = f'; {s.valid_rows:,} validation rows select the step' if s.valid_rows else ''
+    return f"Rec-tuning has {stage_said(s, 'rec')}; alpaca tuning, if any, {stage_said(s, 'alpaca')}{valid}."
+
+
 # %% ../../nbs/58_tallrec_study.ipynb #90d661b0
 def study_caption(
     s: TallrecStudy, note: str = '',
@@ -386,8 +404,8 @@ def study_caption(
     of_data = dict.fromkeys(NOTES.get(key, '') for key in data)
     sample = (f'Language models were asked {s.test_rows:,} evenly spaced test rows (all, where there are'
               ' fewer), the other methods all of them.' if llm and s.test_rows else '')
-    seeds = seeds_of_models(s, models) if llm else []
-    note = ' '.join(x for x in (presets, *seeds, *of_data, sample, note) if x)
+    tuned = [*seeds_of_models(s, models), budget_said(s)] if llm else []
+    note = ' '.join(x for x in (presets, *tuned, *of_data, sample, note) if x)
     sums = {f'{YESNO_DATASETS[d]}{" " + p if others else ""}': checksum for (d, p), checksum in data.items()}
     backbones = dict.fromkeys(backbone_identity(x.language_model) for x in (s, *models)) if llm else ()
     return caption(s.profile, sums, ', '.join(backbones), s.seeds, protocol, note, finding)

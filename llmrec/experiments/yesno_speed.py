@@ -277,8 +277,8 @@ def speed_found(cfg: YesNoSpeedConfig, record: Record) -> str:
         f"To score {record.metrics['prompts']:,} prompts, generating up to {cfg.new_tokens} tokens as"
         f" published takes {s['published'] / s['ours']:.1f} times as long as one pass with the common start"
         f" computed once, and a plain pass {s['plain'] / s['ours']:.2f} times as long; a tuning step is"
-        f" {steps['answer']:.1f} times faster than with a plain Trainer where the loss is on the answer,"
-        f" {steps['prompt+answer']:.1f} times where it is on prompt and answer."
+        f" {steps['answer']:.2f} times faster than with a plain Trainer where the loss is on the answer,"
+        f" {steps['prompt+answer']:.2f} times where it is on prompt and answer."
     )
 
 # %% ../../nbs/55a_yesno_speed.ipynb #55a2ab88

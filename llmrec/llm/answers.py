@@ -15,9 +15,9 @@ import torch
 from tqdm.auto import tqdm
 
 from .backbones import Backbone
-from .ranking import (BODY_FAULTS, accepted, batch_of, can_pad, in_float32, inner, kept_logits, last_state,
-                                left_padded, length_batches, letter_logits, scoring, together,
-                                usable_rows)
+from .ranking import (BODY_FAULTS, accepted, batch_of, can_pad, in_float32, inner, kept_logits,
+                                last_state, left_padded, length_batches, letter_logits, scoring,
+                                together, usable_rows)
 from .yesno import YesNoPromptConfig, context_of, shared_prefix, yesno_ids
 from ..paths import LlmrecError, known
 

@@ -181,8 +181,9 @@ def together(
     prompts,    # lists of token ids
     size: int,  # prompts that are wanted in a batch
 ) -> int:
-    "How many prompts of different lengths may be in a batch: `size`, or one if the model cannot leave padding out."
-    return size if not len(prompts) or can_pad(backbone.model, prompts[0], backbone.tokenizer.pad_token_id) else 1
+    "How many prompts of any lengths may be in a batch: `size`, or one if padding cannot be left out."
+    if not len(prompts): return size
+    return size if can_pad(backbone.model, prompts[0], backbone.tokenizer.pad_token_id) else 1
 
 
 # %% ../../nbs/34_ranking.ipynb #34f858e7

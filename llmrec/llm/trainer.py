@@ -61,9 +61,9 @@ def pads(
     with scoring(backbone):
         padded = can_pad(backbone.model, dataset[0]['input_ids'], backbone.tokenizer.pad_token_id)
     if not padded and batch > 1:
-        raise LlmrecError(f'The backbone {backbone.identity} cannot leave padding out of its answers, so rows of '
-                          'different lengths cannot share a pass; set batch_size to 1, and accumulation to '
-                          f'{batch} times what it is.')
+        raise LlmrecError(f'The backbone {backbone.identity} cannot leave padding out of its answers, so rows '
+                          'of different lengths cannot share a pass; set batch_size to 1, and accumulation '
+                          f'to {batch} times what it is.')
     return padded
 
 
