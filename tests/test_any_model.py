@@ -307,3 +307,9 @@ def test_such_a_model_is_tuned_row_by_row_or_not_at_all():
     with pytest.raises(LlmrecError, match='set batch_size to 1, and accumulation to 8 times'):
         pads(backbone, rows(20, 24), 8)
     assert pads(backbone, rows(20, 24), 1) is False
+
+
+def test_rounding_in_eight_bits_is_not_taken_for_padding_that_is_read():
+    pytest.importorskip('bitsandbytes')
+    quantised = load_backbone(BackboneConfig('tiny', quantisation='8bit'))
+    assert can_pad(quantised.model, PROMPTS[0], quantised.tokenizer.pad_token_id)

@@ -254,6 +254,29 @@ def test_a_study_asks_its_models_and_the_untuned_one(out, monkeypatch):
     assert long['effect'].null_count() == 13 - 8  # four changes of two models
 
 
+def test_a_second_model_before_tuning_has_a_name_of_its_own(monkeypatch):
+    rng = np.random.default_rng(0)
+    asked = [invented(change, lambda likes, labels: rng.random(300)) for change in CHANGES]
+    monkeypatch.setattr(readings, 'asked_again', lambda s, variants, *a, **kw: asked)
+    monkeypatch.setattr(readings, 'numbers_only', lambda *a: [])
+    own, other = (
+        study_answers(study(datasets=['films']), on_numbers=(), untuned=name)
+        for name in ('not tuned', 'Gemma, not tuned')
+    )
+    assert {a.model for a in other} - {a.model for a in own} == {
+        'Gemma, not tuned',
+        'Gemma, not tuned, sign flipped',
+    }
+    long = long_table(own + [a for a in other if a.model.startswith('Gemma')])
+    rows = readings.figure_rows(long, 'Model', 'Gemma, not tuned')
+    assert ('Gemma, not tuned', 'as they are') in rows and ('not tuned', 'as they are') not in rows
+    flipped = {
+        m: long.filter(model=m)['AUC'][0] for m in ('Gemma, not tuned', 'Gemma, not tuned, sign flipped')
+    }
+    assert sum(flipped.values()) == pytest.approx(100)
+    assert readings.without_tuning(long, 'Gemma, not tuned') and not readings.without_tuning(long, 'Llama')
+
+
 def test_the_datasets_to_tune_on_numbers_are_named(monkeypatch):
     asked = []
     monkeypatch.setattr(
@@ -299,13 +322,13 @@ def invented(change, score, protocol='corrected'):
     ],
 )
 def test_the_finding_follows_the_numbers(exchanged, said):
-    true = lambda likes, labels: 1.0 * likes if 'counts' in said else 3.0 * labels + np.arange(300) % 7
+    true = lambda likes, labels: 1.0 * likes if 'counter' in said else 3.0 * labels + np.arange(300) % 7
     asked = [
         invented(change, true if change in (CHANGES[0], CHANGES[3]) else exchanged) for change in CHANGES
     ]
     text = finding(long_table(asked), 'corrected', 'films', 'Model', 'K=64')
     assert text.startswith('Model, tuned on 64 rows, has an AUC of') and f'. It {said}' in text
-    assert ('not clearly different from the 50' in text) == ('counts' in said)
+    assert ('not clearly different from the 50' in text) == ('counter' in said)
 
 
 def test_worse_than_counting_is_said():

@@ -134,8 +134,8 @@ def clear_said(
     counts = ours.group_by('dataset', 'setting', maintain_order=True).agg(clear=clear, of=pl.len())
     each = [f"{n} of {of} on {YESNO_DATASETS[d]} with {k.replace('=', ' = ')}"
             for d, k, n, of in counts.rows()]
-    return (" By paired bootstrap tests over users with Holm's correction it is clearly above this many of the"
-            f" baselines: {', '.join(each)}.")
+    return (f" By paired bootstrap tests over users with Holm's correction {ours['ours'][0]} is clearly above"
+            f" this many of the baselines: {', '.join(each)}.")
 
 
 # %% ../../nbs/58b_tallrec_results.ipynb #7d20b4e1
