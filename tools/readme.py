@@ -174,7 +174,7 @@ def on_books(rows: list[dict]) -> str:
     paper = f", where the paper has {float(last['paper']):.1f}" if last['paper'] else ''
     return (
         f" On books it has {bounds(last, '.1f')} after {last['setting'][2:]} examples{paper},"
-        f" and the share of likes has {bounds(counter, '.1f')}. In the published book files that could be"
+        f" and the share of likes has {bounds(counter, '.1f')}. In the published book rows that could be"
         ' traced, labels are beside the right titles no more often than by chance'
         ' ([notebook 15b](nbs/15b_yesno_books.ipynb)), so reading titles can hardly help there.'
     )
@@ -409,6 +409,14 @@ def less(books: list[dict]) -> str:
     return f" ({float(row['over']):+.1f} [{float(row['over_low']):+.1f}, {float(row['over_high']):+.1f}] compared with it)"
 
 
+def second_model(path: Path) -> str:
+    "What the artefact says of a model with another backbone than the first; '' where there is none."
+    blocks = re.split(r'(?<=flipped\.) ', path.read_text(encoding='utf-8').partition('\n\n')[0])
+    backbone = lambda block: block.partition(' (')[2].partition(',')[0]
+    other = next((b for b in blocks if backbone(b) != backbone(blocks[0])), None)
+    return f" Another model, without the first stage: {other.partition(' Over pairs')[0]}" if other else ''
+
+
 def reads(root: Path) -> list[str]:
     "What the tuned model reads, in the first sentence of that artefact's finding."
     path, numbers = (
@@ -437,6 +445,7 @@ def reads(root: Path) -> list[str]:
             f' On books, tuned on {k} rows, it has {shown[0]}, {shown[1]} with numbers for titles, and'
             f" {shown[2]} with titles exchanged; the like-rate has {float(books[0]['AUC']):.1f}{less(books)}."
         )
+    said += second_model(path)
     # fewer rows than in the table, hence other numbers
     return [f'What does the tuned model read? On {rows} of the test rows: {said}']
 
