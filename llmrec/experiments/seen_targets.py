@@ -22,6 +22,7 @@ def beside_chance(part: pl.DataFrame) -> str:
 def seen_found(long: pl.DataFrame) -> str:
     "The finding: how often the two kinds of rows are above and below chance."
     unseen, seen = (long.filter(targets=what).drop_nulls('low') for what in ('unseen', 'seen'))
+    if not len(unseen) + len(seen): return 'Fewer than three draws give no interval, so nothing follows here.'
     return ('The interval of the AUC over draws lies'
             f' {beside_chance(unseen)} (one method at one K) where the target had not been seen, and'
             f' {beside_chance(seen)} where it had.')
