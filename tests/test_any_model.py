@@ -3,11 +3,13 @@
 import json
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
+from peft import PeftModel
 from transformers import (
     BartConfig,
     BartForCausalLM,
@@ -32,7 +34,6 @@ from llmrec.llm.loss import can_share, has_window
 from llmrec.llm.answers import generate_answers, score_answers
 from llmrec.llm.generation import generate_rankings
 from llmrec.llm.ranking import can_pad, score_candidates, scoring
-from llmrec.llm.trainer import pads
 from llmrec.llm.rec_tuning import log_likelihood
 from llmrec.llm.recipe import TuningConfig
 from llmrec.llm.serving import read_request, serving
@@ -302,11 +303,21 @@ def test_such_a_model_writes_the_same_beside_others_as_alone(name):
     assert texts == [generate_answers(backbone, [p], max_new_tokens=4, ids=[7, 8])[1][0] for p in PROMPTS[:4]]
 
 
-def test_such_a_model_is_tuned_row_by_row_or_not_at_all():
-    backbone = without_padding('bart')
-    with pytest.raises(LlmrecError, match='set batch_size to 1, and accumulation to 8 times'):
-        pads(backbone, rows(20, 24), 8)
-    assert pads(backbone, rows(20, 24), 1) is False
+def test_such_a_model_is_tuned_row_by_row_or_not_at_all(tmp_path):
+    backbone, some = without_padding('bart'), rows(20, 24, 22, 20)
+    cfg = TuningConfig(
+        target_modules=('q_proj', 'v_proj'),
+        lr=1e-2,
+        max_steps=1,
+        warmup_steps=0,
+        gradient_checkpointing=False,
+    )
+    with pytest.raises(LlmrecError, match='set batch_size to 1, and accumulation to 4 times'):
+        tune(backbone, some, None, replace(cfg, batch_size=4), tmp_path / 'together', Session())
+    alone = replace(cfg, batch_size=1, accumulation=4, lora_dropout=0.0)
+    folder = tune(without_padding('bart'), some, None, alone, tmp_path / 'alone', Session())
+    tuned = replace(backbone, model=PeftModel.from_pretrained(without_padding('bart').model, folder).eval())
+    assert log_likelihood(tuned, some) > log_likelihood(backbone, some) + 0.1
 
 
 def test_rounding_in_eight_bits_is_not_taken_for_padding_that_is_read():
