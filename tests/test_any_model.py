@@ -313,9 +313,9 @@ def test_such_a_model_is_tuned_row_by_row_or_not_at_all(tmp_path):
         gradient_checkpointing=False,
     )
     with pytest.raises(LlmrecError, match='set batch_size to 1, and accumulation to 4 times'):
-        tune(backbone, some, None, replace(cfg, batch_size=4), tmp_path / 'together', Session())
+        tune(backbone, some, None, replace(cfg, batch_size=4), tmp_path, Session())
     alone = replace(cfg, batch_size=1, accumulation=4, lora_dropout=0.0)
-    folder = tune(without_padding('bart'), some, None, alone, tmp_path / 'alone', Session())
+    folder = tune(without_padding('bart'), some, None, alone, tmp_path, Session())  # which is still free
     tuned = replace(backbone, model=PeftModel.from_pretrained(without_padding('bart').model, folder).eval())
     assert log_likelihood(tuned, some) > log_likelihood(backbone, some) + 0.1
 

@@ -296,8 +296,10 @@ def test_readme_spreads_tallrec_over_k_and_leaves_other_protocols_out(project):
     ) in filled(project)
 
 
-def test_reading_a_table_imports_no_trainer():
-    heavy = "{'peft', 'bitsandbytes', 'accelerate', 'transformers.trainer', 'distributed'}"
+def test_reading_a_table_imports_no_trainer_and_no_client():
+    heavy = (
+        "{'peft', 'bitsandbytes', 'accelerate', 'transformers.trainer', 'distributed', 'openai', 'sklearn'}"
+    )
     code = f'import sys, llmrec.experiments.study, llmrec.experiments.tallrec_study, llmrec.llm.tuning; print(sorted({heavy} & set(sys.modules)))'
     done = subprocess.run(
         [sys.executable, '-W', 'ignore', '-c', code], cwd=ROOT, capture_output=True, text=True

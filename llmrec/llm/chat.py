@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import openai
-
 from ..config import schema
 from .replies import KINDS
 from ..paths import LlmrecError, redacted
@@ -102,16 +100,17 @@ def completion_steps(logprobs) -> list:
     return [[token, [[t, p] for t, p in (top or {}).items()]] for token, top in zip(tokens[:POSITIONS], tops)]
 
 # %% ../../nbs/39a_chat.ipynb #7aef9ea5
-def create(client: openai.OpenAI, endpoint: EndpointConfig, prompt: str):
-    "The server's response to `prompt`."
+def create(client, endpoint: EndpointConfig, prompt: str):
+    "The response of the server of `client`, an `openai.OpenAI`, to `prompt`."
     fields = payload(endpoint, prompt)
     standard = {k: v for k, v in fields.items() if k not in endpoint.extra}
     where = client.completions if endpoint.api == 'completions' else client.chat.completions
     return where.create(**standard, extra_body=endpoint.extra or None)
 
 # %% ../../nbs/39a_chat.ipynb #61536615
-def lenient(client: openai.OpenAI, endpoint: EndpointConfig, prompt: str):
+def lenient(client, endpoint: EndpointConfig, prompt: str):
     "(response, whether the request had to be repeated without log-probabilities)."
+    import openai    # here, because it takes a second that no table needs
     try: return create(client, endpoint, prompt), False
     except (openai.BadRequestError, openai.UnprocessableEntityError) as e:
         if not endpoint.logprobs or 'logprob' not in str(e).lower(): raise
@@ -154,8 +153,8 @@ def as_plain(response, endpoint: EndpointConfig) -> dict:
     return said
 
 # %% ../../nbs/39a_chat.ipynb #d657e581
-def request(client: openai.OpenAI, endpoint: EndpointConfig, prompt: str) -> dict:
-    "What the server sends for `prompt`, as plain values; an `LlmrecError` when it has another shape."
+def request(client, endpoint: EndpointConfig, prompt: str) -> dict:
+    "What the server of `client` sends for `prompt`, as plain values; an `LlmrecError` when it has another shape."
     response, refused = lenient(client, endpoint, prompt)
     try: said = as_plain(response, endpoint) | dict(logprobs_refused=refused)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError): said = None
@@ -182,8 +181,9 @@ def check_key(key: str | None, endpoint: EndpointConfig) -> str:
     return key
 
 # %% ../../nbs/39a_chat.ipynb #63561dc4
-def connect(endpoint: EndpointConfig) -> openai.OpenAI:
-    "A client for `endpoint`."
+def connect(endpoint: EndpointConfig):
+    "An `openai.OpenAI`, the client for `endpoint`."
+    import openai    # here, because it takes a second that no table needs
     key = check_key(api_key(endpoint), endpoint)
     return openai.OpenAI(api_key=key, base_url=endpoint.base_url, timeout=endpoint.timeout,
                          max_retries=endpoint.retries)
@@ -194,22 +194,23 @@ def without_key(text: str, endpoint: EndpointConfig) -> str:
     return redacted(text, os.environ.get(endpoint.key_env, '').strip() if endpoint.key_env else '')
 
 # %% ../../nbs/39a_chat.ipynb #d6889e3d
-SAID = {openai.APITimeoutError: 'did not answer within {timeout:g} seconds {attempts}; raise timeout or look '
-                                'at the server',
-        openai.APIConnectionError: 'cannot be reached {attempts} ({detail}); check base_url and that the '
-                                   'server runs',
-        openai.AuthenticationError: 'refuses the key in {key} ({detail})',
-        openai.PermissionDeniedError: 'does not allow this with the key in {key} ({detail})',
-        openai.NotFoundError: 'does not know what is asked for ({detail}); check model, api and base_url',
-        openai.RateLimitError: 'was still too busy, or the quota is used up, {attempts} ({detail}); lower '
-                               'workers, raise retries, or wait',
-        openai.InternalServerError: 'failed {attempts} (status {status}: {detail})'}
+SAID = dict(    # the first that an error is; a time-out is a connection error, too
+    APITimeoutError='did not answer within {timeout:g} seconds {attempts}; raise timeout or look at the '
+                    'server',
+    APIConnectionError='cannot be reached {attempts} ({detail}); check base_url and that the server runs',
+    AuthenticationError='refuses the key in {key} ({detail})',
+    PermissionDeniedError='does not allow this with the key in {key} ({detail})',
+    NotFoundError='does not know what is asked for ({detail}); check model, api and base_url',
+    RateLimitError='was still too busy, or the quota is used up, {attempts} ({detail}); lower workers, raise '
+                   'retries, or wait',
+    InternalServerError='failed {attempts} (status {status}: {detail})')
 
 # %% ../../nbs/39a_chat.ipynb #4e662784
-def complaint(error: openai.OpenAIError, endpoint: EndpointConfig) -> str:
-    "What went wrong, as the end of a sentence that begins with the endpoint."
+def complaint(error: Exception, endpoint: EndpointConfig) -> str:
+    "What went wrong, an `openai.OpenAIError`, as the end of a sentence that begins with the endpoint."
+    import openai    # here, because it takes a second that no table needs
     detail = without_key(re.sub(r'\s+', ' ', str(getattr(error, 'message', error))), endpoint)[:200]
-    text = next((text for kind, text in SAID.items() if isinstance(error, kind)),
+    text = next((text for kind, text in SAID.items() if isinstance(error, getattr(openai, kind))),
                 f'does not accept the request ({type(error).__name__}: {{detail}})')
     attempts = f'in {endpoint.retries + 1} attempts' if endpoint.retries else 'in one attempt'
     key = endpoint.key_env or 'no variable'
@@ -220,6 +221,7 @@ def complaint(error: openai.OpenAIError, endpoint: EndpointConfig) -> str:
 @contextmanager
 def one_sentence(endpoint: EndpointConfig, kept) -> Iterator[None]:
     "Turn an error of client or server into an `LlmrecError` that also says what has been saved (`kept()`)."
+    import openai    # here, because it takes a second that no table needs
     try: yield
     except openai.OpenAIError as e:
         # not from e, whose text may hold the key
@@ -230,6 +232,7 @@ def one_sentence(endpoint: EndpointConfig, kept) -> Iterator[None]:
 # %% ../../nbs/39a_chat.ipynb #d9a0acce
 def check_endpoint(endpoint: EndpointConfig) -> None:
     "Raise an `LlmrecError` when the server cannot be reached or rejects the key; costs nothing."
+    import openai    # here, because it takes a second that no table needs
     short = replace(endpoint, retries=0, timeout=min(endpoint.timeout, 10.))
     try: connect(short).models.list()
     except (openai.APIConnectionError, openai.AuthenticationError, openai.PermissionDeniedError) as e:

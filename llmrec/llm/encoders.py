@@ -18,7 +18,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import transformers
-from sklearn.decomposition import PCA
 from tqdm.auto import tqdm
 
 from ..config import digest
@@ -252,6 +251,8 @@ def principal(
     dimensions: int,      # components to keep
 ) -> tuple[np.ndarray, float]:
     "The leading principal components (n, dimensions) in float32, and the share of the variance in them."
+    from sklearn.decomposition import PCA    # here, because it takes a second that no table needs
+
     most = min(vectors.shape)
     if not 1 <= dimensions <= most:
         raise LlmrecError(f'EncoderConfig.dimensions must lie between 1 and {most}, the number of distinct '

@@ -28,7 +28,7 @@ from .letter_rows import RankerRows, draw_candidates, sample_negatives, training
 from .processes import InFirst, from_first, processes, share
 from .recipe import AdapterConfig, TuningConfig
 from .trainer import (InputGradients, RankerTrainer, Schedule, arguments, check_optimiser,
-                                checkpointing, in_eight_bits, on)
+                                checkpointing, in_eight_bits, on, pads)
 from ..paths import LlmrecError, known
 from ..runs.records import write_atomic
 
@@ -179,6 +179,13 @@ def take_part(backbone: Backbone, job: dict) -> None:
         train(trainer_for(lora, rows, dict if job['evaluates'] else None, cfg, work), cfg, work)
 
 # %% ../../nbs/36_tuning.ipynb #909ad6ce
+def check_tuning(backbone: Backbone, rows, cfg: TuningConfig, out: Path) -> None:
+    "An `LlmrecError` for what cannot be tuned."
+    if not len(rows):
+        raise LlmrecError('There are no training rows; sequences of two or more items are needed.')
+    pads(backbone, rows, share(cfg, processes()).batch_size)
+    reporters(cfg.report_to, out)
+
 def begin(
     backbone: Backbone,
     rows,  # training rows
@@ -189,13 +196,10 @@ def begin(
     "Claim the folder `out`; False if the tuning there is finished. An `LlmrecError` if it cannot begin."
     if session.start is not None: check_base(backbone, session.start)
     if session.start is None: check_targets(backbone.model, cfg)
+    finished = session.resume and (out / 'adapter').is_dir()
+    if not finished: check_tuning(backbone, rows, cfg, out)
     claim(out, determines(cfg, backbone, len(rows), session), session.resume)
-    if (out / 'adapter').is_dir(): return False
-    if not len(rows):
-        raise LlmrecError('There are no training rows; sequences of two or more items are needed.')
-    share(cfg, processes())
-    reporters(cfg.report_to, out)
-    return True
+    return not finished
 
 # %% ../../nbs/36_tuning.ipynb #44a177c3
 def tune(

@@ -12,10 +12,6 @@ __all__ = ['WEIGHT', 'STRENGTHS', 'DIMENSIONS', 'RIDGE', 'ROUNDS', 'COMPONENTS',
 import numpy as np
 import polars as pl
 from scipy import sparse
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from ..data.yesno_form import YesNoArrays
 from ..paths import ITEM, USER, LlmrecError, known
@@ -105,11 +101,16 @@ def popularity(train: YesNoArrays, target: YesNoArrays, n_items: int) -> np.ndar
 # %% ../../nbs/49_counting.ipynb #ea409e2b
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1., 10.)  # scikit-learn's C: smaller is stronger
 
-def _model(c: float): return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
+def _model(c: float):
+    from sklearn.linear_model import LogisticRegression    # here, because it takes a second
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
 
 # %% ../../nbs/49_counting.ipynb #60f5c7aa
 def choose_strength(x: np.ndarray, labels: np.ndarray, seed: int = 0) -> float:
     "The C of least log-loss in cross-validation; the strongest where a class has a single row."
+    from sklearn.model_selection import StratifiedKFold, cross_val_score    # here, as above
     fewest = int(np.bincount(labels, minlength=2).min())
     if fewest < 2:
         return STRENGTHS[0]
