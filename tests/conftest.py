@@ -1,28 +1,18 @@
 "What the tests share: places of their own, the one sentence of a refusal, and a mark for those that need real data."
 
 import importlib.util
-import shutil
 from pathlib import Path
 
 import pytest
 
 from llmrec.data.raw import available
-from llmrec.paths import LlmrecError, root
-
-
-def with_world(folder):
-    "`folder`, to which llmrec writes, with a copy of the invented world that this checkout has made; inventing it takes seconds."
-    for world in (root() / 'data' / 'miniature').glob('world-*'):
-        there = Path(folder) / 'data' / 'miniature' / world.name
-        if '.tmp-' not in world.name and not there.exists():
-            shutil.copytree(world, there)
-    return folder
+from llmrec.paths import LlmrecError
 
 
 @pytest.fixture
 def out(tmp_path, monkeypatch):
     "Everything that llmrec writes goes below this folder."
-    monkeypatch.setenv('LLMREC_OUT', str(with_world(tmp_path)))
+    monkeypatch.setenv('LLMREC_OUT', str(tmp_path))
     return tmp_path
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from rocrate.rocrate import ROCrate
 
-from conftest import with_world
 from llmrec.repro import bundle as module
 from llmrec.repro.bundle import bundle, check_no_data, collect, main
 from llmrec.paths import LlmrecError, root
@@ -34,7 +33,7 @@ def made(tmp_path_factory):
     done = subprocess.run(
         [*REPRODUCE, 'llamarec/table2', '--jobs', '1'],
         cwd=ROOT,
-        env=environment(with_world(out)),
+        env=environment(out),
         capture_output=True,
         text=True,
         timeout=300,

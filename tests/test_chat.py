@@ -17,7 +17,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import with_world
 from llmrec.data.yesno import load_yesno
 from llmrec.experiments.in_context import InContextRun, existing, line_up, long_rows, run
 from llmrec.experiments.tallrec import chosen_rows
@@ -368,7 +367,7 @@ def in_context(server, **settings):
 
 
 def test_a_run_is_recorded_without_its_address_and_read_without_a_key(server, tmp_path, monkeypatch):
-    monkeypatch.setenv('LLMREC_OUT', str(with_world(tmp_path)))
+    monkeypatch.setenv('LLMREC_OUT', str(tmp_path))
     record = run(in_context(server), 'test', progress=False)
     m = record.metrics
     assert (
@@ -389,7 +388,7 @@ def test_a_run_is_recorded_without_its_address_and_read_without_a_key(server, tm
 def test_refused_rows_leave_the_auc_of_the_answered_ones_and_count_as_undecided_in_the_other(
     server, tmp_path, monkeypatch
 ):
-    monkeypatch.setenv('LLMREC_OUT', str(with_world(tmp_path)))
+    monkeypatch.setenv('LLMREC_OUT', str(tmp_path))
     server.behave(refuse='I am sorry, but I cannot answer.', logprobs='omit')
     refused = run(in_context(server), 'test', progress=False).metrics
     assert sum(refused['counts']['refusal'].values()) == 30
@@ -410,7 +409,7 @@ def test_refused_rows_leave_the_auc_of_the_answered_ones_and_count_as_undecided_
 
 
 def test_a_local_model_says_what_a_server_with_it_says(tmp_path, monkeypatch):
-    monkeypatch.setenv('LLMREC_OUT', str(with_world(tmp_path)))
+    monkeypatch.setenv('LLMREC_OUT', str(tmp_path))
     films = load_yesno('films')
     samples = films.splits['test'][chosen_rows(films.splits['test'].height, 30)]
     folder = outspoken(
@@ -434,7 +433,7 @@ def test_a_local_model_says_what_a_server_with_it_says(tmp_path, monkeypatch):
 
 
 def test_an_adapter_is_asked_for_only_when_the_model_is(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv('LLMREC_OUT', str(with_world(tmp_path)))
+    monkeypatch.setenv('LLMREC_OUT', str(tmp_path))
     base = InContextRun('films', backbone=BackboneConfig(str(folder)), rows=20, new_tokens=1)
 
     def adapter():
@@ -454,7 +453,7 @@ def test_an_adapter_is_asked_for_only_when_the_model_is(folder, tmp_path, monkey
 
 
 def test_the_line_up_asks_endpoints_and_says_why_others_are_missing(server, folder, tmp_path, monkeypatch):
-    monkeypatch.setenv('LLMREC_OUT', str(with_world(tmp_path)))
+    monkeypatch.setenv('LLMREC_OUT', str(tmp_path))
     endpoints = [
         dict(model='tiny', base_url=server.url, key_env='', max_tokens=1, label='Tiny'),
         dict(paper_model='ChatGPT', key_env='LLMREC_NO_SUCH_KEY'),

@@ -189,6 +189,7 @@ def test_a_full_disk_leaves_no_half_world(tmp_path, monkeypatch, fails):
     monkeypatch.setattr(
         miniature, 'make_world', lambda cfg, world=miniature.make_world(miniature.WorldConfig(**SMALL)): world
     )
+    monkeypatch.setattr(miniature, 'repository', lambda: None)  # whose world would be copied
     with output_to(tmp_path), pytest.raises(LlmrecError):
         miniature.ensure_world()
     assert not [p for p in (tmp_path / 'data/miniature').iterdir() if 'world' in p.name]

@@ -13,7 +13,6 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from conftest import with_world
 from llmrec.repro import launch
 from llmrec.runs import together
 from llmrec.config import to_dict
@@ -37,7 +36,7 @@ RUN = make_run(
 
 
 def environment(out):
-    return os.environ | dict(LLMREC_OUT=str(with_world(out)), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
+    return os.environ | dict(LLMREC_OUT=str(out), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
 
 
 def command(folder, cfg=RUN, *more):

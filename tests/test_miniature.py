@@ -213,6 +213,19 @@ def test_a_world_is_made_once(world, tmp_path, monkeypatch):
     assert mini.world_checksum(SMALL) == mini.checksum_of(mini.world_files(world))
 
 
+def test_the_world_of_the_checkout_is_copied(world, tmp_path, monkeypatch):
+    made = tmp_path / 'checkout/data/miniature' / f'world-{mini.digest(SMALL, mini.VERSION)}'
+    mini.write_world(world, made)
+    monkeypatch.setattr(mini, 'repository', lambda: tmp_path / 'checkout')
+    monkeypatch.setattr(mini, 'make_world', lambda cfg: pytest.fail('made again'))
+    monkeypatch.setenv('LLMREC_OUT', str(tmp_path / 'out'))
+    folder = mini.ensure_world(SMALL)
+    assert folder == tmp_path / 'out/data/miniature' / made.name
+    assert mini.world_checksum(SMALL) == mini.checksum_of(mini.world_files(world))
+    (folder / 'ml-100k/u.data').write_bytes(b'')
+    assert (made / 'ml-100k/u.data').read_bytes()
+
+
 def test_two_builders_of_one_world(world, tmp_path, monkeypatch):
     monkeypatch.setenv('LLMREC_OUT', str(tmp_path))
 

@@ -6,7 +6,6 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import with_world
 from llmrec.experiments import pass_rates
 from llmrec.llm.backbones import BackboneConfig, load_backbone
 from llmrec.paths import LlmrecError
@@ -50,7 +49,7 @@ def test_a_common_start_is_counted_once(model):
 
 
 def test_the_record_holds_what_the_table_says(model, tmp_path, monkeypatch):
-    monkeypatch.setenv('LLMREC_OUT', str(with_world(tmp_path)))
+    monkeypatch.setenv('LLMREC_OUT', str(tmp_path))
     cfg = pass_rates.make_config(
         'miniature', 'float32', questions='films', lists='films', prompts=3, users=2, repeats=2
     )

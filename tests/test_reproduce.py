@@ -18,7 +18,6 @@ import pytest
 import torch
 import yaml
 
-from conftest import with_world
 from llmrec.runs.records import records_of
 from llmrec.data.miniature import world_checksum
 from llmrec.experiments.retrieval import METHODS
@@ -48,9 +47,7 @@ def pairs(parameters):
 
 def environment(out, **changes):
     "The test's own environment with output below `out`; None removes a variable."
-    env = (
-        os.environ | dict(LLMREC_OUT=str(with_world(out)), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1') | changes
-    )
+    env = os.environ | dict(LLMREC_OUT=str(out), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1') | changes
     return {k: v for k, v in env.items() if v is not None}
 
 

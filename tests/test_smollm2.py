@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import with_world
 from llmrec.data.yesno import load_yesno
 from llmrec.llm.answers import common_start, score_answers
 from llmrec.llm.backbones import BackboneConfig, load_backbone
@@ -44,7 +43,7 @@ def place(tmp_path_factory):
     "The model is fetched once for these tests, unless LLMREC_MODELS has it."
     folder = tmp_path_factory.mktemp('smollm2')
     before = os.environ.get('LLMREC_OUT')
-    os.environ['LLMREC_OUT'] = str(with_world(folder))
+    os.environ['LLMREC_OUT'] = str(folder)
     try:
         try:
             pretrained_folder('smollm2')

@@ -14,7 +14,6 @@ import torch
 from scipy import linalg, sparse
 from sklearn.metrics import adjusted_rand_score
 
-from conftest import with_world
 from llmrec.data.interactions import from_lists, leave_one_out
 from llmrec.evaluation.ranking import per_user
 from llmrec.experiments import systems
@@ -737,7 +736,7 @@ def test_without_computing_only_records_are_shown(tmp_path):
         )
         for i, n in enumerate('ab')
     }
-    with output_to(with_world(tmp_path)):
+    with output_to(tmp_path):
         assert systems.recorded(runs, 'demo', compute=False) == {}
         record = systems.run(runs['a'], 'demo', False)
         found = systems.recorded(runs, 'demo', compute=False)
@@ -778,7 +777,7 @@ def test_the_cost_without_a_tuned_ranker_does_not_depend_on_the_tuning(tmp_path)
         for n in (3, 40)
     )
     tuned = replace(one, ranker_datasets=('films',))
-    with output_to(with_world(tmp_path)):
+    with output_to(tmp_path):
         asked = systems.cost_run(one, 'films', 4)
         assert asked == systems.cost_run(other, 'films', 4) and not asked.tuned
         assert systems.cost_run(tuned, 'films', 4).tuned and 'not tuned' in systems.cost_name(asked)
@@ -801,7 +800,7 @@ def test_the_cost_is_measured_once_and_shown_afterwards(tmp_path, monkeypatch):
     cfg = systems.CostRun(
         llamarec.as_published(for_dataset('films', 'Popularity'), BackboneConfig('tiny')), 4, tuned=False
     )
-    with output_to(with_world(tmp_path)):
+    with output_to(tmp_path):
         assert systems.measured_cost(cfg, 'demo', compute=False) is None and not adapters
         record = systems.measured_cost(cfg, 'demo')
         assert systems.measured_cost(cfg, 'demo', compute=False).metrics == record.metrics

@@ -15,7 +15,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from conftest import with_world
 from llmrec.evaluation.ranking import per_user
 from llmrec.paths import output_to, root
 from llmrec.repro.profiles import manifest
@@ -58,7 +57,7 @@ def made(project, tmp_path_factory):
             '1',
         ],
         cwd=project,
-        env=os.environ | dict(LLMREC_OUT=str(with_world(out)), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1'),
+        env=os.environ | dict(LLMREC_OUT=str(out), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1'),
         capture_output=True,
         text=True,
         timeout=600,

@@ -25,7 +25,9 @@ import polars as pl
 from scipy.special import ndtr, ndtri
 
 from ..config import digest
-from ..paths import AUTHOR, ITEM, RATING, TIMESTAMP, TITLE, USER, LlmrecError, known, miniature_dir
+from llmrec.paths import (
+    AUTHOR, ITEM, RATING, TIMESTAMP, TITLE, USER, LlmrecError, known, miniature_dir, repository,
+)
 from ..runs.records import write_atomic
 
 # %% ../../nbs/19_miniature.ipynb #a40e47a2
@@ -600,6 +602,15 @@ def checksum_of(files: dict[str, bytes]) -> str:
         total.update(f'{name}\0{hashlib.sha256(plain).hexdigest()}\n'.encode())
     return total.hexdigest()
 
+# %% ../../nbs/19_miniature.ipynb #a5f54b9f
+def write_or_copy(cfg: WorldConfig, folder: Path, name: str) -> None:
+    "Write the files of a world into `folder`, or copy them from the checkout's folder `name`."
+    home = repository()
+    made = home / 'data' / 'miniature' / name if home else None
+    if made and made.is_dir(): shutil.copytree(made, folder)
+    else: write_world(make_world(cfg), folder)
+
+
 # %% ../../nbs/19_miniature.ipynb #cedb539d
 def ensure_world(cfg: WorldConfig = WorldConfig()) -> Path:
     "The folder of the world that `cfg` describes, made when it is missing."
@@ -608,7 +619,7 @@ def ensure_world(cfg: WorldConfig = WorldConfig()) -> Path:
         return folder
     aside = folder.with_name(f'{folder.name}.tmp-{os.getpid()}')
     try:
-        write_world(make_world(cfg), aside)
+        write_or_copy(cfg, aside, folder.name)
         with contextlib.suppress(OSError): os.rename(aside, folder)    # another process may have been faster
         if not folder.exists():
             raise LlmrecError(f'{folder} could not be written; is a file of that name in the way?')

@@ -76,7 +76,7 @@ def corrected(cls: TuningConfig):
 SAID = {'lr': 'learning rate', 'warmup_steps': 'warm-up steps'}
 
 def length_said(t: TuningConfig, rows: str = 'rows') -> str:
-    "How long a tuning is: '40 steps of 16 rows'."
+    "How long a tuning run is: '40 steps of 16 rows'."
     often = 'once' if t.epochs == 1 else f'{t.epochs} times'
     length = f'{t.max_steps} steps' if t.max_steps > 0 else f'all training {rows} {often}, in steps'
     return f'{length} of {t.batch_size * t.accumulation} {rows}'

@@ -53,7 +53,7 @@ def reporters(
 # %% ../../nbs/36_tuning.ipynb #bae281cc
 @dataclasses.dataclass(frozen=True)
 class Session:
-    "What a tuning can be given besides rows and settings; of these, only `start` changes what is learnt."
+    "What a tuning run can be given besides rows and settings; of these, only `start` changes what is learnt."
     start: Any = None          # folder of an adapter to continue from; None begins with a fresh one
     about: dict | None = None  # what else identifies the tuning, recorded in `tuning.json`
     resume: bool = True        # resume from what is in the folder; False starts anew

@@ -74,7 +74,7 @@ def fitted_retriever(data: Dataset, cfg: RetrievalConfig, progress: bool) -> tor
 
 # %% ../../nbs/59a_recommender.ipynb #59a0aa01
 def tuned_for(cfg: RankingConfig, checksum: str) -> dict:
-    "What identifies a tuning beside its settings and its model: the data, the retriever and the prompt."
+    "What identifies a tuning run beside its settings and its model: the data, the retriever and the prompt."
     return dict(data=checksum, retrieval=keyed(cfg.retrieval), prompt=keyed(cfg.prompt),
                 candidates=cfg.candidates)
 
