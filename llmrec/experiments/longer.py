@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEDULE', 'CHANGES', 'LONGER', 'LongerSearch', 'trained', 'settings_of', 'longer_config', 'longer_searches',
-           'trials_of', 'trials', 'by_method', 'chosen', 'longer_rows', 'with_longer', 'said', 'matters', 'longer_told',
-           'beside_preset']
+           'trials_of', 'trials', 'by_method', 'chosen', 'longer_rows', 'of_first_seed', 'with_longer', 'said',
+           'matters', 'longer_told', 'beside_preset']
 
 # %% ../../nbs/53c_longer_search.ipynb #f69bf1ef
 from dataclasses import asdict, dataclass, fields, replace
@@ -151,6 +151,10 @@ def longer_rows(s: LlamaRecStudy, found: list[Trial], compute: bool = False) -> 
         ranks = [r.arrays['test_rank'] for r in runs]
         out += rows_of(d, m + LONGER, runs, lambda: rows(d, m + LONGER, ranks))
     return out
+
+def of_first_seed(found: list[Trial]) -> dict:    # (dataset, method) -> metric -> value
+    "The test metrics of the table's setting with the first seed, with which the settings are compared."
+    return {(t.dataset, t.method): t.record.metrics['test'] for t in found if t.setting is None and t.record}
 
 def with_longer(long: pl.DataFrame, more: list[dict]) -> pl.DataFrame:
     "A long table with each of the `more` rows below the row of its method."
