@@ -50,6 +50,20 @@ def test_variants_go_by_the_papers_name(ours, theirs):
     assert reached.own_name(ours) == theirs
 
 
+def test_one_seed_of_the_longer_search_is_compared_with_the_same_seed():
+    plain = row('SASRec', 0.09) | dict(dataset='ml-100k', seeds=5)
+    alone = plain | dict(method='SASRec' + LONGER, value=0.12, seeds=1)
+    first = {('ml-100k', 'SASRec'): {'Recall@10': 0.11}}
+    table = pl.DataFrame([plain, alone])
+    said = reached.gains_said([alone], table, {}, first=first)
+    assert (
+        'after the longer search, first seed (0.0900 without it over 5 seeds, 0.1100 with that one)' in said
+    )
+    every = alone | dict(seeds=5)
+    said = reached.gains_said([every], pl.DataFrame([plain, every]), {}, first=first)
+    assert said.endswith('after the longer search (0.0900 without it).')
+
+
 def test_the_best_row_decides_whether_a_number_is_reached():
     printed = {('beauty', 'SASRec', 'Recall@10'): 0.08}
     rows = [row('SASRec', 0.05), row('SASRec-CE', 0.075), row('SASRec' + LONGER, 0.06), row('LRURec', 0.2)]
