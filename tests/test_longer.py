@@ -278,3 +278,16 @@ def test_the_tool_names_what_it_does_not_know_before_it_runs_anything(
     with pytest.raises(SystemExit):
         tool.main()
     assert named in capsys.readouterr().err
+
+
+def test_a_row_is_compared_with_the_table_over_the_seeds_that_it_has(monkeypatch):
+    def run(value):
+        return SimpleNamespace(metrics=dict(test={'Recall@10': value}))
+
+    table, best = (SimpleNamespace(dataset='films', method='NARM', setting=x) for x in (None, {'lr': 1}))
+    recorded = {id(table): [run(0.1), run(0.2), run(0.6)], id(best): [run(0.3), None, run(0.5)]}
+    monkeypatch.setattr(longer, 'every_seed', lambda s, t: recorded[id(t)])
+    monkeypatch.setattr(longer, 'chosen', lambda found: {('films', 'NARM'): best})
+    assert longer.of_same_seeds(None, [table, best]) == {
+        ('films', 'NARM'): {'Recall@10': pytest.approx(0.35)}
+    }

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEDULE', 'CHANGES', 'LONGER', 'LongerSearch', 'trained', 'settings_of', 'longer_config', 'longer_searches',
-           'trials_of', 'trials', 'by_method', 'chosen', 'longer_rows', 'of_first_seed', 'with_longer', 'said',
-           'matters', 'longer_told', 'beside_preset']
+           'trials_of', 'trials', 'by_method', 'chosen', 'longer_rows', 'every_seed', 'of_same_seeds', 'with_longer',
+           'said', 'matters', 'longer_told', 'beside_preset']
 
 # %% ../../nbs/53c_longer_search.ipynb #f69bf1ef
 from dataclasses import asdict, dataclass, fields, replace
@@ -152,9 +152,18 @@ def longer_rows(s: LlamaRecStudy, found: list[Trial], compute: bool = False) -> 
         out += rows_of(d, m + LONGER, runs, lambda: rows(d, m + LONGER, ranks))
     return out
 
-def of_first_seed(found: list[Trial]) -> dict:    # (dataset, method) -> metric -> value
-    "The test metrics of the table's setting with the first seed, with which the settings are compared."
-    return {(t.dataset, t.method): t.record.metrics['test'] for t in found if t.setting is None and t.record}
+def every_seed(s: LlamaRecStudy, t: Trial) -> list:    # a record, or None, for each seed of the dataset
+    "What is recorded of a setting."
+    seeds = [replace(t.config, training=replace(t.config.training, seed=x)) for x in s.seeds_of(t.dataset)]
+    return those_recorded(seeds, s.profile, False)
+
+def of_same_seeds(s: LlamaRecStudy, found: list[Trial]) -> dict:    # (dataset, method) -> metric -> mean
+    "The test metrics of the table's setting over those seeds that the longer search has for the chosen one."
+    table, out = {(t.dataset, t.method): t for t in found if t.setting is None}, {}
+    for key, t in chosen(found).items():
+        both = [b.metrics['test'] for a, b in zip(every_seed(s, t), every_seed(s, table[key])) if a and b]
+        if both: out[key] = {name: float(np.mean([b[name] for b in both])) for name in both[0]}
+    return out
 
 def with_longer(long: pl.DataFrame, more: list[dict]) -> pl.DataFrame:
     "A long table with each of the `more` rows below the row of its method."

@@ -107,7 +107,7 @@ def tops_said(long: pl.DataFrame, metric: str = 'NDCG@10') -> str:
     return f'The highest {metric} is that of {names}.'
 
 # %% ../../nbs/53i_reached.ipynb #47a1f062
-def longer_gain(row: dict, long: pl.DataFrame, printed: dict, first: dict | None = None) -> str:
+def longer_gain(row: dict, long: pl.DataFrame, printed: dict, same: dict | None = None) -> str:
     "What the longer search has changed in a row of the long table, and the paper's number."
     key = dict(dataset=row['dataset'], metric=row['metric'])
     own = long.filter(method=row['method'].removesuffix(LONGER), **key).row(0, named=True)
@@ -116,9 +116,10 @@ def longer_gain(row: dict, long: pl.DataFrame, printed: dict, first: dict | None
     name = DATASETS[row['dataset']].label
     def over(r): return f"{r['seeds']} seed{'s' if r['seeds'] > 1 else ''}"
     few, many = ('', '') if row['seeds'] == own['seeds'] else (f', {over(row)}', f', {over(own)}')
-    same = (first or {}).get((row['dataset'], own['method']))
-    if same and row['seeds'] == 1 < own['seeds']:
-        few, many = ', first seed', f" over {over(own)}, {same[row['metric']]:.4f} with that one"
+    alike = (same or {}).get((row['dataset'], own['method']))
+    if alike and row['seeds'] < own['seeds']:
+        which = 'that one' if row['seeds'] == 1 else f"the same {row['seeds']}"
+        many = f" over {over(own)}, {alike[row['metric']]:.4f} over {which}"
     return (f"{own['method']} on {name} has {row['metric']} {with_bounds(row)} after the longer search{few} "
             f"({own['value']:.4f} without it{many}{theirs})")
 
@@ -128,10 +129,10 @@ def gains_said(
     long: pl.DataFrame,   # the table with them
     printed: dict,        # the paper's numbers
     metric: str = 'Recall@10',
-    first: dict | None = None,  # (dataset, method) -> metrics of the table's setting with the first seed
+    same: dict | None = None,  # (dataset, method) -> metrics without it over the seeds of its row
 ) -> str:
     "What the longer search has changed in all its rows; '' where it has none."
-    gains = [longer_gain(r, long, printed, first) for r in longer if r['metric'] == metric]
+    gains = [longer_gain(r, long, printed, same) for r in longer if r['metric'] == metric]
     return f"{'; '.join(gains)}." if gains else ""
 
 # %% ../../nbs/53i_reached.ipynb #b6e0e16f
