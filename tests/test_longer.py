@@ -280,14 +280,19 @@ def test_the_tool_names_what_it_does_not_know_before_it_runs_anything(
     assert named in capsys.readouterr().err
 
 
-def test_a_row_is_compared_with_the_table_over_the_seeds_that_it_has(monkeypatch):
-    def run(value):
-        return SimpleNamespace(metrics=dict(test={'Recall@10': value}))
+def test_a_row_is_compared_with_the_table_over_the_seeds_that_it_has(s, searches, shelf, monkeypatch):
+    def with_test(made):
+        "A record whose test metric is its seed, plus 10 in the longer search."
 
-    table, best = (SimpleNamespace(dataset='films', method='NARM', setting=x) for x in (None, {'lr': 1}))
-    recorded = {id(table): [run(0.1), run(0.2), run(0.6)], id(best): [run(0.3), None, run(0.5)]}
-    monkeypatch.setattr(longer, 'every_seed', lambda s, t: recorded[id(t)])
-    monkeypatch.setattr(longer, 'chosen', lambda found: {('films', 'NARM'): best})
-    assert longer.of_same_seeds(None, [table, best]) == {
-        ('films', 'NARM'): {'Recall@10': pytest.approx(0.35)}
-    }
+        def inner(config, valid):
+            r = made(config, valid)
+            r.metrics['test'] = {'Recall@10': config.training.seed + 10 * (config.training.epochs == 9)}
+            return r
+
+        return inner
+
+    monkeypatch.setitem(globals(), 'record', with_test(record))
+    more = {0: 0.2, 1: None, 2: 0.2}  # the second seed has not been run
+    shelf.valid = lambda c: more[c.training.seed] if c.training.epochs == 9 else 0.1
+    same = longer.of_same_seeds(s, longer.trials(s, searches))
+    assert same == {('films', 'NARM'): {'Recall@10': 1.0}, ('films', 'SASRec'): {'Recall@10': 1.0}}

@@ -154,6 +154,9 @@ def longer_rows(s: LlamaRecStudy, found: list[Trial], compute: bool = False) -> 
 
 def every_seed(s: LlamaRecStudy, t: Trial) -> list:    # a record, or None, for each seed of the dataset
     "What is recorded of a setting."
+    if t.setting is None:
+        own = retrieval_records(replace(s, datasets=(t.dataset,)), (t.method,))
+        return [None if isinstance(r, Failed) else r for r in own.values()]
     seeds = [replace(t.config, training=replace(t.config.training, seed=x)) for x in s.seeds_of(t.dataset)]
     return those_recorded(seeds, s.profile, False)
 
