@@ -105,7 +105,7 @@ def test_text_is_that_of_greedy_search_however_it_is_batched(backbone):
 
 
 def test_the_end_token_ends_one_row_and_not_the_batch(backbone):
-    "A token that the model writes sooner in one row than in another is made the end token."
+    "A token that the model writes sooner in one row than in another is made the EOS token."
     asked, n = prompts(backbone), 8
 
     def with_end(token):

@@ -56,7 +56,7 @@ def test_one_seed_of_the_longer_search_is_compared_with_the_same_seed():
     first = {('ml-100k', 'SASRec'): {'Recall@10': 0.11}}
     table = pl.DataFrame([plain, alone])
     said = reached.gains_said([alone], table, {}, same=first)
-    assert 'after the longer search, 1 seed (0.0900 without it over 5 seeds, 0.1100 over that one)' in said
+    assert 'after the longer search, 1 seed (0.0900 without it over 5 seeds, 0.1100 with that one)' in said
     two = alone | dict(seeds=2)
     said = reached.gains_said([two], pl.DataFrame([plain, two]), {}, same=first)
     assert ', 2 seeds (0.0900 without it over 5 seeds, 0.1100 over the same 2)' in said

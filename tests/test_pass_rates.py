@@ -38,7 +38,7 @@ def test_a_pass_has_the_operations_that_pytorch_counts(model, tokens):
     assert pass_rates.operations(model.model, [tokens]) == pytest.approx(weights + attention / 2)
 
 
-def test_a_common_start_is_counted_once(model):
+def test_a_common_prefix_is_counted_once(model):
     once, three = (
         pass_rates.operations(model.model, [90]),
         pass_rates.operations(model.model, [90, 90, 90], 90),

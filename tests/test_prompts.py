@@ -25,7 +25,7 @@ TIGHT = LlamaRecPromptConfig(max_text_tokens=140)
 
 
 def of_family(name):
-    "A toy tokenizer; `closing` sets no start token and appends an end token."
+    "A toy tokenizer; `closing` sets no BOS token and appends an EOS token."
     if name == 'metaspace':
         return PreTrainedTokenizerFast(
             tokenizer_object=metaspace_tokenizer(default_texts()), bos_token='<s>', **NAMES

@@ -47,7 +47,7 @@ def ids(bb):
 
 @pytest.fixture(scope='module')
 def others(bb):
-    "A Gemma 2, which squashes its logits, and a GPT-2."
+    "A Gemma 2, which soft-caps its logits, and a GPT-2."
     torch.manual_seed(0)
     shape = dict(vocab_size=len(bb.tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
     gemma = Gemma2ForCausalLM(Gemma2Config(**shape, intermediate_size=32, num_key_value_heads=1, head_dim=16))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llmrec.data.yesno import load_yesno
-from llmrec.llm.answers import common_start, score_answers
+from llmrec.llm.answers import common_prefix, score_answers
 from llmrec.llm.backbones import BackboneConfig, load_backbone
 from llmrec.llm.pretrained import pretrained_folder
 from llmrec.llm.yesno import YesNoPromptConfig, encode_questions, yesno_ids
@@ -82,9 +82,9 @@ def test_it_is_a_language_model(model):
     assert 'Paris' in model.tokenizer.decode(new[0])
 
 
-def test_scores_with_the_common_start_are_those_of_one_plain_pass(model, prompts, exact):
+def test_scores_with_the_common_prefix_are_those_of_one_plain_pass(model, prompts, exact):
     yes, no = yesno_ids(model.tokenizer)
-    assert common_start(prompts) > 60
+    assert common_prefix(prompts) > 60
     with torch.no_grad():
         logits = torch.stack([model.model(torch.tensor([p])).logits[0, -1] for p in prompts])
     plain = (logits[:, yes] - logits[:, no]).numpy()

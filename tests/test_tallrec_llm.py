@@ -429,7 +429,7 @@ def test_one_pass_scores_are_those_of_the_plain_forward_and_of_generation(tiny, 
         ),
     ],
 )
-def test_the_common_start_changes_no_score_in_any_architecture(tiny, cls, config, extra, shares):
+def test_the_common_prefix_changes_no_score_in_any_architecture(tiny, cls, config, extra, shares):
     torch.manual_seed(0)
     sizes = (
         dict(n_embd=32, n_layer=2, n_head=2)

@@ -1,4 +1,4 @@
-"Titles with the control tokens of a tokenizer in them are text in every prompt, and ordinary titles have the ids that they had."
+"Titles with the special tokens of a tokenizer in them are text in every prompt, and ordinary titles have the ids that they had."
 
 from types import SimpleNamespace
 
@@ -40,7 +40,7 @@ PLAIN = [
 
 
 def of_family(name):
-    "A tokenizer with control tokens, two of which its vocabulary does not call so, prepared as that of a backbone."
+    "A tokenizer with special tokens, two of which its vocabulary does not call so, prepared as that of a backbone."
     if name == 'byt5':
         return prepare_tokenizer(ByT5Tokenizer())
     make = dict(byte=byte_tokenizer, metaspace=metaspace_tokenizer)[name.removesuffix('+')]
@@ -73,7 +73,7 @@ def hostile(i=0):
 
 
 def inside(tok, ids):
-    "Control tokens after the first id."
+    "Special tokens after the first id."
     return [i for i in ids[1:] if i in control(tok)]
 
 

@@ -91,7 +91,7 @@ KINDS = {
         ['runs.artefacts.table_md', 'runs.artefacts.table_tex', 'runs.artefacts.save_figure'],
         [('test_titles_in_markup', '')],
     ),
-    'A title that looks like a control token': (
+    'A title that looks like a special token': (
         ['llm.prompts.prompt_ids', 'llm.chat.defused'],
         [('test_titles_are_text', '')],
     ),

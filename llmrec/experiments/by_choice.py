@@ -134,11 +134,13 @@ def choices_shown(long: pl.DataFrame) -> pl.DataFrame:
 
 # %% ../../nbs/53k_by_choice.ipynb #a8664966
 def changes_said(name: str, change: dict) -> str:
-    "A choice with the fields that it changes, such as `corrected (preset: corrected)`."
-    fields = {}
+    "A choice with the fields that it changes, such as `corrected (preset: corrected)`, and where it was run."
+    fields, sets = {}, [DATASETS[d].label for d in change.get('ranker_datasets', ())]
     for key, value in change.items():
+        if key == 'ranker_datasets': continue
         fields |= {f'{key}.{k}': v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-    return f"{name} ({', '.join(f'{key}: {value}' for key, value in fields.items())})"
+    where = f" on {' and '.join(sets)}" if sets else ''
+    return f"{name}{where} ({', '.join(f'{key}: {value}' for key, value in fields.items())})"
 
 
 # %% ../../nbs/53k_by_choice.ipynb #6b887b27

@@ -17,7 +17,7 @@ import torch
 from ..config import from_dict, schema
 from ..data.datasets import load_dataset
 from ..data.yesno import load_yesno, yesno_checksum
-from ..llm.answers import common_start, score_answers
+from ..llm.answers import common_prefix, score_answers
 from ..llm.backbones import Backbone, BackboneConfig, backbone_identity, load_backbone
 from ..llm.prompts import LlamaRecPromptConfig, encode_prompt, fit_prompt, truncate_title
 from ..llm.ranking import score_candidates
@@ -119,7 +119,7 @@ def work_of(cfg: PassRates, backbone: Backbone) -> dict:
     letters = letter_ids(backbone.tokenizer, cfg.candidates)
     def count(prompts, start=0): return operations(backbone.model, [len(p) for p in prompts], start)
     return dict(
-        questions=(count(asked, common_start(asked)), lambda: score_answers(backbone, asked, pair)),
+        questions=(count(asked, common_prefix(asked)), lambda: score_answers(backbone, asked, pair)),
         lists=(count(ranked), lambda: score_candidates(backbone, ranked, letters)),
     )
 

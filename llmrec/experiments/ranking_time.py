@@ -322,11 +322,13 @@ def time_found(
 ) -> str:
     "The finding: seconds of both ways at the title length of the fit, and the paper's."
     mid, paper = t.fitted, dict(theirs.select('title tokens', 'paper, s').iter_rows())
+    read_off = t.calibrate in paper and t.calibrate != 20    # it prints the time of titles of 20 tokens alone
+    its = f'about {paper[t.calibrate]:.0f} s (read off its plot)' if read_off else f'{paper[20]:.2f} s'
     return (
         f"With titles of {t.calibrate} tokens a ranking by {by} takes {mid['generation, s']:.3g} s by"
         f" generation, {mid['times faster']:.0f} times as long as by the verbalizer"
-        f" ({mid['verbalizer, s']:.3g} s); on other hardware and with a 7B model the paper reports"
-        f' {paper.get(t.calibrate, paper[20]):.2f} s and less than 1 s.'
+        f" ({mid['verbalizer, s']:.3g} s); on other hardware and with a 7B model the paper has"
+        f' {its} and less than 1 s.'
     )
 
 # %% ../../nbs/53f_ranking_time.ipynb #1cba2c27
@@ -356,7 +358,7 @@ def paper_said(theirs: pl.DataFrame) -> str:
     "The paper's time of a token, and how far its plot is from one constant."
     at_20 = theirs.filter(pl.col('title tokens') == 20)['paper, s'].item()
     off = farthest(theirs, 'predicted paper, s', 'paper, s', 20)
-    return (f"The paper's points: {at_20 / 400 * 1e3:.0f} ms a token at 20 tokens a title; the farthest"
+    return (f"The paper's points: {at_20 / 400 * 1e3:.0f} ms per token at 20 tokens per title; the farthest"
             f' prediction is {off:.0%} from the plot.')
 
 # %% ../../nbs/53f_ranking_time.ipynb #70c9f2d8

@@ -118,8 +118,8 @@ def longer_gain(row: dict, long: pl.DataFrame, printed: dict, same: dict | None 
     few, many = ('', '') if row['seeds'] == own['seeds'] else (f', {over(row)}', f', {over(own)}')
     alike = (same or {}).get((row['dataset'], own['method']))
     if alike and row['seeds'] < own['seeds']:
-        which = 'that one' if row['seeds'] == 1 else f"the same {row['seeds']}"
-        many = f" over {over(own)}, {alike[row['metric']]:.4f} over {which}"
+        which = 'with that one' if row['seeds'] == 1 else f"over the same {row['seeds']}"
+        many = f" over {over(own)}, {alike[row['metric']]:.4f} {which}"
     return (f"{own['method']} on {name} has {row['metric']} {with_bounds(row)} after the longer search{few} "
             f"({own['value']:.4f} without it{many}{theirs})")
 

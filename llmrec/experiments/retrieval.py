@@ -47,7 +47,7 @@ METHODS = {name: (name, {}) for name in COUNTED} | {
     'SASRec-gBCE': ('SASRec', dict(loss='gbce')),
     'LRURec': ('LRURec', {})}
 
-# share of gaps where it is not BERT4RecConfig's
+# masking probability where it is not BERT4RecConfig's
 MASKED = {('BERT4Rec-MLM', 'beauty'): .6, ('BERT4Rec-MLM', 'games'): .5}
 
 # chosen after test results of such settings on the real data were known

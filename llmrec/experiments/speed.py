@@ -238,7 +238,7 @@ def speed_table(
 ) -> pl.DataFrame:
     "Rows of the models, then of the catalogue."
     m = record.metrics['catalogue']
-    rows = [(f'{name}, seconds an epoch', *r['positions'], r['predicted'], r['second'], r['plain'], r['ours'],
+    rows = [(f'{name}, seconds per epoch', *r['positions'], r['predicted'], r['second'], r['plain'], r['ours'],
              r['ratio'], r['cpu']) for name, r in results.items()]
     rows += [(f'MiB for all test users: {what}', *[None] * 4, mib, held(record), mib / held(record), None)
              for what, mib in avoided(m['users'], m['items']).items()]
@@ -273,7 +273,7 @@ def epochs(ax, results: dict, title: str, colours: tuple) -> None:
         ax.bar_label(drawn, text, padding=3, fontsize=6.5)
     ends = [r[way] for r in results.values() for way in ('plain', 'ours')]
     ax.set(xscale='log', xlim=(min(ends) / 2, max(ends) * 8), title=title,
-           xlabel='seconds an epoch (log scale)')
+           xlabel='seconds per epoch (log scale)')
     ax.set_yticks(y, list(results))
     ax.invert_yaxis()
     ax.grid(False)

@@ -488,6 +488,6 @@ def sentence(name: str, record: Record, retriever: np.ndarray, paper: float | No
     waste = c['unknown'] + c['repeated'] + c['met']
     lists = 'list is' if c['empty_lists'] == 1 else 'lists are'
     return (
-        f'{name}: NDCG@10 {ours:.4f} of {n} people{copied}; {side} the retriever on the same people '
-        f'({mean:+.4f} [{low:+.4f}, {high:+.4f}]); {waste} of {c["written"]} written lines could not be '
-        f'used, {c["empty_lists"]} {lists} empty. Unlike the paper\'s, it has {DIFFERS[name]}.')
+        f'{name}: NDCG@10 {ours:.4f} over {n} people{copied}; {side} the retriever on the same people '
+        f'({mean:+.4f} [{low:+.4f}, {high:+.4f}]); {waste} of the {c["written"]} lines that it wrote could '
+        f'not be used, {c["empty_lists"]} {lists} empty. Unlike the paper\'s, it has {DIFFERS[name]}.')

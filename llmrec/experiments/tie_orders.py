@@ -359,8 +359,10 @@ class Spread:
 
     @property
     def reordered(self) -> bool:
-        "Whether the rules rank the methods differently."
-        return len({tuple(self.ranking(rule)) for rule in self.counted.rules}) > 1
+        "Whether the rules rank the methods that ran under all of them differently."
+        run = [rule for rule in self.counted.rules if self.ranking(rule)]
+        common = {m for m, rules in self.methods.items() if set(run) <= set(rules)}
+        return len({tuple(m for m in self.ranking(rule) if m in common) for rule in run}) > 1
 
 def spread(t: TieStudy, d: str, counted: Counted, parts: dict) -> Spread:
     "The runs of a dataset, from `by_key`."

@@ -22,7 +22,7 @@ from ..config import from_dict, schema
 from ..data.yesno import few_shot, load_yesno, yesno_checksum
 from ..evaluation.auc import auc
 from .pass_rates import ceiling, operations, timed
-from ..llm.answers import common_start, generate_answers, generate_batch, pair_score, score_answers
+from ..llm.answers import common_prefix, generate_answers, generate_batch, pair_score, score_answers
 from ..llm.backbones import Backbone, BackboneConfig, backbone_identity, load_backbone
 from ..llm.ranking import kept_logits, left_padded, scoring
 from ..llm.tuning import TuningConfig, add_lora, arguments, trainer_for
@@ -63,11 +63,11 @@ def ways_of(cfg: YesNoSpeedConfig) -> dict[str, str]:
     "The four ways of asking and their names in the table."
     return {
         'published': f'generate up to {cfg.new_tokens} tokens', 'one_token': 'generate 1 token',
-        'plain': 'one plain pass', 'ours': 'one pass, common start once',
+        'plain': 'one plain pass', 'ours': 'one pass, common prefix once',
     }
 
 def plain_pass(backbone: Backbone, prompts: list, ids, batch: int) -> np.ndarray:
-    "Double softmax (n,) from one pass a batch over whole prompts, logits at the last position alone."
+    "Double softmax (n,) from one pass per batch over whole prompts, logits at the last position alone."
     scores = []
     with scoring(backbone):
         for at in range(0, len(prompts), batch):
@@ -109,7 +109,7 @@ def ask_race(cfg: YesNoSpeedConfig, backbone: Backbone, prompts: list):
 
 # %% ../../nbs/55a_yesno_speed.ipynb #fe741cf8
 def tokens_generated(cfg: YesNoSpeedConfig, backbone: Backbone, prompts: list) -> tuple[float, int]:
-    "Mean number of new tokens of a row up to its end token, and the steps that the batch took."
+    "Mean number of new tokens of a row up to its EOS token, and the steps that the batch took."
     with scoring(backbone):
         _, new = generate_batch(backbone, prompts[: cfg.batch], cfg.new_tokens)
     ends = [(row == backbone.tokenizer.eos_token_id).nonzero() for row in new]
@@ -186,12 +186,12 @@ def step_race(cfg: YesNoSpeedConfig, loss: str, profile: str):
 
 # %% ../../nbs/55a_yesno_speed.ipynb #2fc406ce
 def counts(cfg: YesNoSpeedConfig, model: Backbone, prompts: list) -> dict:
-    "Tokens, the length of the common start, and operations of both kinds of pass."
+    "Tokens, the length of the common prefix, and operations of both kinds of pass."
     lengths = [len(q) for q in prompts]
     chunks = [slice(at, at + cfg.chunk) for at in range(0, len(lengths), cfg.chunk)]
-    once = sum(operations(model.model, lengths[c], common_start(prompts[c])) for c in chunks)
+    once = sum(operations(model.model, lengths[c], common_prefix(prompts[c])) for c in chunks)
     return dict(
-        prompts=len(lengths), tokens=sum(lengths), start=common_start(prompts),
+        prompts=len(lengths), tokens=sum(lengths), start=common_prefix(prompts),
         operations=dict(plain=operations(model.model, lengths), ours=once),
         ceiling={name: ceiling(getattr(torch, name)) for name in ('float32', 'bfloat16')},
     )
@@ -275,7 +275,7 @@ def speed_found(cfg: YesNoSpeedConfig, record: Record) -> str:
     steps = {loss: s[f'{loss}_plain'] / s[f'{loss}_ours'] for loss in LOSSES}
     return (
         f"To score {record.metrics['prompts']:,} prompts, generating up to {cfg.new_tokens} tokens as"
-        f" published takes {s['published'] / s['ours']:.1f} times as long as one pass with the common start"
+        f" published takes {s['published'] / s['ours']:.1f} times as long as one pass with the common prefix"
         f" computed once, and a plain pass {s['plain'] / s['ours']:.2f} times as long; a tuning step is"
         f" {steps['answer']:.2f} times faster than with a plain Trainer where the loss is on the answer,"
         f" {steps['prompt+answer']:.2f} times where it is on prompt and answer."

@@ -90,12 +90,12 @@ def backbone_label(
     return Path(os.path.abspath(Path(name).expanduser())).name if is_folder(name) else name
 
 # %% ../../nbs/32_backbones.ipynb #42628b9e
-MARKER = re.compile(r'<[^<>\s]+>|\[/?[A-Z_]+\]')  # what looks like a control token
+MARKER = re.compile(r'<[^<>\s]+>|\[/?[A-Z_]+\]')  # what looks like a special token
 
 def undeclared_markers(
     tokenizer,  # any fast tokenizer of transformers
 ) -> list[str]:
-    "The added tokens that look like control tokens and are not declared as such."
+    "The added tokens that look like special tokens and are not declared as such."
     added = tokenizer.added_tokens_decoder.values()
     return [t.content for t in added if not t.special and MARKER.fullmatch(t.content)]
 
@@ -103,7 +103,7 @@ def undeclared_markers(
 def take_markers_as_control(
     tokenizer,  # any tokenizer of transformers
 ) -> None:
-    "Declare the added tokens that look like control tokens as such; ids do not change."
+    "Declare the added tokens that look like special tokens as such; ids do not change."
     if not getattr(tokenizer, 'is_fast', False): return
     if markers := undeclared_markers(tokenizer):
         declared = [AddedToken(text, special=True, normalized=False) for text in markers]
@@ -117,7 +117,7 @@ def prepare_tokenizer(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token or tokenizer.bos_token
     if tokenizer.pad_token_id is None:
-        raise LlmrecError(f'The tokenizer {tokenizer.name_or_path} has no pad, unknown, end or start token; '
+        raise LlmrecError(f'The tokenizer {tokenizer.name_or_path} has no pad, unknown, EOS or BOS token; '
                           'set tokenizer.pad_token in its folder.')
     take_markers_as_control(tokenizer)
     tokenizer.padding_side = tokenizer.truncation_side = 'left'

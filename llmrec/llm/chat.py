@@ -61,7 +61,7 @@ CONTROL = re.compile(r'(?<=[<\[])(?=\|[^|<>]+\|>|/?s>|/?think>|(bos|eos|pad|unk|
                      r'(start|end)_of_(turn|text|image)>|/?INST\]|/?<?/?SYS>>)', re.I)
 
 def defused(prompt: str) -> str:
-    "`prompt` with a space after the first character of anything a server may take for a control token."
+    "`prompt` with a space after the first character of anything a server may take for a special token."
     return CONTROL.sub(' ', prompt)
 
 # %% ../../nbs/39a_chat.ipynb #6819659f

@@ -72,7 +72,7 @@ def answer_tokens(
 @dataclass(frozen=True)
 class Rules:
     "The rules that a generated text must obey."
-    to_the_end: bool = False  # no end token before the limit
+    to_the_end: bool = False  # no EOS token before the limit
     allowed: Any = None       # for each prompt, a function from its new tokens to those that may follow
 
     def of(self, rows) -> 'Rules':
@@ -123,9 +123,9 @@ def search_settings(
 def cut_rows(
     new,       # new tokens of each row
     limits,    # maximum number of new tokens for each row
-    end: int,  # id of the end token
+    end: int,  # id of the EOS token
 ) -> list[list[int]]:
-    "Each row up to its limit and without the end token and what follows it."
+    "Each row up to its limit and without the EOS token and what follows it."
     rows = [row[:limit] for row, limit in zip(new, limits)]
     return [row[:row.index(end)] if end in row else row for row in rows]
 
@@ -136,7 +136,7 @@ def generate_batch(
     limits,   # maximum number of new tokens for each prompt
     rules: Rules = Rules(),
 ) -> list[list[int]]:
-    "New tokens of each prompt by greedy search, without the end token."
+    "New tokens of each prompt by greedy search, without the EOS token."
     batch, device = left_padded(prompts, backbone.tokenizer.pad_token_id), backbone.model.device
     batch = {k: batch[k].to(device) for k in ('input_ids', 'attention_mask')}
     width = batch['input_ids'].shape[1]

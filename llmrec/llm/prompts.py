@@ -21,7 +21,7 @@ def as_text(
     text,       # one text, or a list
     **how,      # keyword arguments of the tokenizer
 ):
-    "The output of `tokenizer` for `text`, in which `</s>` and other control tokens are ordinary text."
+    "The output of `tokenizer` for `text`, in which `</s>` and other special tokens are ordinary text."
     return tokenizer(text, split_special_tokens=True, **how)
 
 # %% ../../nbs/30_prompts.ipynb #682dc7f6
@@ -44,7 +44,7 @@ class LlamaRecPromptConfig:
 # %% ../../nbs/30_prompts.ipynb #31e0273e
 @patch(cls_method=True)
 def as_published(cls: LlamaRecPromptConfig):
-    "A prompt that is too long loses its first tokens: start token, instruction, first history items."
+    "A prompt that is too long loses its first tokens: BOS token, instruction, first history items."
     return cls(truncation='left')
 
 # %% ../../nbs/30_prompts.ipynb #528edca6
@@ -117,7 +117,7 @@ def prompt_ids(
     tokenizer,    # the backbone's tokenizer
     prompt: str,
 ) -> list[int]:
-    "Ids of `prompt`, with the tokenizer's start token if it adds one, without an end token that it appends."
+    "Ids of `prompt`, with the tokenizer's BOS token if it adds one, without an EOS token that it appends."
     ids = list(as_text(tokenizer, prompt)['input_ids'])
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
@@ -190,9 +190,9 @@ def label_id(
 
 # %% ../../nbs/30_prompts.ipynb #825107a3
 def end_id(tokenizer) -> int:
-    "The id of the end token, which the ranker learns to say after the letter."
+    "The id of the EOS token, which the ranker learns to say after the letter."
     if tokenizer.eos_token_id is None:
-        raise LlmrecError(f'The tokenizer {tokenizer_name(tokenizer)} has no end token, and the ranker '
+        raise LlmrecError(f'The tokenizer {tokenizer_name(tokenizer)} has no EOS token, and the ranker '
                           'learns to end after the letter; set tokenizer.eos_token.')
     return tokenizer.eos_token_id
 
@@ -203,7 +203,7 @@ def encode_example(
     letter: str,  # of the right candidate
     cfg: LlamaRecPromptConfig,
 ) -> tuple[list[int], list[int]]:
-    """Input ids and labels of one training row; the labels of all but the letter and the end token are -100,
+    """Input ids and labels of one training row; the labels of all but the letter and the EOS token are -100,
     or that of the first token alone if the loss covers the prompt."""
     left = cfg.truncation == 'left'
     before = prompt_ids(tokenizer, prompt) if left else encode_prompt(tokenizer, prompt, cfg)

@@ -210,7 +210,7 @@ def scored_batches(
 def greedy(
     own: 'transformers.GenerationConfig',  # that of a model
 ) -> 'transformers.GenerationConfig':
-    "The ids of the control tokens in `own`, and nothing else of it."
+    "The ids of the special tokens in `own`, and nothing else of it."
     ids = ('bos_token_id', 'eos_token_id', 'pad_token_id', 'decoder_start_token_id')
     return type(own)(**{name: getattr(own, name, None) for name in ids})
 

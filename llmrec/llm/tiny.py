@@ -121,7 +121,7 @@ def tiny_tokenizer(
     style: str,  # 'byte' or 'metaspace'
     vocab_size: int,
 ) -> 'transformers.PreTrainedTokenizerFast':
-    "A tokenizer of that family with the names of Llama's control tokens."
+    "A tokenizer of that family with the names of Llama's special tokens."
     tok = TINY[known('tokenizer style', style, TINY)](texts, vocab_size)
     names = dict(unk_token='<unk>', bos_token='<s>', eos_token='</s>')
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tok, **names)

@@ -44,7 +44,7 @@ def savings(
     dataset,           # training rows
     recomputes: bool,  # whether activations are recomputed in the backward pass
 ) -> tuple[bool, bool]:
-    "Whether the loss may gather labels before the head, and whether it may share the rows' common start."
+    "Whether the loss may gather labels before the head, and whether it may share the rows' common prefix."
     rows = [dataset[i] for i in range(min(4, len(dataset)))]
     with scoring(backbone):
         gather = can_gather(backbone.model, rows[0])

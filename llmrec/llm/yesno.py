@@ -30,10 +30,10 @@ class YesNoPromptConfig:
     wording: Literal['released', 'paper'] = 'released'
     wrapper_comment: bool | Literal['with input'] = False    # the stray linter comment, see `wrap`
     loss: Literal['answer', 'prompt+answer'] = 'answer'      # Eq. 1 and 2, or what the released scripts do
-    max_tokens: int = 512                                    # of prompt, answer and end token
+    max_tokens: int = 512                                    # of prompt, answer and EOS token
     # drop the oldest history items, or cut raw tokens on the right
     truncation: Literal['history', 'right'] = 'history'
-    # whether an uncut row ends with the end token
+    # whether an uncut row ends with the EOS token
     end_token: Literal['if_room', 'never'] = 'if_room'
 
 # %% ../../nbs/31_yesno_prompts.ipynb #a0a5f898

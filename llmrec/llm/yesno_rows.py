@@ -24,7 +24,7 @@ def labelled_row(
     answer: list[int],
     cfg: YesNoPromptConfig,
     limit: int,             # tokens allowed, from `row_limit`
-    end: int | None,        # the end token
+    end: int | None,        # the EOS token
 ) -> dict:
     "Input ids and labels (-100 where nothing is learnt) of one row, cut on the right at `limit`."
     ids = (list(prompt) + list(answer))[:limit]
@@ -34,9 +34,9 @@ def labelled_row(
 
 # %% ../../nbs/31a_yesno_rows.ipynb #9639de7c
 def end_of(tokenizer, cfg: YesNoPromptConfig) -> int | None:
-    "The end token's id; an `LlmrecError` if rows should end with one and there is none."
+    "The EOS token's id; an `LlmrecError` if rows should end with one and there is none."
     if cfg.end_token == 'if_room' and tokenizer.eos_token_id is None:
-        raise LlmrecError(f'The tokenizer {tokenizer_name(tokenizer)} has no end token; '
+        raise LlmrecError(f'The tokenizer {tokenizer_name(tokenizer)} has no EOS token; '
                           "set tokenizer.eos_token, or end_token='never'.")
     return tokenizer.eos_token_id
 

@@ -200,7 +200,7 @@ def histories_in(path) -> list[list]:
         history = [as_id(x) for x in found if x != '']
         if not history: raise LlmrecError(f'{where}: there is no item; a recommendation needs at least one.')
         out.append(history)
-    if not out: raise LlmrecError(f'{path} holds no history; write one a line.')
+    if not out: raise LlmrecError(f'{path} holds no history; write one per line.')
     return out
 
 def as_id(x): return x if isinstance(x, str) else str(x)

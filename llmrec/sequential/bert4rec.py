@@ -39,7 +39,7 @@ class BERT4RecConfig:
     last_item_share: float = 1 / 11  # share of the sequences in which only the last item is masked
     places: Literal['start', 'end'] = 'start'  # where position numbers count from
     max_length: int = 50           # latest items that the model sees, the mask included; 200 for ml-100k
-    unmasked_share: float = 0.  # share of the gaps that show no mask; .2 for BERT's 80/10/10 rule
+    unmasked_share: float = 0.  # share of masked positions without the mask token; .2 for BERT's 80/10/10 rule
 
 # %% ../../nbs/47_bert4rec.ipynb #d20d648c
 def rows_of(shapes: list) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,9 +66,9 @@ def cloze(
 def shown(
     hidden: torch.Tensor,  # (gaps,) items
     n_items: int,
-    unmasked_share: float, # share of the gaps without a mask; .2 is BERT's 80/10/10 rule
+    unmasked_share: float, # share of masked positions without the token; .2 is BERT's 80/10/10 rule
 ) -> torch.Tensor:         # (gaps,)
-    "What stands in the gaps: the mask, or in equal parts of `unmasked_share` a random item and the true one."
+    "What stands at the masked positions: the mask token, or in equal parts of `unmasked_share` a random item and the true one."
     mask = torch.full_like(hidden, n_items + 1)
     if not unmasked_share: return mask
     u = torch.rand(len(hidden))
@@ -78,7 +78,7 @@ def shown(
 # %% ../../nbs/47_bert4rec.ipynb #2fde979f
 @dataclass(frozen=True)
 class Cloze:
-    "A batch of sequences with gaps."
+    "A batch of sequences, partly masked."
     items: torch.Tensor    # (tokens,) sequence after sequence, the longest first; n_items + 1 is the mask
     gaps: torch.Tensor     # (gaps,) places that are filled in
     targets: torch.Tensor  # (gaps,) what they hide
@@ -93,7 +93,7 @@ def cloze_batch(
     spans: np.ndarray,  # (batch, 2) windows
     cfg: BERT4RecConfig,
 ) -> Cloze:
-    "The latest `max_length` items of each window, with gaps."
+    "The latest `max_length` items of each window, partly masked."
     begin, end = np.maximum(spans[:, 0], spans[:, 1] - cfg.max_length), spans[:, 1]
     order, shapes = by_length(end - begin)
     items = torch.from_numpy(train.items[unroll(begin[order], (end - begin)[order])].astype(np.int64))
@@ -168,9 +168,9 @@ def build(n_items: int, cfg: BERT4RecConfig) -> BERT4Rec:
 def make_loss(
     train: Sequences,
     cfg: BERT4RecConfig,
-    seed: int = 0,  # not used: gaps and dropout follow PyTorch's generator, which the training loop seeds
+    seed: int = 0,  # not used: masks and dropout follow PyTorch's generator, which the training loop seeds
 ) -> Callable:      # (model, spans) -> scalar
-    "Full cross-entropy at the gaps of newly drawn clozes (BERT4Rec 3.6)."
+    "Full cross-entropy at the masked positions of newly drawn clozes (BERT4Rec 3.6)."
     def loss(model, spans):
         b = cloze_batch(train, spans, cfg).to(model.item_bias.device)
         answers = model(b.items, b.shapes, b.gaps)

@@ -80,7 +80,7 @@ def check_scores(
     users: np.ndarray,     # for the error message
 ) -> None:
     "Raise an `LlmrecError` for the first user with a score that is NaN or infinite."
-    bad = ~(scores.amax(1) < torch.inf)  # NaN is the largest
+    bad = ~(scores.amax(1) < torch.inf)  # amax propagates NaN
     if bad.any():
         raise LlmrecError(f'User {int(users[int(bad.int().argmax())])} has a score that is NaN or infinite, '
                           'so nothing can be ranked; if the recommender was trained, lower its lr.')

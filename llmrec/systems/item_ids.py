@@ -221,7 +221,7 @@ def encode(tokenizer, texts) -> dict[str, torch.Tensor]:
 
 # %% ../../nbs/49d_p5.ipynb #2c0a9bd2
 class Trie:
-    "All ids, as sequences of tokens that end in the end token."
+    "All ids, as sequences of tokens that end in the EOS token."
     def __init__(self, ids: dict[int, list[int]]):    # item -> tokens
         self.ids = {item: tuple(tokens) for item, tokens in ids.items()}
         self.item = {tokens: item for item, tokens in self.ids.items()}

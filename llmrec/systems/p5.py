@@ -210,7 +210,7 @@ def search(
     closed: list,     # one Counter per row, from `Trie.closed`
     cfg: P5Config,
     beams: int | None = None,  # None: `cfg.beams`
-) -> list[list[tuple]]:        # the written tokens of each row without the start token, most probable first
+) -> list[list[tuple]]:        # the written tokens of each row without the BOS token, most probable first
     "Beam search over ids; free of the trie when `cfg.constrained` is false."
     n, longest, t5 = beams or cfg.beams, max(map(len, trie.item)), model.t5
     end = t5.config.eos_token_id
