@@ -67,6 +67,19 @@ def test_every_loss_of_every_model_and_a_further_one_has_no_label():
     assert found[2].datasets == ('films',) and found[2].llm_ks == (4,) and found[0].datasets == s.datasets
 
 
+def test_a_further_model_with_a_loss_of_its_own_has_that_loss_alone():
+    s = study(backbone='miniature')
+    further = dict(scripts=dict(backbone='miniature', llm_ks=[4], loss='prompt+answer'))
+    found = tallrec_results.language_models(s, ['preset', 'answer'], further)
+    assert [(x.loss, x.llm_ks) for x in found] == [
+        ('preset', s.llm_ks),
+        ('answer', s.llm_ks),
+        ('prompt+answer', (4,)),
+    ]
+    with pytest.raises(LlmrecError, match="'prompts'"):
+        tallrec_results.language_models(s, ['answer'], dict(scripts=dict(loss='prompts')))
+
+
 def test_a_further_model_can_stand_under_a_protocol_of_its_own():
     published, corrected = tallrec_results.studies_by_protocol(
         dict(datasets=['films'], llm_ks=[16]), ['as_published', 'corrected'], {}

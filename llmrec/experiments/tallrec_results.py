@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['studies_by_protocol', 'language_models', 'further_names', 'own_cells', 'against_others', 'baseline_rows',
-           'like_rate_rows', 'tallrec_rows', 'auc_said', 'like_rates_said', 'standing_said', 'clear_said',
-           'elsewhere_said', 'dataset_lines', 'below_chance']
+           'like_rate_rows', 'tallrec_rows', 'auc_said', 'like_rates_said', 'standing_said', 'losses_said',
+           'clear_said', 'elsewhere_said', 'dataset_lines', 'below_chance']
 
 # %% ../../nbs/58b_tallrec_results.ipynb #6e49c43a
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
@@ -15,7 +16,9 @@ import polars as pl
 
 from ..data.yesno import YESNO_DATASETS
 from .tables import Cell, tests, with_paper
-from .tallrec_study import TallrecStudy, llm_cells, llm_name, llm_records, study
+from llmrec.experiments.tallrec_study import (
+    LOSSES, TallrecStudy, llm_cells, llm_name, llm_records, study,
+)
 from ..runs.artefacts import value_text
 from ..runs.records import Failed, Record
 from ..sequential.binary import BINARY
@@ -38,11 +41,13 @@ def language_models(
     own: bool = True,            # whether the study's own model is tuned under its protocol
 ) -> list[TallrecStudy]:
     "The study for every language model and loss under its protocol, the study's own model first."
-    models = [s] if own else []
+    models = [(s, losses)] if own else []
     for name, change in further.items():
         here = change['protocol'] == s.protocol if 'protocol' in change else own
-        if here: models.append(study(**asdict(s) | dict(backbone=name, label='') | change))
-    return [replace(x, loss=loss) for x in models for loss in losses]
+        if not here: continue
+        model = study(**asdict(s) | dict(backbone=name, label='') | change)
+        models.append((model, [model.loss] if 'loss' in change else losses))
+    return [replace(x, loss=loss) for x, of_model in models for loss in of_model]
 
 # %% ../../nbs/58b_tallrec_results.ipynb #d69b152d
 def further_names(models: list[TallrecStudy]) -> list[str]:
@@ -121,6 +126,19 @@ def standing_said(
     return (f"{rows['method'][0]} is above all six sequential baselines in {rows['above_baselines'].sum()} of"
             f' {len(rows)} settings and {rate}')
 
+# %% ../../nbs/58b_tallrec_results.ipynb #db43b5d3
+def losses_said(long: pl.DataFrame) -> str:
+    "What TALLRec has with a further loss beside the first one, in the same setting; '' where there is one loss."
+    def model(method): return re.sub(f"(, | \\()({'|'.join(LOSSES.values())})\\)", '', method).removesuffix(')')
+    def drawn(r): return f"{r['seeds']} draw{'s' if r['seeds'] > 1 else ''}"
+    said = []
+    for _, part in tallrec_rows(long).group_by('dataset', 'setting', maintain_order=True):
+        first, *others = part.iter_rows(named=True)
+        said += [f" On {YESNO_DATASETS[r['dataset']]} with {r['setting'].replace('=', ' = ')}, {r['method']} has"
+                 f" {auc_said(r)} over {drawn(r)}, {first['method']} {auc_said(first)} over {drawn(first)}."
+                 for r in others if model(r['method']) == model(first['method'])]
+    return ''.join(said)
+
 # %% ../../nbs/58b_tallrec_results.ipynb #f9b83100
 def clear_said(
     tested: pl.DataFrame,  # of one protocol, from `against_others`
@@ -155,8 +173,8 @@ def elsewhere_said(long: pl.DataFrame, protocol: str, few: int = 3) -> str:
 
 # %% ../../nbs/58b_tallrec_results.ipynb #f8b14ac6
 def between(rows: pl.DataFrame) -> str:
-    "The lowest and the highest value of the rows."
-    return f"{rows['value'].min():.1f} and {rows['value'].max():.1f}"
+    "The lowest and the highest value of the rows; of a single row its value."
+    return ' and '.join(dict.fromkeys(f'{x:.1f}' for x in (rows['value'].min(), rows['value'].max())))
 
 # %% ../../nbs/58b_tallrec_results.ipynb #9a67d8dd
 def paper_covered(base: pl.DataFrame) -> list[str]:
@@ -175,10 +193,12 @@ def dataset_lines(
 ) -> list[str]:
     "The baselines, the like-rate, the language model, and the paper's baselines."
     base, rate, tuned = baseline_rows(long), like_rate_rows(long).row(0, named=True), tallrec_rows(long)
-    reached = f"{tuned['method'][0]} lies between {between(tuned)}." if len(tuned) else 'TALLRec was not run.'
+    reached = [f'{name[0]} lies between {between(own)}.' if len(own) > 1 else f"{name[0]} has {between(own)}."
+               for name, own in tuned.group_by('method', maintain_order=True)]
     return [
         f'the six baselines lie between {between(base)};',
-        f'the history like-rate has {auc_said(rate)} without training;', reached, *paper_covered(base),
+        f'the history like-rate has {auc_said(rate)} without training;',
+        *(reached or ['TALLRec was not run.']), *paper_covered(base),
     ]
 
 # %% ../../nbs/58b_tallrec_results.ipynb #8f06a4ac

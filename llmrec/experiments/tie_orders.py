@@ -377,13 +377,14 @@ def ratios(s: Spread) -> dict[tuple, float]:
             if len(part) > 1 and part['standard_error'][0]}
 
 def orders_found(every: list[Spread]) -> str:
-    "The finding: the largest spread over orders, and on how many datasets the rules rank differently."
+    "The finding: the largest spread over orders, and on which datasets the rules rank differently."
     found = {key: ratio for s in every for key, ratio in ratios(s).items()}
     if not found: return 'No last item is tied, so no order changes anything.'
     (d, m, rule), most = max(found.items(), key=lambda pair: pair[1])
+    differ = [DATASETS[s.dataset].label for s in every if s.reordered]
+    order = f"differently on {' and '.join(differ)}" if differ else 'alike'
     return (f'In Recall@10 the standard deviation over orders is at most {most:.1f} standard errors over'
-            f' users ({m} on {DATASETS[d].label}, {RULES[rule]}), and the rules rank the methods differently on'
-            f' {sum(s.reordered for s in every)} of {len(every)} datasets.')
+            f' users ({m} on {DATASETS[d].label}, {RULES[rule]}), and the rules rank the methods {order}.')
 
 # %% ../../nbs/53e_tie_orders.ipynb #71323e20
 def method_said(s: Spread, m: str) -> list[str]:
