@@ -22,6 +22,7 @@ from llmrec.experiments.readings import (
     flipped,
     long_table,
     study_answers,
+    verdict,
 )
 from llmrec.experiments.tallrec_study import study
 from llmrec.llm.backbones import BackboneConfig, backbone_identity
@@ -418,3 +419,14 @@ def test_a_blind_model_and_a_table_without_what_a_finding_needs():
     )
     with pytest.raises(LlmrecError, match='titles numbered'):
         finding(long_table(blind[:2]), 'corrected', 'films', 'Model', 'K=64')
+
+
+def test_an_exchange_that_costs_something_only_at_equal_like_rate_is_said():
+    true = dict(AUC=73.0, AUC_low=64.0, over_high=1.0)
+    exchanged = dict(AUC_low=60.0, effect=-2.0, effect_low=-5.5, effect_high=0.7)
+    alike = dict(effect_matched=-9.2, effect_matched_low=-18.5, effect_matched_high=-0.5)
+    assert verdict(true, exchanged | alike).startswith('mostly counts likes')
+    assert '-9.2 [-18.5, -0.5]' in verdict(true, exchanged | alike)
+    assert verdict(true, exchanged | alike | dict(effect_matched_high=0.5)).startswith(
+        'behaves like a counter'
+    )

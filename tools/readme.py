@@ -194,15 +194,20 @@ def on_later_films(rows: list[dict]) -> str:
     counter = next(r for r in here if r['method'] == 'History like-rate')
     stage = ' without the first stage' if last['method'].startswith('RT') else ''
     published = [
-        float(r['value'])
+        r
         for r in rows
         if (r['protocol'], r['dataset']) == ('as_published', 'movie') and r['method'] in BASELINES
     ]
+    most = max((r['setting'] for r in published), key=lambda k: int(k[2:]))
+    fewer = [r for r in published if r['setting'] != most]
+    at_most = [r for r in published if r['setting'] == most]
+    better = sum(x > float(last['value']) for x in base)
+    guessing = f"In the published setting those six are close to guessing on films ({span(fewer or at_most, 'value')}"
+    guessing += f"; with {most[2:]} examples {span(at_most, 'value')})" if fewer else ')'
     return (
-        f' In the published setting those six are close to guessing on films ({min(published):.1f} to'
-        f' {max(published):.1f}). With films split by time and scores from shared item embeddings (protocol'
+        f' {guessing}. With films split by time and scores from shared item embeddings (protocol'
         f' `corrected`), they have {min(base):.1f} to {max(base):.1f} after {last["setting"][2:]} examples; a'
-        f" model tuned here{stage} has {bounds(last, '.1f')}, and the share of likes has"
+        f" model tuned here{stage} has {bounds(last, '.1f')}, below {better} of the six, and the share of likes has"
         f" {bounds(counter, '.1f')}."
     )
 
@@ -287,10 +292,13 @@ def liked(root: Path) -> list[str]:
     said += '.'
     if base:
         said += (
-            f' Of the {len(base)} numbers published for six sequential recommenders, {held} lie within our'
+            f' Of the {len(base)} numbers published there for six sequential recommenders, {held} lie within our'
             ' intervals.'
         )
     most = max((int(r['setting'][2:]) for r in tuned), default=0)
+    people = {r['users'] for r in rows if r.get('users') not in (None, '', '0')}
+    if len(people) == 1:
+        said += f' These film questions come from only {people.pop()} people, so that all intervals there are rough.'
     last = [
         f"{bounds(r, '.1f')} with {r['method'].partition(' (')[2].removesuffix(')') or 'the model'}"
         f'{beside_counting(root, r)}'
@@ -299,6 +307,13 @@ def liked(root: Path) -> list[str]:
     ]
     if last:
         said += f" Tuned here on {most} examples{budget(root)}, TALLRec has {', '.join(last)}."
+        within = next(
+            (r for r in tuned if r['setting'] == f'K={most}' and r.get('UAUC_low') not in ('', 'NaN', None)),
+            None,
+        )
+        if within:
+            own, low, high = (float(within[c]) for c in ('UAUC', 'UAUC_low', 'UAUC_high'))
+            said += f' Within a person, over that person\'s own rows, its mean AUC is {own:.1f} [{low:.1f}, {high:.1f}].'
     return [said + on_books(every) + on_later_films(every)]
 
 
@@ -388,6 +403,8 @@ def ordered(root: Path) -> list[str]:
         return f'on {series(found)}{alone}' if found else 'nowhere'
 
     gained = improved([a for _, _, a, _ in pairs]), improved([chance[d] for _, d, _, _ in pairs])
+    lost = [DATASETS.get(d, d) for _, d, a, b in pairs if float(b['high']) < float(a['value'])]
+    worse = f' and makes it worse on {series(lost)}' if lost else ''
     name = pairs[0][0].partition(' (')[2].removesuffix(')') or 'the model'
     profile = root / 'profiles/real-cpu.yaml'
     steps = (
@@ -397,7 +414,7 @@ def ordered(root: Path) -> list[str]:
     )
     after = f', tuned for {steps[1]} steps,' if steps else ''
     return [
-        f'In LlamaRec a language model ranks the twenty candidates of a small recommender: here that model is {name}{after} and the score of the list (NDCG@10, 1 is best) goes {series(each)}. It improves on the order of the small recommender {gained[0]}, and on a random order {gained[1]}.{by_choice(root)}{how_little(root)}'
+        f'In LlamaRec a language model ranks the twenty candidates of a small recommender: here that model is {name}{after} and the score of the list (NDCG@10, 1 is best) goes {series(each)}. It improves on the order of the small recommender {gained[0]}{worse}; on a random order it improves {gained[1]}.{by_choice(root)}{how_little(root)}'
     ]
 
 

@@ -119,9 +119,13 @@ def apart_from_chance(long: pl.DataFrame) -> pl.DataFrame:
 
 def cases_said(cases: pl.DataFrame) -> str:
     "In how many cases of `apart_from_chance` the intervals exclude 0.5."
-    def count(column): return f'{cases[column].sum() or "none"} of the {len(cases)} cases'
-    return (f'the interval of the AUC over all rows excludes 0.5 in {count("apart")} (one model asked about'
-            f' one domain), that over the answered rows in {count("answered_apart")}')
+    def count(column, of): return f'{cases[column].sum() or "none"} of the {of} cases'
+    side = [cases.filter(x).height for x in (pl.col('auc_all_low') > .5, pl.col('auc_all_high') < .5)]
+    answered = cases['auc_answered_low'].is_not_null().sum()
+    where = f' (above it in {side[0]}, below it in {side[1]})' if sum(side) else ''
+    return (f'the interval of the AUC over all rows excludes 0.5 in {count("apart", len(cases))}{where} (one model'
+            f' asked about one domain), that over the answered rows in {count("answered_apart", answered)} that'
+            ' have one')
 
 # %% ../../nbs/58e_answer_kinds.ipynb #b2111008
 def answers_note(asked: dict[str, list[Asked]]) -> str:

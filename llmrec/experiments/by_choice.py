@@ -178,10 +178,11 @@ def effects(changed: pl.DataFrame) -> str:
 # %% ../../nbs/53k_by_choice.ipynb #f157f7f1
 def choices_finding(long: pl.DataFrame) -> str:
     "The effects of the changes, and in how many rows the ranker is above the order that it was given."
-    above = long.filter(pl.col('low') > 0).height
-    rows = f'{above} of {len(long)} rows' if above else 'no row'
-    return (f"{effects(long.filter(pl.col('change').is_not_null()))}; the ranker lies above the order that it"
-            f' was given in {rows}.')
+    above, below = (long.filter(x).height for x in (pl.col('low') > 0, pl.col('high') < 0))
+    def rows(n): return 'every row' if n == len(long) else f'{n} of {len(long)} rows' if n else 'no row'
+    side = f'below the order that it was given in {rows(below)}' if below == len(long) else (
+        f'above the order that it was given in {rows(above)} and below it in {rows(below)}')
+    return f"{effects(long.filter(pl.col('change').is_not_null()))}; the ranker lies {side}."
 
 
 # %% ../../nbs/53k_by_choice.ipynb #7ef03190

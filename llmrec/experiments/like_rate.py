@@ -109,7 +109,7 @@ def beside_paper_said(x: Counted) -> str:
                 ' rows.')
     places = [place(v, s) for v in values]
     so = ('at some K the published model is better than counting.' if 'above' in places else
-          'none of them requires more than counting the likes in the prompt.')
+          'counting the likes in the prompt is enough to get there, which does not show that the model counts.')
     return (f'On {x.label} the history like-rate has an AUC of {rate}; of the {len(places)} AUCs published'
             f' for TALLRec ({min(values):.3f} to {max(values):.3f}) {places_said(places)} its interval, so'
             f' {so}')

@@ -73,7 +73,7 @@ def protocol_note(datasets: list[str]) -> str:
     "For a caption: what the dagger means, or that the paper has none of the datasets."
     if 'beauty' not in datasets: return 'The paper has Beauty only, which is not in this profile.'
     return (f'{MARK} copied by the paper from each work, with filters and splits of its own, so that a '
-            'difference to it comes from data and protocol as much as from the method. Our rows can be '
+            'difference from it comes from data and protocol as much as from the method. Our rows can be '
             'compared with one another and with LlamaRec (paper), which describes the same preprocessing.')
 
 # %% ../../nbs/53l_quoted.ipynb #76a5747f
@@ -116,6 +116,17 @@ def copied_said(paper: pl.DataFrame) -> str:
     return (f"{len(copied)} of the paper's {len(paper)} Recall@10 were copied from other works, so only "
             f'{len(paper) - len(copied)} was measured on data that can be compared with ours.')
 
+# %% ../../nbs/53l_quoted.ipynb #486f1f12
+def chance_said(ours: dict[str, float], here: list[str]) -> str:
+    "Which systems lie below a random order of LRURec's candidates, and which found nobody's item."
+    chance, lost = ours.get('Random order'), [m for m in here if ours[m] == 0]
+    if chance is None: return ''
+    below = [m for m in here if ours[m] < chance]
+    who = 'All of them' if len(below) == len(here) > 1 else listed(below) if below else 'None of them'
+    verb = 'lies' if len(below) == 1 or not below else 'lie'
+    zero = f" {listed(lost)} found nobody's item." if lost else ''
+    return f" {who} {verb} below a random order of LRURec's candidates ({chance:.4f}).{zero}"
+
 # %% ../../nbs/53l_quoted.ipynb #870cdd3e
 def run_here_said(ours: dict[str, float], people: dict[str, int]) -> str:
     """The best of the systems run here, beside popularity and LRURec.
@@ -130,7 +141,7 @@ def run_here_said(ours: dict[str, float], people: dict[str, int]) -> str:
     return (f"{of} {names} {'were' if len(here) > 1 else 'was'} run here, with a small "
             f'budget and for {number} people each: the highest NDCG@10 of them, {ours[top]:.4f}, is that of '
             f"{top}; popularity has {ours['Popularity']:.4f} and LRURec {ours['LRURec']:.4f}, over all "
-            'users.')
+            f'users.{chance_said(ours, here)}')
 
 # %% ../../nbs/53l_quoted.ipynb #d5d1fc79
 def highest_said(long: pl.DataFrame) -> str:

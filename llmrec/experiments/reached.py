@@ -140,14 +140,15 @@ def before_and_after(long: pl.DataFrame, dataset: str, ranker: str, metric: str)
     "A metric after the `ranker` has ordered the candidates, and in the order that the retriever gives."
     part = {r['method']: r for r in long.filter(dataset=dataset, metric=metric).iter_rows(named=True)}
     before, after = part['Retriever order'], part[ranker]
-    return f"{with_bounds(after)} on {DATASETS[dataset].label} ({before['value']:.4f} before)"
+    verb = 'falls' if after['high'] < before['value'] else 'rises' if after['low'] > before['value'] else 'goes'
+    return f"{verb} from {before['value']:.4f} to {with_bounds(after)} on {DATASETS[dataset].label}"
 
 # %% ../../nbs/53i_reached.ipynb #19c6d702
 def ranked_said(s: LlamaRecStudy, long: pl.DataFrame, metric: str = 'NDCG@10') -> str:
     "What the ranker makes of the retriever's order on each of its datasets; '' where there is no ranker."
     each = [before_and_after(long, d, ranker_name(s), metric) for d in s.ranker_datasets]
     if not each: return ""
-    return f"After {ranker_name(s)} has ordered the candidates, {metric} is {', '.join(each)}."
+    return f"When {ranker_name(s)} orders the candidates, {metric} {', '.join(each)}."
 
 # %% ../../nbs/53i_reached.ipynb #48d2258a
 def row_said(row: dict, printed: dict) -> str:

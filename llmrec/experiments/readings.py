@@ -283,6 +283,11 @@ def verdict(
     if reads: return f'reads the titles, {costs}'
     if counts:
         worse = ' that orders less well than the like-rate,' if true['over_high'] < 0 else ','
+        alike = exchanged.get('effect_matched_high')
+        if alike is not None and alike < 0:
+            return (f'mostly counts likes: exchanging the titles between people {moves}. But over pairs of equal'
+                    f" like-rate it costs {ranged(exchanged, 'effect_matched', '+')}, weak evidence (not"
+                    ' corrected for several comparisons) that it also reads titles')
         return (f'behaves like a counter of likes{worse} with no evidence that it needs the titles: exchanging'
                 f' them between people {moves}')
     return (f'is better than chance, but the exchange of titles between people, which {moves}, '

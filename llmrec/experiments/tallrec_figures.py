@@ -60,7 +60,10 @@ def stages_said(
         if row: said.append(f'{name} {auc_said(row)}')
     counted = auc_said(like_rate_rows(part).row(0, named=True))
     where = YESNO_DATASETS[part['dataset'][0]]
-    return f"On {where}, {', '.join(said)}; the history like-rate, without training, has {counted}."
+    few = [f"{auc_said(r)} with {r['setting'].removeprefix('K=')}" for r in tallrec_rows(part).iter_rows(named=True)
+           if r['low'] <= 50 <= r['high']]
+    chance = f" TALLRec is not distinguishable from chance at {' and '.join(few)}." if few else ''
+    return f"On {where}, {', '.join(said)}; the history like-rate, without training, has {counted}.{chance}"
 
 # %% ../../nbs/58c_tallrec_figures.ipynb #fae2c478
 def tuning_gaps(
@@ -202,5 +205,8 @@ def domains_said(
     said = [text for text in said if text]
     if not said: return 'Only one domain was tuned on here, so nothing can be said across domains.'
     both = both_said(rows, datasets)
-    return (f"AUC x 100 with {k} rows of the other domain: {'; '.join(said)}."
-            + (f" With {k} rows of each it is {' and '.join(both)}." if both else ''))
+    rates = [f"{r['value']:.1f} on {YESNO_DATASETS[r['dataset']]}"
+             for r in like_rate_rows(long).unique('dataset', keep='first', maintain_order=True).iter_rows(named=True)]
+    return (f"Tuned on {k} rows of the other domain, the model has an AUC x 100 of {'; '.join(said)}."
+            + (f" With {k} rows of each it has {' and '.join(both)}." if both else '')
+            + (f" The history like-rate has {' and '.join(rates)}." if rates else ''))
