@@ -360,10 +360,23 @@ def by_choice(root: Path) -> str:
         return ''
     needed = ('dataset', 'choice', 'everybody', 'change', 'change_low', 'change_high')
     full = {name.split()[-1]: name for name in DATASETS.values()}  # 'Beauty' -> 'Amazon Beauty'
+    invented = root / 'figures/miniature-full/llamarec/choices.long.csv'
+    others = long_rows(invented, needed) if invented.exists() else []
+
+    def elsewhere(choice):
+        "What the same change does on the invented world; '' where its intervals do not all exclude 0 on one side."
+        same = [r for r in others if r['choice'] == choice and r['change']]
+        sides = {(float(r['change_low']) > 0) - (float(r['change_high']) < 0) for r in same}
+        if len(sides) != 1 or sides == {0}:
+            return ''
+        verb = 'raises' if sides == {1} else 'lowers'
+        values = [f"{float(r['change']):+.3f} on {r['dataset'].split()[0].lower()}" for r in same]
+        return f' On the invented world the same change {verb} it ({series(values)}).'
+
     return ''.join(
         f" {IN_WORDS.get(r['choice'], 'With ' + r['choice'])}, a change to what was published, it has"
         f" {float(r['everybody']):.3f} on {full.get(r['dataset'], r['dataset'])} ({float(r['change']):+.3f}"
-        f" [{', '.join(format(float(r[c]), '+.3f') for c in needed[4:])}])."
+        f" [{', '.join(format(float(r[c]), '+.3f') for c in needed[4:])}]).{elsewhere(r['choice'])}"
         for r in long_rows(path, needed)
         if r['change']
     )
