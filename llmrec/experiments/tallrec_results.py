@@ -165,8 +165,8 @@ def probe_said(long: pl.DataFrame) -> str:
     if not len(ours) or not len(probe): return ''
     both = ours.filter(method=ours['method'][0]).join(probe, on=['dataset', 'setting'], how='inner')
     above = both.filter(pl.col('probe') > pl.col('value')).height
-    return (f' A linear probe on frozen sentence vectors, fitted to the same rows, is above it in {above or "none"}'
-            f' of {len(both)} settings.')
+    return (f' A linear probe on frozen sentence vectors, fitted to the same rows, is above TALLRec in'
+            f' {above or "none"} of {len(both)} settings.')
 
 def people_said(long: pl.DataFrame) -> str:
     "How many people the test rows of each dataset come from."
