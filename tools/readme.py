@@ -307,13 +307,22 @@ def liked(root: Path) -> list[str]:
     ]
     if last:
         said += f" Tuned here on {most} examples{budget(root)}, TALLRec has {', '.join(last)}."
+        for r in tuned:
+            if 'loss on prompt and answer' not in r['method'] or r['value'] in ('', 'NaN'):
+                continue
+            same = next((x for x in tuned if x['setting'] == r['setting'] and x is not r), None)
+            beside = f", where the loss on the answer has {bounds(same, '.1f')}" if same else ''
+            said += (
+                f' With the loss of the released scripts, which covers the prompt as well, it has'
+                f" {bounds(r, '.1f')} after {r['setting'][2:]} examples{beside}."
+            )
         within = next(
             (r for r in tuned if r['setting'] == f'K={most}' and r.get('UAUC_low') not in ('', 'NaN', None)),
             None,
         )
         if within:
             own, low, high = (float(within[c]) for c in ('UAUC', 'UAUC_low', 'UAUC_high'))
-            said += f' Within a person, over that person\'s own rows, its mean AUC is {own:.1f} [{low:.1f}, {high:.1f}].'
+            said += f' Within a person, over that person\'s own rows, its mean AUC after {most} examples is {own:.1f} [{low:.1f}, {high:.1f}].'
     return [said + on_books(every) + on_later_films(every)]
 
 
