@@ -537,7 +537,7 @@ def expected_numbers(root: Path) -> str:
                 for n, some in by_size(samples(root)).items()
             ),
             *([searched(root)] if searched(root) else []),
-            'MovieLens is here *latest-small*, which LlamaRec calls ML-100k; the films of TALLRec come from MovieLens-100K. The paper names no loss for its SASRec, so its number may belong beside the softmax as well. On Amazon Beauty many people have several last items on one day; our rule for them favours LRURec over the published one ([notebook 89](nbs/89_tie_order.ipynb)).',
+            'MovieLens is here *latest-small*, which LlamaRec calls ML-100k; the films of TALLRec come from MovieLens-100K. The paper names no loss for its SASRec, so its number may belong beside the softmax as well. On Amazon Beauty many histories end with several items on one day; our rule for such ties favours LRURec over the published one ([notebook 89](nbs/89_tie_order.ipynb)).',
         )
     )
 
